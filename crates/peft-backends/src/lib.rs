@@ -1,0 +1,1 @@
+//! Devices and fused operations of peft.

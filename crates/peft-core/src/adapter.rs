@@ -1,0 +1,216 @@
+//! An adapter as a value, and the form in which it hangs on a parameter.
+
+use std::sync::Arc;
+
+use burn::{
+    module::{Devices, Flag, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param, Reparameterization},
+    tensor::{Device, Tensor},
+};
+
+use crate::{
+    DynParam, DynTensor, PeftConfig, Plan,
+    tuner::{LayerTuner, Tensors},
+};
+
+/// How an adapter's tensor acts on the base model.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// One of the tuner's tensors on an adapted module.
+    Tuned(Arc<dyn LayerTuner>),
+    /// A full copy of a parameter of a saved module; replaces it while the adapter is enabled.
+    Saved,
+    /// A trained bias of the base model; replaces it also while adapters are disabled, as in PEFT, which trains the
+    /// base's own bias in place.
+    Bias,
+}
+
+/// A named tensor of an adapter.
+#[derive(Debug, Clone)]
+pub struct AdapterTensor {
+    /// The parameter of the base model that it hangs on: `….query.weight`.
+    pub parameter: String,
+    /// Its name in the file, without `base_model.model.`: `….query.lora_A.weight`.
+    pub key: String,
+    /// The last part of the key, by which the tuner finds it: `lora_A.weight`.
+    pub name: Arc<str>,
+    /// How it acts.
+    pub role: Role,
+    /// The value. Linear and convolution copies are in Burn's orientation here, see [`stored_transposed`](Self::stored_transposed).
+    pub param: DynParam,
+    /// Whether files hold it with its two dimensions swapped: copies of `Linear` weights.
+    pub stored_transposed: bool,
+}
+
+impl AdapterTensor {
+    /// The value as the file has it.
+    pub fn to_file(&self) -> DynTensor {
+        self.oriented(self.param.tensor())
+    }
+
+    /// A tensor of this one's shape (its gradient) as the file would have it.
+    pub fn oriented(&self, tensor: DynTensor) -> DynTensor {
+        let tensor = tensor.without_autodiff();
+        if self.stored_transposed { tensor.transposed() } else { tensor }
+    }
+}
+
+/// An adapter: its configuration, what it decided, and its tensors.
+///
+/// Cloning is cheap: tensors are reference counted.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// The configuration, resolved for the model.
+    pub config: PeftConfig,
+    /// What happens to each module of the model.
+    pub plan: Plan,
+    /// The tensors in the order of the model.
+    pub tensors: Vec<AdapterTensor>,
+}
+
+impl Adapter {
+    /// How many values of this adapter training changes.
+    pub fn num_trainable(&self) -> usize {
+        let trainable = self.tensors.iter().filter(|t| t.param.is_trainable());
+        trainable.map(|t| t.param.shape().iter().product::<usize>()).sum()
+    }
+}
+
+/// One adapter's tensors on one parameter.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) adapter: Arc<str>,
+    pub(crate) role: Role,
+    pub(crate) tensors: Vec<(Arc<str>, DynParam)>,
+}
+
+/// The active adapters of one parameter, in the form of Burn's reparameterization hook.
+///
+/// A layer that knows nothing of adapters gets the effective weight from `Param::val`; [`adapted_linear`](crate::adapted_linear)
+/// finds the set and adds to the activation instead.
+#[derive(Debug, Clone)]
+pub struct AdapterSet {
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) training: Param<Flag>,
+}
+
+impl AdapterSet {
+    pub(crate) fn new(entries: Vec<Entry>) -> Self {
+        Self { entries, training: Param::from_bool(false) }
+    }
+
+    /// Whether the parameter as a whole is replaced by a trained copy.
+    pub fn replaces(&self) -> bool {
+        self.entries.iter().any(|entry| !matches!(entry.role, Role::Tuned(_)))
+    }
+
+    /// Whether dropout acts.
+    pub fn is_training(&self) -> bool {
+        self.training.is_enabled()
+    }
+
+    /// The tuners of the active adapters with their tensors.
+    pub fn tuned(&self) -> impl Iterator<Item = (&dyn LayerTuner, Tensors<'_>)> {
+        self.entries.iter().filter_map(|entry| match &entry.role {
+            Role::Tuned(layer) => Some((&**layer, Tensors(&entry.tensors))),
+            Role::Saved | Role::Bias => None,
+        })
+    }
+
+    fn each(self, mut f: impl FnMut(DynParam) -> DynParam) -> Vec<Entry> {
+        let entry = |entry: Entry| Entry {
+            tensors: entry.tensors.into_iter().map(|(name, param)| (name, f(param))).collect(),
+            ..entry
+        };
+        self.entries.into_iter().map(entry).collect()
+    }
+}
+
+const CONTAINER: &str = "Struct:AdapterSet";
+
+impl Module for AdapterSet {
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        for entry in &self.entries {
+            visitor.enter_module(&entry.adapter, CONTAINER);
+            for (name, param) in &entry.tensors {
+                visitor.enter_module(name, CONTAINER);
+                param.visit(visitor);
+                visitor.exit_module(name, CONTAINER);
+            }
+            visitor.exit_module(&entry.adapter, CONTAINER);
+        }
+        visitor.enter_module("training", CONTAINER);
+        self.training.visit(visitor);
+        visitor.exit_module("training", CONTAINER);
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        let entries = self.entries.into_iter().map(|entry| {
+            mapper.enter_module(&entry.adapter, CONTAINER);
+            let mut tensors = Vec::with_capacity(entry.tensors.len());
+            for (name, param) in entry.tensors {
+                mapper.enter_module(&name, CONTAINER);
+                let param = param.map(mapper);
+                mapper.exit_module(&name, CONTAINER);
+                tensors.push((name, param));
+            }
+            mapper.exit_module(&entry.adapter, CONTAINER);
+            Entry { tensors, ..entry }
+        });
+        let entries = entries.collect();
+        mapper.enter_module("training", CONTAINER);
+        let training = Module::map(self.training, mapper);
+        mapper.exit_module("training", CONTAINER);
+        Self { entries, training }
+    }
+
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        let params = self.entries.iter().flat_map(|entry| &entry.tensors);
+        params.fold(devices, |devices, (_, param)| param.collect_devices(devices))
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        let training = self.training.clone();
+        Self { entries: self.each(|param| param.to_device(device)), training }
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        let training = self.training.clone();
+        Self { entries: self.each(|param| param.fork(device)), training }
+    }
+
+    fn valid(&self) -> Self {
+        let training = self.training.valid();
+        Self { entries: self.clone().each(|param| param.valid()), training }
+    }
+
+    fn train(self) -> Self {
+        let training = Module::train(self.training.clone());
+        Self { entries: self.each(DynParam::train), training }
+    }
+
+    fn materialize(self) -> Self {
+        self
+    }
+}
+
+impl ModuleDisplayDefault for AdapterSet {
+    fn content(&self, content: burn::module::Content) -> Option<burn::module::Content> {
+        content.set_top_level_type("AdapterSet").optional()
+    }
+}
+
+impl ModuleDisplay for AdapterSet {}
+
+impl Reparameterization for AdapterSet {
+    const NAME: &'static str = "peft";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        self.entries.iter().fold(base, |value, entry| match &entry.role {
+            Role::Saved | Role::Bias => entry.tensors.first().and_then(|(_, copy)| copy.val()).unwrap_or(value),
+            Role::Tuned(layer) => match DynTensor::wrap(value.clone()) {
+                Some(weight) => layer.merged(&Tensors(&entry.tensors), weight).get().unwrap_or(value),
+                None => value,
+            },
+        })
+    }
+}

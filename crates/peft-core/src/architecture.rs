@@ -1,0 +1,246 @@
+//! Base models: what an architecture plugin provides, and what a loaded model says of itself.
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use burn::tensor::Device;
+use serde_json::{Map, Value};
+
+use crate::{Batch, DynModule, Error, ModuleTree, Result, registry::Plugin};
+
+/// Which head a model is built with, by the name of Transformers' auto class; open, so that a plugin can add its own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AutoClass(Cow<'static, str>);
+
+impl AutoClass {
+    /// The backbone without a head.
+    pub const MODEL: Self = Self::new("AutoModel");
+    /// A sequence classification head.
+    pub const SEQUENCE_CLASSIFICATION: Self = Self::new("AutoModelForSequenceClassification");
+    /// A token classification head.
+    pub const TOKEN_CLASSIFICATION: Self = Self::new("AutoModelForTokenClassification");
+    /// A span head.
+    pub const QUESTION_ANSWERING: Self = Self::new("AutoModelForQuestionAnswering");
+    /// A next-token head.
+    pub const CAUSAL_LM: Self = Self::new("AutoModelForCausalLM");
+    /// A decoder's output embedding.
+    pub const SEQ2SEQ_LM: Self = Self::new("AutoModelForSeq2SeqLM");
+
+    /// A class known at compile time.
+    pub const fn new(name: &'static str) -> Self {
+        Self(Cow::Borrowed(name))
+    }
+
+    /// The auto class's name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AutoClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a model says of itself: its Hugging Face configuration and the names that rules need.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// `model_type` of `config.json`; `custom` for a model without a configuration.
+    pub model_type: String,
+    /// The Transformers class that this is: `BertForSequenceClassification`.
+    pub class_name: String,
+    /// `config.json`, with what was set since (labels, problem type).
+    pub config: Map<String, Value>,
+    /// The module that turns hidden states into words, if the class has one: `lm_head`.
+    pub output_embedding: Option<String>,
+    /// The module that turns ids into vectors: `model.embed_tokens`.
+    pub input_embedding: Option<String>,
+    /// Parameters that are another parameter: `(lm_head.weight, model.embed_tokens.weight)`.
+    pub tied: Vec<(String, String)>,
+    /// Renames of path segments, from Rust's field names to checkpoint names.
+    pub segments: &'static [(&'static str, &'static str)],
+    /// The backbone's name inside a model with a head: `bert`, `model`.
+    pub base_model_prefix: &'static str,
+    /// Modules that a checkpoint may lack, because a task adds them: `classifier`.
+    pub head_modules: Vec<String>,
+    /// Tensors of checkpoints that are no parameters: name suffixes.
+    pub ignored_tensors: &'static [&'static str],
+    /// Most tokens the model can take.
+    pub max_positions: Option<usize>,
+    /// How many padding positions the forward pass assumes on the left (RoBERTa-like offsets); normally 0.
+    pub position_offset: usize,
+}
+
+impl ModelInfo {
+    /// For a module without a Hugging Face configuration: `model_type` is `custom`.
+    pub fn custom() -> Self {
+        Self {
+            model_type: "custom".to_owned(),
+            class_name: "CustomModel".to_owned(),
+            config: Map::new(),
+            output_embedding: None,
+            input_embedding: None,
+            tied: Vec::new(),
+            segments: &[],
+            base_model_prefix: "",
+            head_modules: Vec::new(),
+            ignored_tensors: &[],
+            max_positions: None,
+            position_offset: 0,
+        }
+    }
+
+    /// The checkpoint name of a path in the module tree.
+    ///
+    /// Burn's norm parameters `gamma` and `beta` are `weight` and `bias` in checkpoints; `r#x` is `x`; other segments as in
+    /// [`segments`](Self::segments).
+    pub fn rename(&self, path: &str) -> String {
+        let segment = |segment: &str| {
+            let segment = segment.strip_prefix("r#").unwrap_or(segment);
+            if let Some((_, name)) = self.segments.iter().find(|(from, _)| *from == segment) {
+                return (*name).to_owned();
+            }
+            match segment {
+                "gamma" => "weight".to_owned(),
+                "beta" => "bias".to_owned(),
+                other => other.to_owned(),
+            }
+        };
+        path.split('.').map(segment).collect::<Vec<_>>().join(".")
+    }
+
+    /// A whole number of the configuration.
+    pub fn number(&self, key: &str) -> Option<usize> {
+        self.config.get(key)?.as_u64().and_then(|n| usize::try_from(n).ok())
+    }
+
+    /// How many classes a classification head has: from `num_labels`, else from `id2label`, else 2 as Transformers has it.
+    pub fn num_labels(&self) -> usize {
+        let named = || self.config.get("id2label").and_then(Value::as_object).map(Map::len);
+        self.number("num_labels").or_else(named).unwrap_or(2)
+    }
+
+    /// The name of a class; `LABEL_3` where the configuration has none.
+    pub fn label(&self, class: usize) -> String {
+        let named = self.config.get("id2label").and_then(|map| map.get(class.to_string()));
+        named.and_then(Value::as_str).map_or_else(|| format!("LABEL_{class}"), str::to_owned)
+    }
+
+    /// The names of all classes in order.
+    pub fn labels(&self) -> Vec<String> {
+        (0..self.num_labels()).map(|class| self.label(class)).collect()
+    }
+
+    /// `problem_type` of the configuration: `regression`, `single_label_classification`, `multi_label_classification`.
+    pub fn problem_type(&self) -> Option<&str> {
+        self.config.get("problem_type").and_then(Value::as_str)
+    }
+
+    /// The id of the padding token, if the configuration has one.
+    pub fn pad_token_id(&self) -> Option<i64> {
+        self.config.get("pad_token_id").and_then(Value::as_i64)
+    }
+
+    /// Sets the classes of a head and the kind of problem, as a data set has them.
+    pub fn set_labels(config: &mut Map<String, Value>, labels: &[String], problem_type: &str) {
+        let by_id = labels.iter().enumerate().map(|(id, label)| (id.to_string(), Value::from(label.as_str()))).collect();
+        let by_label = labels.iter().enumerate().map(|(id, label)| (label.clone(), Value::from(id))).collect();
+        config.insert("id2label".to_owned(), Value::Object(by_id));
+        config.insert("label2id".to_owned(), Value::Object(by_label));
+        config.insert("num_labels".to_owned(), labels.len().into());
+        config.insert("problem_type".to_owned(), problem_type.into());
+    }
+
+    /// Judges a batch before it is run: ids inside the vocabulary, no more tokens than positions.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with the offending value and its place.
+    pub fn check(&self, batch: &Batch) -> Result<()> {
+        let vocab = self.number("vocab_size");
+        let types = self.number("type_vocab_size");
+        let fields = [
+            ("input_ids", &batch.inputs.input_ids, vocab),
+            ("decoder_input_ids", &batch.inputs.decoder_input_ids, vocab),
+            ("token_type_ids", &batch.inputs.token_type_ids, types),
+        ];
+        for (name, tensor, limit) in fields {
+            let (Some(tensor), Some(limit)) = (tensor, limit) else { continue };
+            let [_, width] = tensor.dims();
+            let values = tensor.clone().into_data().convert::<i64>().try_to_vec::<i64>().unwrap_or_default();
+            let outside = |id: &i64| usize::try_from(*id).map_or(true, |id| id >= limit);
+            if let Some(at) = values.iter().position(outside) {
+                let (row, column) = (at / width.max(1), at % width.max(1));
+                let found = values.get(at).copied().unwrap_or_default();
+                return Err(Error::Data(format!(
+                    "{name}[{row}, {column}] is {found}: the model has ids 0 to {}",
+                    limit.saturating_sub(1)
+                )));
+            }
+            if let (Some(most), true) = (self.max_positions, name != "token_type_ids")
+                && width > most
+            {
+                return Err(Error::Data(format!("{name} has {width} tokens a row: the model has {most} positions")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A model before any adapter.
+#[derive(Debug)]
+pub struct BaseModel {
+    /// The module.
+    pub module: Box<dyn DynModule>,
+    /// What it says of itself.
+    pub info: Arc<ModelInfo>,
+}
+
+impl BaseModel {
+    /// Modules and parameters by checkpoint name.
+    pub fn tree(&self) -> ModuleTree {
+        self.module.tree(&|path| self.info.rename(path))
+    }
+}
+
+impl Clone for BaseModel {
+    fn clone(&self) -> Self {
+        Self { module: self.module.boxed_clone(), info: Arc::clone(&self.info) }
+    }
+}
+
+/// An architecture as a plugin: one `model_type` of Hugging Face configurations.
+pub struct ArchitecturePlugin {
+    /// The word in `model_type`.
+    pub name: &'static str,
+    /// The heads it can be built with.
+    pub classes: &'static [AutoClass],
+    /// Builds the model without weights: parameters are lazy until they are loaded or used.
+    pub build: fn(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel>,
+    /// One line for `peft plugins`.
+    pub summary: &'static str,
+}
+
+inventory::collect!(ArchitecturePlugin);
+
+impl ArchitecturePlugin {
+    /// Builds the model with the head of `class`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the architecture has no such head or the configuration cannot be used.
+    pub fn build(&self, config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel> {
+        if !self.classes.contains(class) {
+            let has: Vec<_> = self.classes.iter().map(AutoClass::as_str).collect();
+            let problem = format!("`{}` has no {class} (it has {})", self.name, has.join(", "));
+            return Err(Error::Config { origin: "config.json".to_owned(), key: "model_type".to_owned(), problem });
+        }
+        (self.build)(config, class, device)
+    }
+}
+
+impl Plugin for ArchitecturePlugin {
+    const KIND: &'static str = "architecture";
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+}

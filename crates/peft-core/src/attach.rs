@@ -1,0 +1,101 @@
+//! Hanging adapters on a model and taking their values back: pure functions from models to models.
+
+use std::{collections::HashMap, sync::Arc};
+
+use burn::{
+    module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId, Reparameterizer},
+    tensor::Tensor,
+};
+
+use crate::{
+    Adapter, AdapterSet, DynParam,
+    adapter::{Entry, Role},
+};
+
+/// Hangs the adapters on the base model's parameters.
+///
+/// The base is not changed and no weight is copied. Parameters without an adapter are left as they are; call this on a
+/// plain base model, since Burn keeps an older reparameterization and drops a newer one.
+///
+/// With `enabled` false only trained biases act, as PEFT's `disable_adapter` leaves them.
+pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(&str, &Adapter)], enabled: bool) -> M {
+    let mut sets: HashMap<&str, Vec<Entry>> = HashMap::new();
+    for (name, adapter) in adapters {
+        let name: Arc<str> = Arc::from(*name);
+        for tensor in &adapter.tensors {
+            if !enabled && !matches!(tensor.role, Role::Bias) {
+                continue;
+            }
+            let entries = sets.entry(&tensor.parameter).or_default();
+            let value = (Arc::clone(&tensor.name), tensor.param.clone());
+            match entries.last_mut() {
+                Some(last) if last.adapter == name => last.tensors.push(value),
+                _ => entries.push(Entry { adapter: Arc::clone(&name), role: tensor.role.clone(), tensors: vec![value] }),
+            }
+        }
+    }
+    let sets = sets.into_iter().map(|(parameter, entries)| (parameter, AdapterSet::new(entries))).collect();
+    base.map(&mut Attach { path: Vec::new(), rename, sets })
+}
+
+struct Attach<'a> {
+    path: Vec<String>,
+    rename: &'a dyn Fn(&str) -> String,
+    sets: HashMap<&'a str, AdapterSet>,
+}
+
+impl ModuleMapper for Attach<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = (self.rename)(&self.path.join("."));
+        match self.sets.remove(name.as_str()) {
+            Some(set) => param.apply_reparameterization(Once(Some(set))),
+            None => param,
+        }
+    }
+}
+
+struct Once(Option<AdapterSet>);
+
+impl Reparameterizer for Once {
+    type Reparam = AdapterSet;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<AdapterSet>) {
+        (param, self.0.take())
+    }
+}
+
+/// The float parameters of a module by identity: the adapters' current values after a training step.
+pub fn params_by_id<M: Module>(module: &M) -> HashMap<ParamId, DynParam> {
+    struct Collect {
+        path: Vec<bool>,
+        found: HashMap<ParamId, DynParam>,
+    }
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, _name: &str, container: &str) {
+            self.path.push(container == "Reparameterization");
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.path.contains(&true) {
+                self.found.extend(DynParam::wrap(param.clone()).map(|wrapped| (param.id, wrapped)));
+            }
+        }
+    }
+    let mut collect = Collect { path: Vec::new(), found: HashMap::new() };
+    module.visit(&mut collect);
+    collect.found
+}

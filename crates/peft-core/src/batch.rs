@@ -1,0 +1,114 @@
+//! What goes into a model and what comes out, by the names that Transformers uses.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::{DynTensor, Error, Result};
+
+/// A model's inputs, on its device.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs {
+    /// Token ids, `[batch, sequence]`.
+    pub input_ids: Option<Tensor<2, Int>>,
+    /// Embedded inputs in place of `input_ids`, `[batch, sequence, hidden]`.
+    pub inputs_embeds: Option<Tensor<3>>,
+    /// 1 where a position counts, 0 at padding, `[batch, sequence]`.
+    pub attention_mask: Option<Tensor<2, Int>>,
+    /// Segment of each token, `[batch, sequence]`.
+    pub token_type_ids: Option<Tensor<2, Int>>,
+    /// Position of each token, `[batch, sequence]`; counted from the left when absent.
+    pub position_ids: Option<Tensor<2, Int>>,
+    /// Decoder token ids, `[batch, target]`.
+    pub decoder_input_ids: Option<Tensor<2, Int>>,
+    /// 1 where a decoder position counts, `[batch, target]`.
+    pub decoder_attention_mask: Option<Tensor<2, Int>>,
+}
+
+/// The right answers of a batch, on the host, by the names that Transformers uses (`labels`, `start_positions`, …).
+#[derive(Debug, Clone, Default)]
+pub struct Labels(pub BTreeMap<String, TensorData>);
+
+impl Labels {
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with the names that are there.
+    pub fn get(&self, name: &str) -> Result<&TensorData> {
+        self.0.get(name).ok_or_else(|| {
+            let there: Vec<_> = self.0.keys().map(String::as_str).collect();
+            Error::Data(format!("the batch has no `{name}` (it has: {})", there.join(", ")))
+        })
+    }
+
+    /// Whether there is nothing to compute a loss from.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The integer labels of that name, flattened.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if they are absent or not integers.
+    pub fn integers(&self, name: &str) -> Result<Vec<i64>> {
+        let data = self.get(name)?;
+        if data.dtype().is_float() {
+            return Err(Error::Data(format!("`{name}` holds floats where whole numbers are needed")));
+        }
+        data.clone().convert::<i64>().try_to_vec::<i64>().map_err(|e| Error::Data(format!("`{name}`: {e:?}")))
+    }
+
+    /// The labels of that name as floats, flattened.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if they are absent.
+    pub fn floats(&self, name: &str) -> Result<Vec<f32>> {
+        let data = self.get(name)?;
+        data.clone().convert::<f32>().try_to_vec::<f32>().map_err(|e| Error::Data(format!("`{name}`: {e:?}")))
+    }
+}
+
+/// Inputs and labels together.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// What the model reads.
+    pub inputs: Inputs,
+    /// What it should say; may be empty.
+    pub labels: Labels,
+}
+
+/// A model's outputs by their Transformers names (`logits`, `last_hidden_state`, …), in the order of the model.
+#[derive(Debug, Clone, Default)]
+pub struct Outputs(Vec<(&'static str, DynTensor)>);
+
+impl Outputs {
+    /// No outputs yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an output of rank 1 to 4; a tensor of another rank is left out.
+    #[must_use]
+    pub fn with<const D: usize>(mut self, name: &'static str, tensor: Tensor<D>) -> Self {
+        if let Some(tensor) = DynTensor::wrap(tensor) {
+            self.0.push((name, tensor));
+        }
+        self
+    }
+
+    /// The output of that name and rank.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the model has no such output.
+    pub fn get<const D: usize>(&self, name: &str) -> Result<Tensor<D>> {
+        self.0.iter().find(|(n, _)| *n == name).and_then(|(_, tensor)| tensor.get()).ok_or_else(|| {
+            let there: Vec<_> = self.0.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect();
+            Error::Data(format!("the model gives no `{name}` of rank {D} (it gives: {})", there.join(", ")))
+        })
+    }
+
+    /// All outputs in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &DynTensor)> {
+        self.0.iter().map(|(name, tensor)| (*name, tensor))
+    }
+}

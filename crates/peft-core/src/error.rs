@@ -1,0 +1,142 @@
+//! What can go wrong, said so that the reader of the message can mend it.
+
+use std::path::PathBuf;
+
+/// The result of this crate's fallible functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of the library: what was asked, what was found, what would be right.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A plugin was asked for by a name that nothing linked into the program has.
+    #[error("no {kind} named `{name}` is linked into this program (linked: {linked})")]
+    UnknownPlugin {
+        /// `tuner`, `task` or `architecture`.
+        kind: &'static str,
+        /// The name asked for.
+        name: String,
+        /// The names that would be found, comma separated.
+        linked: String,
+    },
+    /// Two crates registered plugins of one kind under one name.
+    #[error("two {kind} plugins are named `{name}`: link only one of the crates that register it")]
+    DuplicatePlugin {
+        /// `tuner`, `task` or `architecture`.
+        kind: &'static str,
+        /// The name they share.
+        name: String,
+    },
+    /// A configuration value that cannot be used.
+    #[error("{origin}: `{key}`: {problem}")]
+    Config {
+        /// The file, or `adapter configuration` for one built in memory.
+        origin: String,
+        /// The key that holds the value.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A file or folder that does not exist.
+    #[error("{}: not found ({what})", path.display())]
+    NotFound {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What it should have been.
+        what: String,
+    },
+    /// The operating system refused.
+    #[error("{}: cannot {action}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried: `read`, `write`, `create`.
+        action: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file whose contents are broken.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is broken.
+        problem: String,
+    },
+    /// Data given to a model that it cannot take.
+    #[error("{0}")]
+    Data(String),
+    /// The target rules select nothing.
+    #[error("{0}")]
+    NothingTargeted(String),
+    /// A target rule selects a module that the tuner cannot adapt.
+    #[error("target module `{module}` is a {kind}, which {tuner} cannot adapt (it adapts {supported})")]
+    UnsupportedModule {
+        /// The module's dotted name.
+        module: String,
+        /// What it is.
+        kind: String,
+        /// The tuner.
+        tuner: String,
+        /// What would be accepted.
+        supported: String,
+    },
+    /// Tensors in a file and slots in the model that do not correspond.
+    #[error("{origin} does not fit the model:\n  {}", problems.join("\n  "))]
+    Tensors {
+        /// The file or folder.
+        origin: String,
+        /// One line for each tensor that does not land and each slot that stays empty.
+        problems: Vec<String>,
+    },
+    /// An operation on adapters that cannot be done in the present state.
+    #[error("{0}")]
+    Adapter(String),
+    /// A merge that would write values that are not finite.
+    #[error("not-finite values in the merged `{parameter}`: adapter `{adapter}` seems to be broken; nothing was merged")]
+    NotFinite {
+        /// The parameter of the base model.
+        parameter: String,
+        /// The adapter.
+        adapter: String,
+    },
+}
+
+impl Error {
+    /// A configuration error about a value that was not read from a file.
+    pub fn config(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Config { origin: "adapter configuration".to_owned(), key: key.into(), problem: problem.into() }
+    }
+
+    /// The same error, saying which file the configuration came from.
+    #[must_use]
+    pub fn in_file(self, path: &std::path::Path) -> Self {
+        match self {
+            Self::Config { key, problem, .. } => Self::Config { origin: path.display().to_string(), key, problem },
+            other => other,
+        }
+    }
+
+    /// The exit code that a program ends with on this error (see `docs/`, "Exit codes").
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::UnknownPlugin { .. } | Self::DuplicatePlugin { .. } | Self::Config { .. } | Self::Adapter(_) => 2,
+            Self::File { .. } | Self::Data(_) => 3,
+            Self::NothingTargeted(_) | Self::UnsupportedModule { .. } | Self::Tensors { .. } => 4,
+            Self::NotFound { .. } => 6,
+            Self::NotFinite { .. } => 7,
+            Self::Io { .. } => 1,
+        }
+    }
+}
+
+/// The entry of `known` that `word` was probably meant to be, if one is near enough.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len()) / 3).max(1))
+        .min()
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,199 @@
+//! From rows of a data file to batches: the form in which a task hands its examples to a training loop.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde_json::{Map, Value};
+
+use crate::{Batch, Error, Inputs, Labels, ModelInfo, Result, tokenizer::Tokenizer};
+
+/// The label value that no loss counts.
+pub const IGNORE: i64 = -100;
+
+/// One row of a data file.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// The file it came from.
+    pub file: Arc<Path>,
+    /// The line it starts on, from 1.
+    pub line: usize,
+    /// Its columns.
+    pub fields: Map<String, Value>,
+}
+
+impl Row {
+    /// An error about this row.
+    pub fn error(&self, problem: impl std::fmt::Display) -> Error {
+        Error::Data(format!("{}:{}: {problem}", self.file.display(), self.line))
+    }
+
+    /// The text of a column.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with file and line, and the columns that are there.
+    pub fn text(&self, column: &str) -> Result<&str> {
+        match self.fields.get(column) {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(self.error(format!("column `{column}` should be text, found {other}"))),
+            None => Err(self.missing(column)),
+        }
+    }
+
+    /// The list of words of a column.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with file and line.
+    pub fn words(&self, column: &str) -> Result<Vec<String>> {
+        match self.fields.get(column) {
+            Some(Value::Array(words)) => words
+                .iter()
+                .map(|word| match word {
+                    Value::String(word) => Ok(word.clone()),
+                    Value::Number(number) => Ok(number.to_string()),
+                    other => Err(self.error(format!("column `{column}` should hold words, found {other}"))),
+                })
+                .collect(),
+            Some(other) => Err(self.error(format!("column `{column}` should be a list of words, found {other}"))),
+            None => Err(self.missing(column)),
+        }
+    }
+
+    /// An error about a column that is not there.
+    pub fn missing(&self, column: &str) -> Error {
+        let there: Vec<_> = self.fields.keys().map(String::as_str).collect();
+        self.error(format!("no column `{column}` (columns: {})", there.join(", ")))
+    }
+}
+
+/// What happens to a row with more tokens than `max_length`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    /// An error that names the row.
+    Raise,
+    /// The row is cut.
+    Truncate,
+    /// The row is left out.
+    Drop,
+}
+
+/// What a task needs to turn rows into examples.
+#[derive(Debug, Clone)]
+pub struct EncodeContext<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a dyn Tokenizer,
+    /// The model that the examples are for.
+    pub info: &'a ModelInfo,
+    /// Column names by role: `text`, `text_pair`, `label`, `tokens`, `tags`, `question`, `context`, `answers`, `prompt`, …
+    pub columns: &'a BTreeMap<String, String>,
+    /// Most tokens of an example.
+    pub max_length: usize,
+    /// What happens to longer rows.
+    pub overflow: Overflow,
+    /// Tokens that neighbouring windows of a long context share.
+    pub doc_stride: usize,
+    /// Whether the rows carry labels: true in training and evaluation.
+    pub labelled: bool,
+}
+
+impl EncodeContext<'_> {
+    /// The column that plays a role; the role's own name unless the recipe says otherwise.
+    pub fn column<'c>(&'c self, role: &'c str) -> &'c str {
+        self.columns.get(role).map_or(role, String::as_str)
+    }
+
+    /// The column that plays an optional role, if the row has it.
+    pub fn optional<'c>(&'c self, role: &'c str, row: &Row) -> Option<&'c str> {
+        let column = self.column(role);
+        row.fields.contains_key(column).then_some(column)
+    }
+}
+
+/// A label of one example.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Label {
+    /// A class or a position.
+    Class(i64),
+    /// A number to predict.
+    Float(f32),
+    /// One value for each class.
+    Floats(Vec<f32>),
+    /// One class for each token, [`IGNORE`] where none counts.
+    Tokens(Vec<i64>),
+}
+
+/// One sequence that goes through the model.
+#[derive(Debug, Clone, Default)]
+pub struct Example {
+    /// The row it was made from, by index.
+    pub row: usize,
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// Segments; empty where the tokenizer has none.
+    pub type_ids: Vec<u32>,
+    /// Labels by their Transformers names.
+    pub labels: BTreeMap<&'static str, Label>,
+    /// The tokens' offsets in the text that answers are cut from; none outside it.
+    pub spans: Vec<Option<(usize, usize)>>,
+    /// The first token of each word, for tasks that label words.
+    pub word_starts: Vec<usize>,
+}
+
+/// Pads examples on the right to one length and puts them on a device.
+///
+/// # Shapes
+/// All inputs `[examples, longest]`; labels `[examples]`, `[examples, classes]` or `[examples, longest]`.
+pub fn collate(examples: &[&Example], pad_id: u32, type_ids: bool, device: &Device) -> Batch {
+    let longest = examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
+    let count = examples.len();
+    let padded = |pick: &dyn Fn(&Example, usize) -> Option<i64>, fill: i64, width: usize| {
+        let cells = examples.iter().flat_map(|e| (0..width).map(move |at| pick(e, at).unwrap_or(fill)));
+        TensorData::new(cells.collect::<Vec<_>>(), [count, width])
+    };
+    let ints = |data: TensorData| Tensor::<2, Int>::from_data(data, device);
+    let ids = padded(&|e, at| e.input_ids.get(at).map(|id| i64::from(*id)), i64::from(pad_id), longest);
+    let mask = padded(&|e, at| (at < e.input_ids.len()).then_some(1), 0, longest);
+    let segments = || padded(&|e, at| e.type_ids.get(at).map(|id| i64::from(*id)), 0, longest);
+    let inputs = Inputs {
+        input_ids: Some(ints(ids)),
+        attention_mask: Some(ints(mask)),
+        token_type_ids: type_ids.then(|| ints(segments())),
+        ..Inputs::default()
+    };
+
+    let mut labels = BTreeMap::new();
+    for (name, first) in examples.iter().flat_map(|e| &e.labels) {
+        if labels.contains_key(*name) {
+            continue;
+        }
+        let each = || examples.iter().map(|e| e.labels.get(name));
+        let data = match first {
+            Label::Class(_) => {
+                let classes = each().map(|l| if let Some(Label::Class(class)) = l { *class } else { IGNORE });
+                TensorData::new(classes.collect::<Vec<_>>(), [count])
+            }
+            Label::Float(_) => {
+                let values = each().map(|l| if let Some(Label::Float(value)) = l { *value } else { 0.0 });
+                TensorData::new(values.collect::<Vec<_>>(), [count])
+            }
+            Label::Floats(first) => {
+                let width = first.len();
+                let row = |l: Option<&Label>| match l {
+                    Some(Label::Floats(values)) if values.len() == width => values.clone(),
+                    _ => vec![0.0; width],
+                };
+                TensorData::new(each().flat_map(row).collect::<Vec<f32>>(), [count, width])
+            }
+            Label::Tokens(_) => {
+                let tokens = |e: &Example| match e.labels.get(name) {
+                    Some(Label::Tokens(tokens)) => tokens.clone(),
+                    _ => Vec::new(),
+                };
+                let aligned = examples.iter().all(|e| tokens(e).len() == e.input_ids.len());
+                let width = if aligned { longest } else { examples.iter().map(|e| tokens(e).len()).max().unwrap_or(0) };
+                padded(&|e, at| tokens(e).get(at).copied(), IGNORE, width)
+            }
+        };
+        labels.insert((*name).to_owned(), data);
+    }
+    Batch { inputs, labels: Labels(labels) }
+}

@@ -1,0 +1,174 @@
+//! What was decided about a model and a configuration, as data: nothing is silent.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+
+use crate::{
+    BaseModel, ModuleTree, PeftConfig, Plan, Result,
+    plan::TaskRules,
+    registry::find,
+    task::{DEFAULT_WRAPPER, TaskPlugin},
+    tuner::TunerPlugin,
+};
+
+/// A candidate that is not adapted, and why.
+#[derive(Debug, Clone, Serialize)]
+pub struct SkippedModule {
+    /// Its dotted name.
+    pub name: String,
+    /// The rule.
+    pub reason: String,
+}
+
+/// An adapted module, and why.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdaptedModule {
+    /// Its dotted name.
+    pub name: String,
+    /// The rule.
+    pub reason: String,
+    /// The tuner's numbers for this layer.
+    pub summary: String,
+    /// Values that are trained in it.
+    pub params: usize,
+}
+
+/// Everything that a configuration decides for a model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// PEFT's class name of the wrapper.
+    pub wrapper: String,
+    /// The tuner.
+    pub tuner: String,
+    /// The task, or none.
+    pub task_type: Option<String>,
+    /// The Transformers class of the base model.
+    pub base_model_class: String,
+    /// Names of the adapted modules, as PEFT's `targeted_module_names`.
+    pub targeted: Vec<String>,
+    /// The adapted modules with reasons and sizes.
+    pub adapted: Vec<AdaptedModule>,
+    /// Linear-like modules that are not adapted.
+    pub skipped: Vec<SkippedModule>,
+    /// Modules that are trained and saved in full.
+    pub saved: Vec<String>,
+    /// Biases of the base model that are trained.
+    pub biases: Vec<String>,
+    /// Values that training changes.
+    pub trainable_params: usize,
+    /// Values of the model, the adapter and the saved copies together.
+    pub all_params: usize,
+    /// Sub-modules that get virtual tokens under prompt learning.
+    pub num_transformer_submodules: Option<usize>,
+    /// Virtual tokens under prompt learning.
+    pub num_virtual_tokens: Option<usize>,
+    /// Remarks: what was corrected or resolved on the way.
+    pub notes: Vec<String>,
+}
+
+/// The task rules that a configuration's `task_type` brings.
+///
+/// # Errors
+/// If the task is not linked.
+pub fn task_rules(config: &PeftConfig) -> Result<TaskRules> {
+    let plugin = config.task()?;
+    Ok(TaskRules {
+        task_type: plugin.map(|p| p.name.to_owned()),
+        heads: plugin.map_or_else(Vec::new, |p| p.heads.iter().map(|head| (*head).to_owned()).collect()),
+    })
+}
+
+/// Lets the configuration's tuner decide about a model. Nothing is created or loaded.
+///
+/// # Errors
+/// As [`Tuner::plan`](crate::Tuner::plan).
+pub fn plan(base: &BaseModel, config: &PeftConfig) -> Result<Plan> {
+    let tuner = (find::<TunerPlugin>(config.peft_type.as_str())?.build)(config)?;
+    tuner.plan(&base.tree(), &base.info, &task_rules(config)?)
+}
+
+impl Explanation {
+    /// What the configuration decides for the model, from shapes alone.
+    ///
+    /// # Errors
+    /// As [`plan`].
+    pub fn new(base: &BaseModel, config: &PeftConfig) -> Result<Self> {
+        let plan = plan(base, config)?;
+        Ok(Self::of(&plan, &base.tree(), config.task()?, &base.info.class_name))
+    }
+
+    /// The same from a plan that was made already.
+    pub fn of(plan: &Plan, tree: &ModuleTree, task: Option<&TaskPlugin>, class_name: &str) -> Self {
+        let size = |shape: &[usize]| shape.iter().product::<usize>();
+        let adapted: Vec<AdaptedModule> = plan
+            .adapted
+            .iter()
+            .map(|a| AdaptedModule {
+                name: a.module.clone(),
+                reason: a.reason.clone(),
+                summary: a.layer.summary(),
+                params: a.layer.tensors().iter().filter(|t| t.trainable).map(|t| size(&t.shape)).sum(),
+            })
+            .collect();
+        let fixed: usize = plan
+            .adapted
+            .iter()
+            .flat_map(|a| a.layer.tensors())
+            .filter(|t| !t.trainable)
+            .map(|t| size(&t.shape))
+            .sum();
+        let saved_names: HashSet<String> = plan.saved_params(tree).into_iter().collect();
+        let count = |wanted: &dyn Fn(&String) -> bool| {
+            let mut seen = HashSet::new();
+            let hits = tree.params().filter(|(name, param)| wanted(name) && seen.insert(param.id));
+            hits.map(|(_, param)| size(&param.shape)).sum::<usize>()
+        };
+        let copies = count(&|name| saved_names.contains(name));
+        let biases = count(&|name| plan.biases.contains(name));
+        let tuned: usize = adapted.iter().map(|a| a.params).sum();
+        Self {
+            wrapper: task.map_or(DEFAULT_WRAPPER, |t| t.wrapper).to_owned(),
+            tuner: plan.config.peft_type.to_string(),
+            task_type: plan.config.task_type.as_ref().map(ToString::to_string),
+            base_model_class: class_name.to_owned(),
+            targeted: adapted.iter().map(|a| a.name.clone()).collect(),
+            skipped: plan
+                .skipped
+                .iter()
+                .map(|s| SkippedModule { name: s.module.clone(), reason: s.reason.to_string() })
+                .collect(),
+            saved: plan.saved.clone(),
+            biases: plan.biases.clone(),
+            trainable_params: tuned + copies + biases,
+            // Trained biases are the base's own in PEFT, so they are no addition.
+            all_params: tree.num_params() + tuned + fixed + copies,
+            adapted,
+            num_transformer_submodules: None,
+            num_virtual_tokens: None,
+            notes: plan.notes.clone(),
+        }
+    }
+
+    /// PEFT's own sentence.
+    pub fn trainable_sentence(&self) -> String {
+        let percent = 100.0 * self.trainable_params as f64 / self.all_params.max(1) as f64;
+        format!(
+            "trainable params: {} || all params: {} || trainable%: {percent:.4}",
+            thousands(self.trainable_params),
+            thousands(self.all_params)
+        )
+    }
+}
+
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}

@@ -1,0 +1,68 @@
+//! One adapter's folder: `adapter_config.json`, `adapter_model.safetensors`, `README.md`.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::TensorData;
+
+use super::{TensorFile, create_folder, model_card, write_atomically, write_safetensors};
+use crate::{Error, PeftConfig, Result};
+
+/// The configuration's file name.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// The tensors' file name.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
+/// The contents of an adapter folder, read and parsed but not yet fitted to a model.
+#[derive(Debug)]
+pub struct AdapterFolder {
+    /// The folder.
+    pub path: PathBuf,
+    /// The configuration.
+    pub config: PeftConfig,
+    /// Tensors by their keys in the file.
+    pub tensors: BTreeMap<String, TensorData>,
+}
+
+impl AdapterFolder {
+    /// Reads a folder, or the folder of a file inside it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no adapter; whatever is wrong with its files.
+    pub fn read(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Err(Error::NotFound { path: path.to_owned(), what: "an adapter folder".to_owned() });
+        }
+        let config = PeftConfig::from_file(&path.join(ADAPTER_CONFIG))?;
+        let weights = path.join(ADAPTER_WEIGHTS);
+        if !weights.exists() && path.join("adapter_model.bin").exists() {
+            let problem = "pickled weights are not read; save the adapter with safe_serialization=True".to_owned();
+            return Err(Error::File { path: path.join("adapter_model.bin"), problem });
+        }
+        let tensors = TensorFile::read(&weights, "the adapter's tensors")?.tensors;
+        Ok(Self { path: path.to_owned(), config, tensors })
+    }
+
+    /// Where an adapter of that name is written below `folder`: `default` directly, any other in a folder of its name.
+    pub fn place(folder: &Path, adapter_name: &str) -> PathBuf {
+        if adapter_name == "default" { folder.to_owned() } else { folder.join(adapter_name) }
+    }
+
+    /// Writes the files, the configuration last: a folder with one is complete.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(folder: &Path, adapter_name: &str, config: &PeftConfig, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
+        if folder.is_file() {
+            let source = std::io::Error::new(std::io::ErrorKind::NotADirectory, "it is a file");
+            return Err(Error::Io { path: folder.to_owned(), action: "write an adapter folder", source });
+        }
+        let place = Self::place(folder, adapter_name);
+        create_folder(&place)?;
+        write_safetensors(&place.join(ADAPTER_WEIGHTS), tensors)?;
+        write_atomically(&folder.join("README.md"), model_card(config).as_bytes())?;
+        write_atomically(&place.join(ADAPTER_CONFIG), config.to_json().as_bytes())
+    }
+}

@@ -1,0 +1,47 @@
+//! The traits, the configuration type, adapters and files of `peft`: everything that names no tuner, no task, no
+//! architecture and no backend.
+//!
+//! An [`Adapter`] is a value: a [`PeftConfig`] and named tensors. [`attach`](attach::attach) hangs adapters on the
+//! parameters of any Burn module through Burn's own reparameterization hook; [`PeftModel`] keeps a base model and its
+//! named adapters together. Tuners, tasks and architectures are plugins found in the [`registry`].
+
+pub use inventory;
+
+pub mod adapter;
+pub mod architecture;
+pub mod attach;
+pub mod batch;
+pub mod config;
+pub mod dyn_module;
+pub mod dyn_tensor;
+pub mod error;
+pub mod example;
+pub mod explain;
+pub mod files;
+pub mod linear;
+pub mod loss;
+pub mod metrics;
+pub mod model;
+pub mod module_tree;
+pub mod names;
+pub mod plan;
+pub mod registry;
+pub mod task;
+pub mod tokenizer;
+pub mod tuner;
+
+pub use adapter::{Adapter, AdapterSet};
+pub use architecture::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo};
+pub use batch::{Batch, Inputs, Labels, Outputs};
+pub use config::PeftConfig;
+pub use dyn_module::{DynModule, Forward};
+pub use dyn_tensor::{DynParam, DynTensor};
+pub use error::{Error, Result};
+pub use explain::Explanation;
+pub use linear::{Conv1D, adapted_embedding, adapted_linear};
+pub use model::PeftModel;
+pub use module_tree::{ModuleInfo, ModuleKind, ModuleTree};
+pub use names::{PeftType, TaskType};
+pub use plan::Plan;
+pub use task::{Task, TaskPlugin};
+pub use tuner::{Tuner, TunerPlugin};

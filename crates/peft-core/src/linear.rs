@@ -1,0 +1,82 @@
+//! The layers that find an adapter on their own weight and add it to the activation instead of building a dense weight.
+
+use burn::{
+    module::{Module, Param},
+    nn::{Embedding, Linear},
+    tensor::{Int, Tensor, module},
+};
+
+use crate::{AdapterSet, tuner::LinearCall};
+
+/// GPT-2's projection: a linear layer whose files hold the weight as `[d_in, d_out]`.
+#[derive(Module, Debug)]
+pub struct Conv1D {
+    /// `[d_in, d_out]`.
+    pub weight: Param<Tensor<2>>,
+    /// `[d_out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Conv1D {
+    /// `x W + b` and the active adapters.
+    ///
+    /// # Shapes
+    /// - `input`: `[..., d_in]`
+    /// - returned: `[..., d_out]`
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        adapted(&self.weight, self.bias.as_ref(), input)
+    }
+}
+
+/// A linear layer and the active adapters on its weight: `y = x W + b + Σ adapter(x)`.
+///
+/// No dense delta is formed, and the frozen weight gets no gradient.
+///
+/// # Shapes
+/// - `input`: `[..., d_in]`
+/// - returned: `[..., d_out]`
+pub fn adapted_linear<const D: usize>(linear: &Linear, input: Tensor<D>) -> Tensor<D> {
+    adapted(&linear.weight, linear.bias.as_ref(), input)
+}
+
+fn adapted<const D: usize>(weight: &Param<Tensor<2>>, bias: Option<&Param<Tensor<1>>>, input: Tensor<D>) -> Tensor<D> {
+    let bias = bias.map(Param::val);
+    let Some(set) = weight.reparameterization::<AdapterSet>() else {
+        return module::linear(input, weight.base(), bias);
+    };
+    if set.replaces() {
+        return module::linear(input, weight.val(), bias);
+    }
+    let mut dims = input.dims();
+    let [d_in, d_out] = weight.dims();
+    let tokens = dims.iter().take(D - 1).product::<usize>();
+    let call = LinearCall {
+        input: input.reshape([tokens, d_in]),
+        weight: weight.base(),
+        bias: bias.clone(),
+        training: set.is_training(),
+    };
+    let frozen = module::linear(call.input.clone(), call.weight.clone(), bias);
+    let output = set.tuned().fold(frozen, |output, (layer, tensors)| layer.forward(&tensors, &call, output));
+    if let Some(last) = dims.last_mut() {
+        *last = d_out;
+    }
+    output.reshape(dims)
+}
+
+/// An embedding and the active adapters on its table.
+///
+/// # Shapes
+/// - `ids`: `[batch, sequence]`
+/// - returned: `[batch, sequence, dimensions]`
+pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3> {
+    match embedding.weight.reparameterization::<AdapterSet>() {
+        None => module::embedding(embedding.weight.base(), ids),
+        Some(set) if set.replaces() => module::embedding(embedding.weight.val(), ids),
+        Some(set) => {
+            let weight = embedding.weight.base();
+            let frozen = module::embedding(weight.clone(), ids.clone());
+            set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, weight.clone(), ids.clone(), out))
+        }
+    }
+}

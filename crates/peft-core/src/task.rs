@@ -1,0 +1,135 @@
+//! What a task is: decisions about heads, losses, labels, metrics and answers, without machinery.
+
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
+use indexmap::IndexMap;
+use serde_json::Value;
+
+use crate::{
+    AutoClass, Labels, ModelInfo, Outputs, Result,
+    example::{EncodeContext, Example, Row},
+    registry::Plugin,
+};
+
+/// PEFT's class name of the wrapper that a model without a task type gets.
+pub const DEFAULT_WRAPPER: &str = "PeftModel";
+
+/// Metrics by name, in the order in which they are shown; the first is the one that picks the best model.
+pub type Metrics = IndexMap<String, f64>;
+
+/// What a model said about one example, on the host: as many vectors as the task needs.
+pub type Scores = Vec<Vec<f32>>;
+
+/// One row of data with all examples made from it and what the model said about each.
+#[derive(Debug)]
+pub struct Judged<'a> {
+    /// The row.
+    pub row: &'a Row,
+    /// Its examples: one, or one for each window of a long text.
+    pub examples: Vec<(&'a Example, &'a Scores)>,
+}
+
+/// The classes that a data set has, and what kind of problem they make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelSet {
+    /// Class names in the order of their ids; one name for a regression.
+    pub labels: Vec<String>,
+    /// `single_label_classification`, `multi_label_classification` or `regression`.
+    pub problem_type: &'static str,
+}
+
+/// A task: how rows become examples, what the loss is, what is measured and what is answered.
+pub trait Task: Debug + Send + Sync {
+    /// The roles that columns play, the required ones first, with what each holds.
+    fn columns(&self) -> &'static [Column];
+
+    /// What the labels of the training data say about the head; none where the task has no classes.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) with file and line.
+    fn labels(&self, _rows: &[Row], _label_column: &str) -> Result<Option<LabelSet>> {
+        Ok(None)
+    }
+
+    /// Turns a row into examples: none if it is dropped, several if it is cut into windows.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) with file and line.
+    fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>>;
+
+    /// How many consecutive examples belong together and must stay in one batch.
+    fn bound(&self) -> usize {
+        1
+    }
+
+    /// The mean loss of a batch, as Transformers computes it, `[1]`.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) if the labels are absent or unfit.
+    fn loss(&self, outputs: &Outputs, labels: &Labels, info: &ModelInfo) -> Result<Tensor<1>>;
+
+    /// What the mean loss is a mean of: rows, or tokens that carry a label. Known before the forward pass, so that the
+    /// batches of one accumulated step can be weighted exactly.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) if the labels are absent.
+    fn loss_weight(&self, labels: &Labels) -> Result<f64>;
+
+    /// Reads what is needed of the model's outputs back to the host, one entry an example.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) if the model lacks an output.
+    fn scores(&self, outputs: &Outputs, examples: &[&Example], info: &ModelInfo) -> Result<Vec<Scores>>;
+
+    /// The task's metrics over labelled rows.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) with file and line of a row whose label cannot be read.
+    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics>;
+
+    /// The answer for one row, as a JSON object.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) with file and line.
+    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value>;
+}
+
+/// A role that a column of the data plays for a task.
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    /// The key in `[data]`, and the column's name unless the recipe says otherwise.
+    pub role: &'static str,
+    /// Whether every row must have it.
+    pub required: bool,
+    /// What it holds.
+    pub holds: &'static str,
+}
+
+/// A task as a plugin: what the word in `task_type` decides.
+pub struct TaskPlugin {
+    /// The word in `task_type`.
+    pub name: &'static str,
+    /// PEFT's class name of the wrapper.
+    pub wrapper: &'static str,
+    /// The head that the base model is built with.
+    pub auto_class: AutoClass,
+    /// Names added to `modules_to_save`: kept out of the tuner and trained in full.
+    pub heads: &'static [&'static str],
+    /// How many transformer sub-modules get virtual tokens under prompt learning.
+    pub num_transformer_submodules: usize,
+    /// The task's behaviour.
+    pub task: &'static dyn Task,
+    /// One line for `peft plugins`.
+    pub summary: &'static str,
+}
+
+inventory::collect!(TaskPlugin);
+
+impl Plugin for TaskPlugin {
+    const KIND: &'static str = "task";
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+}

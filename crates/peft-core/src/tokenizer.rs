@@ -1,0 +1,65 @@
+//! What a task needs of a tokenizer, so that tasks know none.
+
+use std::fmt::Debug;
+
+use crate::Result;
+
+/// A text as token ids, with where each token came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// Token ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// The segment of each token.
+    pub type_ids: Vec<u32>,
+    /// Start and end of each token in its text, in Unicode code points.
+    pub offsets: Vec<(usize, usize)>,
+    /// The word each token belongs to; none for special tokens.
+    pub words: Vec<Option<usize>>,
+    /// 0 for the first text, 1 for the second; none for special tokens.
+    pub sequences: Vec<Option<usize>>,
+    /// Whether the text was cut.
+    pub truncated: bool,
+}
+
+/// Text to token ids and back.
+pub trait Tokenizer: Debug + Send + Sync {
+    /// Encodes one text or a pair with the tokenizer's special tokens, cut to `max_length` tokens (the longer text first).
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
+    fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoding>;
+
+    /// Encodes a text that is split into words already; `words` of the result index them.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on a word.
+    fn encode_words(&self, words: &[String], max_length: usize) -> Result<Encoding>;
+
+    /// Encodes a question and a context, cutting only the context into windows of at most `max_length` tokens which
+    /// overlap by `stride` tokens.
+    ///
+    /// # Errors
+    /// If the question alone fills a window.
+    fn encode_windows(&self, question: &str, context: &str, max_length: usize, stride: usize) -> Result<Vec<Encoding>>;
+
+    /// Encodes a text without special tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
+    fn encode_plain(&self, text: &str) -> Result<Vec<u32>>;
+
+    /// Token ids back to text, special tokens left out.
+    ///
+    /// # Errors
+    /// If an id is unknown.
+    fn decode(&self, ids: &[u32]) -> Result<String>;
+
+    /// The token that fills short rows.
+    fn pad_id(&self) -> u32;
+
+    /// The token that ends a text, if there is one.
+    fn eos_id(&self) -> Option<u32>;
+
+    /// The id of a token by its text.
+    fn token_to_id(&self, token: &str) -> Option<u32>;
+}

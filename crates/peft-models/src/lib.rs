@@ -1,0 +1,1 @@
+//! Transformer architectures of peft on Burn, loaded from Hugging Face checkpoints.

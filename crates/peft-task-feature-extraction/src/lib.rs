@@ -1,0 +1,1 @@
+//! The feature extraction task of peft.

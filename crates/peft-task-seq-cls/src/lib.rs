@@ -1,0 +1,1 @@
+//! The sequence classification task of peft.

@@ -1,0 +1,1 @@
+//! The sequence-to-sequence language modelling task of peft.

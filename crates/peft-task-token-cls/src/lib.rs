@@ -1,0 +1,1 @@
+//! The token classification task of peft.

@@ -1,0 +1,1 @@
+//! Data, training loop, checkpoints and metrics of peft.
