@@ -1,1 +1,10 @@
-//! Tuners of peft: target selection, head rules, LoRA.
+//! Tuners and the target rules that they share.
+//!
+//! [`select`] decides which modules of a model are adapted and says why; [`heads`] keeps what a task trains in full out of
+//! it; [`defaults`] knows where each architecture is adapted when nobody says. A tuner is one file that registers itself.
+
+pub mod defaults;
+pub mod heads;
+pub mod lora;
+pub mod pattern;
+pub mod select;

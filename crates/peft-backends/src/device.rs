@@ -1,0 +1,260 @@
+//! Devices by name: `cpu`, `wgpu`, `wgpu:1`, `cuda:0`, or the best one that works.
+
+use std::thread;
+
+use burn::tensor::Device;
+
+/// Why a device cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The word names no device.
+    #[error("`{name}` names no device (devices: cpu, wgpu, wgpu:N, cuda, cuda:N)")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// The backend is not part of this program.
+    #[error("device `{backend}` is not built into this program (built in: {built_in}): build it with `--features {backend}`")]
+    NotBuiltIn {
+        /// The backend, which is also the name of the cargo feature.
+        backend: &'static str,
+        /// What would work, comma separated.
+        built_in: String,
+    },
+    /// The machine has no such device, or its driver does not work.
+    #[error("device `{name}` does not work here: {reason}")]
+    Unavailable {
+        /// What was asked for.
+        name: String,
+        /// What the backend said.
+        reason: String,
+    },
+}
+
+impl DeviceError {
+    /// The exit code that a program ends with on this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Unknown { .. } | Self::NotBuiltIn { .. } => 2,
+            Self::Unavailable { .. } => 5,
+        }
+    }
+}
+
+/// The backends that are part of this program, the best first.
+pub fn built_in() -> Vec<&'static str> {
+    [("cuda", cfg!(feature = "cuda")), ("wgpu", cfg!(feature = "wgpu")), ("cpu", true)]
+        .into_iter()
+        .filter_map(|(name, there)| there.then_some(name))
+        .collect()
+}
+
+/// The device of that name; without a name the first of [`built_in`] that works.
+///
+/// # Errors
+/// [`DeviceError`] if the word names no device, the backend is not built in, or no such device works on this machine.
+pub fn parse(name: Option<&str>) -> Result<Device, DeviceError> {
+    let Some(name) = name else {
+        let best = built_in().into_iter().find_map(|backend| open(backend, None).ok());
+        return Ok(best.unwrap_or_else(Device::flex));
+    };
+    let unknown = || DeviceError::Unknown { name: name.to_owned() };
+    let (backend, index) = match name.split_once(':') {
+        Some((backend, index)) => (backend, Some(index.parse::<usize>().map_err(|_| unknown())?)),
+        None => (name, None),
+    };
+    match (backend, index) {
+        ("cpu", None) | ("wgpu" | "cuda", _) => open(backend, index),
+        _ => Err(unknown()),
+    }
+}
+
+#[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(unused_variables, reason = "the CPU has no index"))]
+fn open(backend: &str, index: Option<usize>) -> Result<Device, DeviceError> {
+    match backend {
+            "cpu" => Ok(Device::flex()),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => gpu::open("wgpu", burn::tensor::DeviceType::Wgpu, index, |index| match index {
+            None => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+            Some(index) => Device::wgpu(burn::tensor::DeviceKind::DiscreteGpu(index)),
+        }),
+        #[cfg(feature = "cuda")]
+        "cuda" => gpu::open("cuda", burn::tensor::DeviceType::Cuda, index, |index| Device::cuda(index.unwrap_or(0))),
+        "wgpu" => Err(not_built_in("wgpu")),
+        "cuda" => Err(not_built_in("cuda")),
+        _ => Err(DeviceError::Unknown { name: backend.to_owned() }),
+    }
+}
+
+fn not_built_in(backend: &'static str) -> DeviceError {
+    DeviceError::NotBuiltIn { backend, built_in: built_in().join(", ") }
+}
+
+/// Whether the device computes in the host's own memory, so that looking at a value costs nothing.
+pub fn is_host(device: &Device) -> bool {
+    *device == Device::flex()
+}
+
+/// A device of this machine, as `peft doctor` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// What `--device` takes: `cpu`, `wgpu:0`.
+    pub name: String,
+    /// What it calls itself.
+    pub kind: String,
+    /// Cores and instruction sets of a processor; why a backend found nothing.
+    pub note: String,
+    /// Whether it can be used.
+    pub works: bool,
+}
+
+/// Every device of the backends that are built in.
+pub fn report() -> Vec<DeviceReport> {
+    [
+        #[cfg(feature = "cuda")]
+        gpu::report("cuda", burn::tensor::DeviceType::Cuda),
+        #[cfg(feature = "wgpu")]
+        gpu::report("wgpu", burn::tensor::DeviceType::Wgpu),
+        vec![processor()],
+    ]
+    .concat()
+}
+
+fn processor() -> DeviceReport {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let mut notes = vec![format!("{threads} threads")];
+    notes.extend(instruction_sets().into_iter().map(str::to_owned));
+    DeviceReport {
+        name: "cpu".to_owned(),
+        kind: model.unwrap_or(std::env::consts::ARCH).to_owned(),
+        note: notes.join(", "),
+        works: true,
+    }
+}
+
+/// The vector instructions that the kernels choose from at run time.
+fn instruction_sets() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let sets = [
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let sets = [("neon", std::arch::is_aarch64_feature_detected!("neon"))];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let sets: [(&str, bool); 0] = [];
+    sets.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu {
+    use std::{
+        any::Any,
+        panic::{self, AssertUnwindSafe},
+        sync::Mutex,
+    };
+
+    use burn::tensor::{Device, DeviceType, Tensor};
+
+    use super::{DeviceError, DeviceReport};
+
+    /// The device of that index among those found, or the backend's own choice, after a first computation on it.
+    pub(super) fn open(
+        backend: &str,
+        device_type: DeviceType,
+        index: Option<usize>,
+        default: impl FnOnce(Option<usize>) -> Device,
+    ) -> Result<Device, DeviceError> {
+        let name = index.map_or_else(|| backend.to_owned(), |index| format!("{backend}:{index}"));
+        let unavailable = |reason| DeviceError::Unavailable { name: name.clone(), reason };
+        let found = guarded(|| Device::enumerate(device_type).into_vec()).map_err(unavailable)?;
+        let device = match index {
+            _ if found.is_empty() => return Err(unavailable("no GPU or no driver was found".to_owned())),
+            Some(at) => found.get(at).cloned().ok_or_else(|| unavailable(format!("there are {} of them", found.len())))?,
+            None => default(None),
+        };
+        guarded(|| Tensor::<1>::ones([1], &device).sum().try_into_data().map(drop))
+            .map_err(unavailable)?
+            .map_err(|error| unavailable(error.to_string()))?;
+        Ok(device)
+    }
+
+    pub(super) fn report(backend: &str, device_type: DeviceType) -> Vec<DeviceReport> {
+        let nothing = |reason: String| {
+            vec![DeviceReport { name: backend.to_owned(), kind: "none".to_owned(), note: reason, works: false }]
+        };
+        match guarded(|| Device::enumerate(device_type).into_vec()) {
+            Err(reason) => nothing(reason),
+            Ok(found) if found.is_empty() => nothing("no GPU or no driver was found".to_owned()),
+            Ok(found) => found
+                .iter()
+                .enumerate()
+                .map(|(index, device)| match guarded(|| device.identity()) {
+                    Ok(identity) => {
+                        let is_card = identity.as_ref().is_some_and(|identity| identity.physical.is_some());
+                        DeviceReport {
+                            name: format!("{backend}:{index}"),
+                            kind: identity.map_or_else(|| "unnamed".to_owned(), |identity| identity.name),
+                            note: if is_card { String::new() } else { "not a card: software".to_owned() },
+                            works: true,
+                        }
+                    }
+                    Err(note) => {
+                        DeviceReport { name: format!("{backend}:{index}"), kind: "unnamed".to_owned(), note, works: false }
+                    }
+                })
+                .collect(),
+        }
+    }
+
+    /// CubeCL's runtimes panic where there is no driver or no adapter; to a user that is an error like any other.
+    fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+        // The hook belongs to the whole process: one caller at a time may silence it.
+        static SILENCED: Mutex<()> = Mutex::new(());
+        let _silenced = SILENCED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(|_| {}));
+        let result = panic::catch_unwind(AssertUnwindSafe(f));
+        panic::set_hook(hook);
+        result.map_err(|payload| message(&*payload))
+    }
+
+    fn message(payload: &(dyn Any + Send)) -> String {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "its driver failed to start".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::unwrap_err_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn words_that_name_no_device_are_wrong_use() {
+        for word in ["", "gpu", "cpu:0", "cuda:", "cuda:-1", "wgpu:x", "CPU"] {
+            let error = parse(Some(word)).unwrap_err();
+            assert_eq!((error.exit_code(), error), (2, DeviceError::Unknown { name: word.to_owned() }));
+        }
+    }
+
+    #[test]
+    fn the_processor_is_always_there() {
+        assert!(is_host(&parse(Some("cpu")).unwrap()));
+        assert!(report().iter().any(|device| device.name == "cpu" && device.works));
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_backend_that_is_not_built_in_names_its_feature() {
+        let error = parse(Some("cuda:1")).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--features cuda"), "{error}");
+    }
+}

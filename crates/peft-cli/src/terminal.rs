@@ -1,0 +1,42 @@
+//! Terminal manners: results on stdout, everything else on stderr.
+#![expect(clippy::print_stderr, reason = "this is the one place that writes there")]
+
+use std::{
+    error::Error,
+    io::{ErrorKind, Write},
+};
+
+use serde::Serialize;
+
+use crate::{CliError, Globals};
+
+/// Prints an error and its causes.
+pub(crate) fn error(error: &CliError) {
+    eprintln!("error: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        eprintln!("  caused by: {cause}");
+        source = cause.source();
+    }
+}
+
+/// Prints a remark that is no result.
+pub(crate) fn note(globals: &Globals, text: impl std::fmt::Display) {
+    if !globals.quiet {
+        eprintln!("{text}");
+    }
+}
+
+/// Prints a result. A reader that went away is no failure.
+pub(crate) fn result(text: impl std::fmt::Display) -> Result<(), CliError> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CliError::Stdout(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a machine-readable result on one line.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string(value).map_err(|error| CliError::Stdout(error.into()))?;
+    result(text)
+}

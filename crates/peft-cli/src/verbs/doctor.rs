@@ -1,0 +1,37 @@
+//! `peft doctor`: what works on this machine and what does not.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::{CliError, Globals, terminal};
+
+/// Show devices, features and caches: what works here and what does not
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  peft doctor")]
+pub(crate) struct Doctor {}
+
+impl Doctor {
+    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+        let devices = peft::backends::device::report();
+        let built_in = peft::backends::device::built_in();
+        let absent: Vec<_> = ["wgpu", "cuda"].into_iter().filter(|b| !built_in.contains(b)).collect();
+        // A device counts as working when it multiplies two matrices.
+        let chosen = crate::session::device(globals)?;
+        let product = burn::tensor::Tensor::<2>::ones([8, 8], &chosen).matmul(burn::tensor::Tensor::ones([8, 8], &chosen));
+        let works = product.sum().into_scalar::<f32>() == 512.0;
+        if globals.json {
+            let rows: Vec<_> =
+                devices.iter().map(|d| json!({ "name": d.name, "kind": d.kind, "note": d.note })).collect();
+            return terminal::json(&json!({
+                "version": env!("CARGO_PKG_VERSION"), "backends": built_in, "devices": rows, "self_test": works,
+            }));
+        }
+        let mut lines = vec![format!("peft {}", env!("CARGO_PKG_VERSION")), "devices".to_owned()];
+        lines.extend(devices.iter().map(|d| format!("  {:<8} {} {}", d.kind, d.name, d.note)));
+        for backend in absent {
+            lines.push(format!("  {backend:<8} not built in; cargo build --release -p peft-cli --features {backend}"));
+        }
+        lines.push(format!("self-test  {}", if works { "a matrix product gives the right value" } else { "FAILED" }));
+        terminal::result(lines.join("\n"))
+    }
+}

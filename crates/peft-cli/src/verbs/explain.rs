@@ -1,0 +1,98 @@
+//! `peft explain`: what PEFT decides for a model and a configuration, and why.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use peft::{
+    BaseModel, Explanation, ModuleKind, PeftConfig,
+    files::{ADAPTER_WEIGHTS, AdapterFolder},
+};
+
+use crate::{CliError, Globals, session, terminal};
+
+/// Say what a configuration decides for a model, and why
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  peft explain --model bert --adapter out\n  peft explain --model bert --config adapter_config.json --json")]
+pub(crate) struct Explain {
+    /// Folder of the base model; only its configuration is read.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Folder of a saved adapter.
+    #[arg(long, value_name = "DIR", conflicts_with = "config", required_unless_present = "config")]
+    adapter: Option<PathBuf>,
+    /// An adapter configuration, as JSON or TOML.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Explain {
+    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+        let (config, labels) = match (&self.adapter, &self.config) {
+            (Some(folder), _) if folder.join(ADAPTER_WEIGHTS).exists() => {
+                let folder = AdapterFolder::read(folder)?;
+                let labels = session::labels(&self.model, &folder)?;
+                (folder.config, labels)
+            }
+            (Some(folder), _) => (PeftConfig::from_file(&folder.join(peft::files::ADAPTER_CONFIG))?, None),
+            (None, Some(file)) => (PeftConfig::from_file(file)?, None),
+            (None, None) => return Err(CliError::Usage("give --adapter DIR or --config FILE".to_owned())),
+        };
+        let base = session::skeleton(&self.model, &config, labels)?;
+        let explanation = Explanation::new(&base, &config)?;
+        if globals.json { terminal::json(&explanation) } else { terminal::result(prose(&explanation, &base, &config)?) }
+    }
+}
+
+/// The explanation for a person.
+pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> Result<String, CliError> {
+    let mut out = Vec::new();
+    out.push(match config.task()? {
+        Some(task) => {
+            let heads = if e.saved.is_empty() {
+                "no head is trained in full".to_owned()
+            } else {
+                format!("{} is kept out of the adapter and trained in full", e.saved.join(", "))
+            };
+            format!(
+                "task_type {} makes this {} a {}: {heads}; under prompt learning {} transformer sub-module{} would get virtual tokens.",
+                task.name,
+                e.base_model_class,
+                e.wrapper,
+                task.num_transformer_submodules,
+                if task.num_transformer_submodules == 1 { "" } else { "s" },
+            )
+        }
+        None => format!(
+            "No task_type: this {} gets the default wrapper {}, which only forwards; no head is trained and there is no loss.",
+            e.base_model_class, e.wrapper
+        ),
+    });
+    out.push(String::new());
+    out.push(format!("{} adapts {} of {} candidates:", e.tuner, e.targeted.len(), e.targeted.len() + e.skipped.len()));
+    for module in base.tree().modules {
+        let depth = module.name.matches('.').count();
+        let last = module.name.rsplit('.').next().unwrap_or_default();
+        let mark = if let Some(a) = e.adapted.iter().find(|a| a.name == module.name) {
+            format!("adapted  {} ({})", a.summary, a.reason)
+        } else if e.saved.contains(&module.name) {
+            "saved    trained in full".to_owned()
+        } else if let Some(s) = e.skipped.iter().find(|s| s.name == module.name) {
+            format!("skipped  {}", s.reason)
+        } else if matches!(module.kind, ModuleKind::Other(_)) {
+            String::new()
+        } else {
+            "frozen".to_owned()
+        };
+        let indent = "  ".repeat(depth + 1);
+        out.push(format!("{:<40} {mark}", format!("{indent}{last}")).trim_end().to_owned());
+    }
+    if !e.biases.is_empty() {
+        out.push(format!("\n{} biases of the base model are trained.", e.biases.len()));
+    }
+    for note in &e.notes {
+        out.push(format!("\nnote: {note}"));
+    }
+    out.push(String::new());
+    out.push(e.trainable_sentence());
+    Ok(out.join("\n"))
+}

@@ -1,0 +1,135 @@
+//! `peft forward`: tensors in, tensors out, for verification against other implementations.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use clap::Args;
+use peft::{
+    Batch, Error, Inputs, Labels, Outputs, PeftModel,
+    files::{TensorFile, write_safetensors},
+    model::KEY_PREFIX,
+};
+
+use crate::{CliError, Globals, session::ModelArgs, terminal};
+
+/// Run a model on tensors and write its outputs, loss and gradients
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  peft forward --model bert --adapter out --inputs in.safetensors --output out.safetensors --gradients")]
+pub(crate) struct Forward {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Safetensors file with Transformers' input names: input_ids, attention_mask, labels, …
+    #[arg(long, value_name = "FILE")]
+    inputs: PathBuf,
+    /// Safetensors file to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Also write the gradient of the loss for each trainable tensor, as grad.KEY.
+    #[arg(long)]
+    gradients: bool,
+}
+
+impl Forward {
+    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+        let mut model = self.model.open(globals)?;
+        let file = TensorFile::read(&self.inputs, "the model's inputs")?;
+        let batch = batch(file, &model.device().clone().inner())?;
+        model.base().info.check(&batch)?;
+
+        let outputs = model.forward(&batch.inputs);
+        let mut tensors = BTreeMap::new();
+        keep(&mut tensors, "", &outputs);
+        let loss = loss(&model, &outputs, &batch)?;
+        if let Some(loss) = &loss {
+            tensors.insert("loss".to_owned(), as_f32(loss.clone().without_autodiff().to_data()));
+        }
+        if self.gradients {
+            let Some(loss) = &loss else {
+                return Err(CliError::Usage("--gradients needs labels among the inputs".to_owned()));
+            };
+            let gradients = model.gradients(loss);
+            for tensor in model.trainable() {
+                let gradient = match tensor.param.gradient(&gradients) {
+                    Some(gradient) => tensor.oriented(gradient).to_data(),
+                    None => TensorData::zeros::<f32, _>(tensor.to_file().shape()),
+                };
+                tensors.insert(format!("grad.{KEY_PREFIX}{}", tensor.key), as_f32(gradient));
+            }
+        }
+        model.set_enabled(false);
+        let outputs = model.forward(&batch.inputs);
+        keep(&mut tensors, "base.", &outputs);
+        if let Some(loss) = self::loss(&model, &outputs, &batch)? {
+            tensors.insert("base.loss".to_owned(), as_f32(loss.without_autodiff().to_data()));
+        }
+        write_safetensors(&self.output, &tensors)?;
+        let names: Vec<_> = tensors.keys().collect();
+        if globals.json {
+            terminal::json(&serde_json::json!({ "output": self.output, "tensors": names }))
+        } else {
+            terminal::note(globals, format!("{}: {} tensors", self.output.display(), names.len()));
+            Ok(())
+        }
+    }
+}
+
+fn keep(tensors: &mut BTreeMap<String, TensorData>, prefix: &str, outputs: &Outputs) {
+    for (name, tensor) in outputs.iter() {
+        tensors.insert(format!("{prefix}{name}"), as_f32(tensor.clone().without_autodiff().to_data()));
+    }
+}
+
+fn as_f32(data: TensorData) -> TensorData {
+    data.convert::<f32>()
+}
+
+/// The task's loss; where the model has none, the mean of the squared hidden states.
+fn loss(model: &PeftModel, outputs: &Outputs, batch: &Batch) -> Result<Option<Tensor<1>>, CliError> {
+    if let Ok(hidden) = outputs.get::<3>("last_hidden_state") {
+        return Ok(Some(hidden.square().mean()));
+    }
+    match model.task()? {
+        Some(task) if !batch.labels.is_empty() => Ok(Some(task.task.loss(outputs, &batch.labels, &model.base().info)?)),
+        _ => Ok(None),
+    }
+}
+
+fn batch(file: TensorFile, device: &Device) -> Result<Batch, CliError> {
+    let path = file.path;
+    let mut inputs = Inputs::default();
+    let mut labels = BTreeMap::new();
+    for (name, data) in file.tensors {
+        let wrong = |problem: String| Error::File { path: path.clone(), problem: format!("`{name}`: {problem}") };
+        let ints = || -> Result<Tensor<2, Int>, Error> {
+            if data.dtype().is_float() {
+                return Err(wrong("must hold whole numbers".to_owned()));
+            }
+            match data.shape().as_slice() {
+                [_, _] => Ok(Tensor::from_data(data.clone().convert::<i64>(), device)),
+                shape => Err(wrong(format!("must be [batch, sequence], is {shape:?}"))),
+            }
+        };
+        match name.as_str() {
+            "input_ids" => inputs.input_ids = Some(ints()?),
+            "attention_mask" => inputs.attention_mask = Some(ints()?),
+            "token_type_ids" => inputs.token_type_ids = Some(ints()?),
+            "position_ids" => inputs.position_ids = Some(ints()?),
+            "decoder_input_ids" => inputs.decoder_input_ids = Some(ints()?),
+            "decoder_attention_mask" => inputs.decoder_attention_mask = Some(ints()?),
+            "labels" | "start_positions" | "end_positions" => {
+                labels.insert(name.clone(), data);
+            }
+            _ => return Err(wrong("no model takes this input".to_owned()).into()),
+        }
+    }
+    let Some(ids) = &inputs.input_ids else {
+        return Err(Error::File { path, problem: "has no `input_ids`".to_owned() }.into());
+    };
+    let shape = ids.dims();
+    let same = [("attention_mask", &inputs.attention_mask), ("token_type_ids", &inputs.token_type_ids), ("position_ids", &inputs.position_ids)];
+    if let Some((name, other)) = same.iter().find_map(|(name, t)| t.as_ref().map(|t| (name, t.dims())).filter(|(_, d)| *d != shape)) {
+        let problem = format!("`{name}` is {other:?}, `input_ids` is {shape:?}: they must agree");
+        return Err(Error::File { path, problem }.into());
+    }
+    Ok(Batch { inputs, labels: Labels(labels) })
+}

@@ -1,0 +1,97 @@
+//! `peft inspect`: what an adapter or a checkpoint holds.
+
+use std::path::PathBuf;
+
+use burn::tensor::TensorData;
+use clap::Args;
+use peft::{
+    Error,
+    files::{ADAPTER_CONFIG, AdapterFolder, TensorFile},
+};
+use serde_json::json;
+
+use crate::{CliError, Globals, terminal};
+
+/// Show what an adapter folder, a checkpoint folder or a safetensors file holds
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  peft inspect out")]
+pub(crate) struct Inspect {
+    /// Folder or file.
+    path: PathBuf,
+}
+
+impl Inspect {
+    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+        let mut facts = serde_json::Map::new();
+        let mut files = Vec::new();
+        if self.path.join(ADAPTER_CONFIG).exists() {
+            let folder = AdapterFolder::read(&self.path)?;
+            facts.insert("kind".to_owned(), "adapter".into());
+            facts.insert("peft_type".to_owned(), folder.config.peft_type.as_str().into());
+            facts.insert("task_type".to_owned(), folder.config.task_type.as_ref().map(|t| t.as_str()).into());
+            facts.insert("base_model".to_owned(), folder.config.base_model_name_or_path.clone().into());
+            let unknown: Vec<_> = folder.config.unknown.keys().cloned().collect();
+            facts.insert("unknown_keys".to_owned(), unknown.into());
+            files.push(folder.tensors);
+        } else if self.path.is_dir() {
+            facts.insert("kind".to_owned(), "checkpoint".into());
+            let config = peft::models::checkpoint::read_config(&self.path)?;
+            facts.insert("model_type".to_owned(), config.get("model_type").cloned().into());
+            let read = |source| Error::Io { path: self.path.clone(), action: "list", source };
+            let mut shards = Vec::new();
+            for entry in std::fs::read_dir(&self.path).map_err(read)? {
+                shards.push(entry.map_err(read)?.path());
+            }
+            shards.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+            shards.sort();
+            for shard in shards {
+                files.push(TensorFile::read(&shard, "a checkpoint")?.tensors);
+            }
+        } else {
+            facts.insert("kind".to_owned(), "safetensors".into());
+            files.push(TensorFile::read(&self.path, "a safetensors file, an adapter or a checkpoint")?.tensors);
+        }
+        let tensors: Vec<_> = files.into_iter().flatten().map(|(name, data)| Row::new(name, &data)).collect();
+        let values: usize = tensors.iter().map(|t| t.values).sum();
+        facts.insert("tensors".to_owned(), tensors.len().into());
+        facts.insert("values".to_owned(), values.into());
+        if globals.json {
+            let rows: Vec<_> = tensors
+                .iter()
+                .map(|t| json!({ "name": t.name, "dtype": t.dtype, "shape": t.shape, "norm": t.norm, "finite": t.finite }))
+                .collect();
+            facts.insert("entries".to_owned(), rows.into());
+            return terminal::json(&facts);
+        }
+        let mut lines: Vec<String> = facts.iter().map(|(key, value)| format!("{key:<13} {value}")).collect();
+        for t in &tensors {
+            let broken = if t.finite { "" } else { "  NOT FINITE" };
+            lines.push(format!("{:<80} {:>5} {:<14} norm {:.4}{broken}", t.name, t.dtype, format!("{:?}", t.shape), t.norm));
+        }
+        terminal::result(lines.join("\n"))
+    }
+}
+
+struct Row {
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+    values: usize,
+    norm: f64,
+    finite: bool,
+}
+
+impl Row {
+    fn new(name: String, data: &TensorData) -> Self {
+        let shape = data.shape().to_vec();
+        let numbers = data.clone().convert::<f64>().try_to_vec::<f64>().unwrap_or_default();
+        Self {
+            name,
+            dtype: format!("{:?}", data.dtype()),
+            values: numbers.len(),
+            norm: numbers.iter().map(|x| x * x).sum::<f64>().sqrt(),
+            finite: numbers.iter().all(|x| x.is_finite()),
+            shape,
+        }
+    }
+}

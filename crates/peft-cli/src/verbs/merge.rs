@@ -1,0 +1,37 @@
+//! `peft merge`: a plain Hugging Face checkpoint with the adapter folded in.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use peft::models::checkpoint;
+
+use crate::{CliError, Globals, session::ModelArgs, terminal};
+
+/// Fold adapters into the base model and write a plain Hugging Face checkpoint
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  peft merge --model bert --adapter out --output merged")]
+pub(crate) struct Merge {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Folder to write; it must not be the model's own.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+impl Merge {
+    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+        if let (Ok(output), Ok(model)) = (self.output.canonicalize(), self.model.model.canonicalize())
+            && output == model
+        {
+            return Err(CliError::Usage("--output is the model's own folder: the base model would be lost".to_owned()));
+        }
+        let mut model = self.model.open(globals)?;
+        let merged = model.merge()?;
+        checkpoint::save(&merged, Some(&self.model.model), &self.output)?;
+        if globals.json {
+            return terminal::json(&serde_json::json!({ "output": self.output, "merged": model.active() }));
+        }
+        terminal::note(globals, format!("merged {} into {}", model.active().join(", "), self.output.display()));
+        Ok(())
+    }
+}

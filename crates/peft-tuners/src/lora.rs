@@ -1,0 +1,126 @@
+//! LoRA: a trainable low-rank product beside a frozen weight (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large
+//! Language Models").
+//!
+//! `y = x W + scale · (x Aᵀ) Bᵀ`, with `A` random and `B` zero, so that a fresh adapter changes nothing.
+
+mod config;
+mod layer;
+
+use std::sync::Arc;
+
+use peft_core::{
+    Error, ModelInfo, ModuleKind, ModuleTree, PeftConfig, Plan, Result, Tuner, TunerPlugin,
+    inventory,
+    plan::{Adapted, TaskRules},
+};
+use serde_json::Value;
+
+pub use config::{Bias, InitLoraWeights, Lora};
+pub use layer::{LoraEmbedding, LoraLinear};
+
+use crate::{defaults, pattern::PatternMap, select::Rules};
+
+inventory::submit! { TunerPlugin::new::<Lora>("LORA", "low-rank adaptation (Hu et al. 2021)") }
+
+const SUPPORTED: [ModuleKind; 3] = [ModuleKind::Linear, ModuleKind::Conv1D, ModuleKind::Embedding];
+
+impl Tuner for Lora {
+    fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan> {
+        self.check()?;
+        let strict = !config.inference_mode;
+        let rules = Rules {
+            tuner: "LoRA",
+            supported: &SUPPORTED,
+            defaults: defaults::lora(&info.model_type),
+            shorten: true,
+            strict,
+        };
+        let selection = self.targets.select(model, info, task, rules)?;
+        let mut notes = selection.notes;
+
+        let ranks = PatternMap::new("rank_pattern", &self.rank_pattern)?;
+        let alphas = PatternMap::new("alpha_pattern", &self.alpha_pattern)?;
+        let names: Vec<&str> = selection.adapted.iter().map(|(name, _)| name.as_str()).collect();
+        let idle_ranks = ranks.unmatched(&names).map(|key| ("rank_pattern", key));
+        for (option, key) in idle_ranks.chain(alphas.unmatched(&names).map(|key| ("alpha_pattern", key))) {
+            let problem = format!("`{key}` matches no adapted module");
+            if strict {
+                return Err(Error::config(option, problem));
+            }
+            notes.push(format!("{option}: {problem}"));
+        }
+
+        let mut adapted = Vec::with_capacity(selection.adapted.len());
+        let mut conv1d = 0;
+        for (module, reason) in &selection.adapted {
+            let Some(module_info) = model.get(module) else { continue };
+            let Some((rows, columns)) = module_info.weight_dims() else { continue };
+            let rank = ranks.get(module).unwrap_or(self.r);
+            let alpha = alphas.get(module).unwrap_or(self.lora_alpha);
+            if rank == 0 {
+                return Err(Error::config("rank_pattern", format!("rank 0 for `{module}`: must be at least 1")));
+            }
+            let scale = self.scale(rank, alpha);
+            let layer: Arc<dyn peft_core::tuner::LayerTuner> = match module_info.kind {
+                ModuleKind::Embedding => Arc::new(LoraEmbedding {
+                    entries: rows,
+                    dimensions: columns,
+                    rank,
+                    scale,
+                    init: self.init_lora_weights.clone(),
+                }),
+                _ => Arc::new(LoraLinear {
+                    d_in: rows,
+                    d_out: columns,
+                    rank,
+                    scale,
+                    dropout: self.lora_dropout,
+                    init: self.init_lora_weights.clone(),
+                }),
+            };
+            conv1d += usize::from(module_info.kind == ModuleKind::Conv1D);
+            adapted.push(Adapted { module: module.clone(), reason: reason.clone(), layer });
+        }
+
+        let mut resolved = config.clone();
+        let set = |resolved: &mut PeftConfig, key: &str, value: Value| resolved.options.insert(key.to_owned(), value);
+        set(&mut resolved, "target_modules", to_value(&selection.target_modules));
+        if !selection.saved.entries.is_empty() {
+            set(&mut resolved, "modules_to_save", to_value(&selection.saved.entries));
+        }
+        let fan_in_fan_out = conv1d > 0 && conv1d == adapted.len();
+        if conv1d == 0 && self.fan_in_fan_out || fan_in_fan_out && !self.fan_in_fan_out {
+            notes.push(format!("fan_in_fan_out: set to {fan_in_fan_out}, which is what the adapted layers are"));
+            set(&mut resolved, "fan_in_fan_out", fan_in_fan_out.into());
+        }
+        let biases = match self.bias {
+            Bias::None => Vec::new(),
+            Bias::All => model.params().map(|(name, _)| name).filter(|name| is_bias(name)).collect(),
+            Bias::LoraOnly => adapted
+                .iter()
+                .filter(|a| model.get(&a.module).is_some_and(|info| info.param("bias").is_some()))
+                .map(|a| format!("{}.bias", a.module))
+                .collect(),
+        };
+        let mut plan = Plan {
+            config: resolved,
+            adapted,
+            skipped: selection.skipped,
+            saved: selection.saved.modules,
+            biases,
+            notes,
+        };
+        // The bias of a saved module is trained with its copy already.
+        let copied = plan.saved_params(model);
+        plan.biases.retain(|bias| !copied.contains(bias));
+        Ok(plan)
+    }
+}
+
+fn is_bias(parameter: &str) -> bool {
+    parameter == "bias" || parameter.ends_with(".bias")
+}
+
+fn to_value(value: &impl serde::Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}

@@ -1,0 +1,132 @@
+//! LoRA on one layer.
+
+use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, module::embedding};
+use peft_core::{
+    DynTensor,
+    tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+};
+
+use super::InitLoraWeights;
+
+/// LoRA on a linear layer or GPT-2's `Conv1D`.
+#[derive(Debug)]
+pub struct LoraLinear {
+    /// Inputs of the layer.
+    pub d_in: usize,
+    /// Outputs of the layer.
+    pub d_out: usize,
+    /// Inner dimension of the product.
+    pub rank: usize,
+    /// What the product is multiplied with.
+    pub scale: f64,
+    /// Probability of zeroing an input value while training.
+    pub dropout: f64,
+    /// How a fresh adapter starts.
+    pub init: InitLoraWeights,
+}
+
+const LORA_A: &str = "lora_A.weight";
+const LORA_B: &str = "lora_B.weight";
+const LORA_EMBEDDING_A: &str = "lora_embedding_A";
+const LORA_EMBEDDING_B: &str = "lora_embedding_B";
+
+impl LayerTuner for LoraLinear {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let kaiming = Init::Uniform { bound: 1.0 / (self.d_in as f64).sqrt() };
+        let (a, b) = match &self.init {
+            InitLoraWeights::Default(true) => (kaiming, Init::Constant(0.0)),
+            InitLoraWeights::Default(false) => (kaiming, Init::Uniform { bound: 1.0 / (self.rank as f64).sqrt() }),
+            InitLoraWeights::Named(_) => (Init::Normal { std: 1.0 / self.rank as f64 }, Init::Constant(0.0)),
+        };
+        vec![
+            TensorSpec { name: LORA_A, shape: vec![self.rank, self.d_in], init: a, trainable: true },
+            TensorSpec { name: LORA_B, shape: vec![self.d_out, self.rank], init: b, trainable: true },
+        ]
+    }
+
+    fn merged(&self, tensors: &Tensors<'_>, weight: DynTensor) -> DynTensor {
+        low_rank(weight, tensors.get(LORA_A), tensors.get(LORA_B), self.scale)
+    }
+
+    fn forward(&self, tensors: &Tensors<'_>, call: &LinearCall, output: Tensor<2>) -> Tensor<2> {
+        let (a, b) = (tensors.get::<2>(LORA_A), tensors.get::<2>(LORA_B));
+        let input = as_dtype(call.input.clone(), a.dtype());
+        let input = if call.training { dropout(input, self.dropout) } else { input };
+        // The scale goes on the `[tokens, rank]` product, the smallest tensor it can go on.
+        let product = input.matmul(a.transpose()).mul_scalar(self.scale).matmul(b.transpose());
+        let dtype = output.dtype();
+        output + as_dtype(product, dtype)
+    }
+
+    fn summary(&self) -> String {
+        format!("r {}, scale {}", self.rank, self.scale)
+    }
+}
+
+/// LoRA on an embedding table.
+#[derive(Debug)]
+pub struct LoraEmbedding {
+    /// Rows of the table.
+    pub entries: usize,
+    /// Columns of the table.
+    pub dimensions: usize,
+    /// Inner dimension of the product.
+    pub rank: usize,
+    /// What the product is multiplied with.
+    pub scale: f64,
+    /// How a fresh adapter starts.
+    pub init: InitLoraWeights,
+}
+
+impl LayerTuner for LoraEmbedding {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        // The other way round than on linear layers: PEFT zeroes A here.
+        let a = match &self.init {
+            InitLoraWeights::Default(false) => Init::Normal { std: 1.0 },
+            _ => Init::Constant(0.0),
+        };
+        let b = Init::Normal { std: 1.0 };
+        vec![
+            TensorSpec { name: LORA_EMBEDDING_A, shape: vec![self.rank, self.entries], init: a, trainable: true },
+            TensorSpec { name: LORA_EMBEDDING_B, shape: vec![self.dimensions, self.rank], init: b, trainable: true },
+        ]
+    }
+
+    fn merged(&self, tensors: &Tensors<'_>, weight: DynTensor) -> DynTensor {
+        low_rank(weight, tensors.get(LORA_EMBEDDING_A), tensors.get(LORA_EMBEDDING_B), self.scale)
+    }
+
+    fn embed(&self, tensors: &Tensors<'_>, _weight: Tensor<2>, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
+        let (a, b) = (tensors.get::<2>(LORA_EMBEDDING_A), tensors.get::<2>(LORA_EMBEDDING_B));
+        let [batch, sequence, dimensions] = output.dims();
+        let rows = embedding(a.transpose(), ids).reshape([batch * sequence, self.rank]);
+        let product = rows.mul_scalar(self.scale).matmul(b.transpose()).reshape([batch, sequence, dimensions]);
+        let dtype = output.dtype();
+        output + as_dtype(product, dtype)
+    }
+
+    fn summary(&self) -> String {
+        format!("r {}, scale {}", self.rank, self.scale)
+    }
+}
+
+/// `W + scale · Aᵀ Bᵀ`, summed in 32 bits whatever the weight's type.
+fn low_rank(weight: DynTensor, a: Tensor<2>, b: Tensor<2>, scale: f64) -> DynTensor {
+    let DynTensor::R2(weight) = weight else { return weight };
+    let dtype = weight.dtype();
+    let delta = a.transpose().matmul(b.transpose()).mul_scalar(scale);
+    DynTensor::R2(as_dtype(as_dtype(weight, delta.dtype()) + delta, dtype))
+}
+
+fn as_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if tensor.dtype() == dtype { tensor } else { tensor.cast(FloatDType::from(dtype)) }
+}
+
+fn dropout(input: Tensor<2>, probability: f64) -> Tensor<2> {
+    if probability == 0.0 {
+        return input;
+    }
+    let keep = 1.0 - probability;
+    let mask = input.random_like(Distribution::Bernoulli(keep)).div_scalar(keep);
+    input * mask
+}

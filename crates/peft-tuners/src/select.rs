@@ -1,0 +1,402 @@
+//! Target selection: which modules a tuner adapts, rule by rule as PEFT applies them, and the reason for each.
+
+use std::collections::BTreeSet;
+
+use fancy_regex::Regex;
+use peft_core::{
+    Error, ModelInfo, ModuleKind, ModuleTree, Result,
+    error::nearest,
+    plan::{SkipReason, Skipped, TaskRules},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    heads::SavedModules,
+    pattern::{full, is_match},
+};
+
+/// One value or a list of them, as PEFT's keys allow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    /// A single value.
+    One(T),
+    /// A list.
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    /// The values.
+    pub fn as_slice(&self) -> &[T] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::Many(values) => values,
+        }
+    }
+}
+
+/// The keys by which a configuration chooses modules.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Targets {
+    /// A list of name endings, a regular expression for whole names, or `all-linear`; none for the architecture's default.
+    pub target_modules: Option<OneOrMany<String>>,
+    /// A list of name endings or a regular expression for whole names: never adapted.
+    pub exclude_modules: Option<OneOrMany<String>>,
+    /// Modules that are trained and saved in full.
+    pub modules_to_save: Option<Vec<String>>,
+    /// Layer indices to which a list of targets is limited.
+    pub layers_to_transform: Option<OneOrMany<usize>>,
+    /// The name before the layer index, where it is not the usual place.
+    pub layers_pattern: Option<OneOrMany<String>>,
+}
+
+/// What a tuner can adapt and where it does so by default.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules<'a> {
+    /// The tuner, for messages.
+    pub tuner: &'a str,
+    /// The kinds of module it adapts.
+    pub supported: &'a [ModuleKind],
+    /// The architecture's default targets.
+    pub defaults: Option<&'static [&'static str]>,
+    /// Whether a list of 20 targets or more is replaced by shorter endings that mean the same.
+    pub shorten: bool,
+    /// Whether every entry must match something. Not so for saved adapters, which PEFT wrote without this check.
+    pub strict: bool,
+}
+
+/// The outcome of target selection.
+#[derive(Debug)]
+pub struct Selection {
+    /// Names and reasons of the modules to adapt, in the order of the model.
+    pub adapted: Vec<(String, String)>,
+    /// Linear-like modules that are not adapted, with the rule for each.
+    pub skipped: Vec<Skipped>,
+    /// The modules that are trained in full.
+    pub saved: SavedModules,
+    /// `target_modules` as the adapter's file will have it.
+    pub target_modules: OneOrMany<String>,
+    /// Remarks for `explain`.
+    pub notes: Vec<String>,
+}
+
+enum Matcher {
+    Whole(String, Regex),
+    Endings(Vec<String>),
+}
+
+impl Matcher {
+    fn new(key: &str, value: &OneOrMany<String>) -> Result<Self> {
+        Ok(match value {
+            OneOrMany::One(pattern) => Self::Whole(pattern.clone(), full(key, pattern)?),
+            OneOrMany::Many(entries) => Self::Endings(entries.clone()),
+        })
+    }
+
+    /// The entry that matches, and whether it is the whole name.
+    fn find(&self, name: &str) -> Option<(&str, bool)> {
+        match self {
+            Self::Whole(pattern, regex) => is_match(regex, name).then_some((pattern.as_str(), true)),
+            Self::Endings(entries) => match entries.iter().find(|entry| *entry == name) {
+                Some(entry) => Some((entry, true)),
+                None => entries.iter().find(|entry| ends_at_dot(name, entry)).map(|entry| (entry.as_str(), false)),
+            },
+        }
+    }
+}
+
+fn ends_at_dot(name: &str, ending: &str) -> bool {
+    name.strip_suffix(ending).is_some_and(|rest| rest.ends_with('.'))
+}
+
+impl Targets {
+    fn check(&self) -> Result<()> {
+        let one = matches!(self.target_modules, Some(OneOrMany::One(_)));
+        let layers_pattern = self.layers_pattern.as_ref().is_some_and(|patterns| !patterns.as_slice().is_empty());
+        if one && self.layers_to_transform.is_some() {
+            let problem = "cannot be combined with a `target_modules` that is a string: give a list, or put the layers into the regular expression";
+            return Err(Error::config("layers_to_transform", problem));
+        }
+        if one && layers_pattern {
+            return Err(Error::config("layers_pattern", "cannot be combined with a `target_modules` that is a string"));
+        }
+        if layers_pattern && self.layers_to_transform.is_none() {
+            return Err(Error::config("layers_pattern", "needs `layers_to_transform`"));
+        }
+        Ok(())
+    }
+
+    /// Decides for every module of the model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for keys that contradict each other or entries that match nothing, [`Error::NothingTargeted`],
+    /// [`Error::UnsupportedModule`].
+    pub fn select(&self, tree: &ModuleTree, info: &ModelInfo, task: &TaskRules, rules: Rules<'_>) -> Result<Selection> {
+        self.check()?;
+        let user = self.modules_to_save.as_deref().unwrap_or_default();
+        let saved = SavedModules::new(user, task, tree, rules.strict)?;
+        let mut notes = saved.notes.clone();
+        let mut heads: Vec<(String, SkipReason)> = Vec::new();
+
+        let (targets, origin) = match &self.target_modules {
+            Some(OneOrMany::One(word)) if word.eq_ignore_ascii_case("all-linear") => {
+                let names = all_linear(tree, info, &saved, &mut heads);
+                (OneOrMany::Many(names), Origin::AllLinear)
+            }
+            Some(given) => (given.clone(), Origin::Given),
+            None => match rules.defaults {
+                Some(names) => {
+                    notes.push(format!("target_modules: not given; {} are adapted at {}", info.model_type, names.join(", ")));
+                    (OneOrMany::Many(names.iter().map(|name| (*name).to_owned()).collect()), Origin::Default)
+                }
+                None => return Err(Error::config("target_modules", no_default(tree, info))),
+            },
+        };
+        let targets = match targets {
+            OneOrMany::Many(names) if rules.shorten && names.len() >= 20 => OneOrMany::Many(shorten(&names, tree)),
+            other => other,
+        };
+        let matcher = Matcher::new("target_modules", &targets)?;
+        let exclude = self.exclude_modules.as_ref().map(|value| Matcher::new("exclude_modules", value)).transpose()?;
+        let layers = Layers::new(self)?;
+
+        let mut selection = Selection { adapted: Vec::new(), skipped: Vec::new(), saved, target_modules: targets.clone(), notes };
+        let mut used: BTreeSet<String> = BTreeSet::new();
+        let mut excluded = 0;
+        for module in &tree.modules {
+            let name = module.name.as_str();
+            let verdict = self.judge(name, &matcher, exclude.as_ref(), &layers, &selection.saved);
+            if let Some((entry, _)) = matcher.find(name) {
+                used.insert(entry.to_owned());
+            }
+            let reason = match verdict {
+                Verdict::Adapt(entry) => {
+                    if rules.supported.contains(&module.kind) {
+                        selection.adapted.push((name.to_owned(), origin.reason(&entry, &matcher)));
+                        continue;
+                    }
+                    // A regular expression that names a container means the layers inside that it also names.
+                    if matches!(matcher, Matcher::Whole(..)) {
+                        continue;
+                    }
+                    return Err(Error::UnsupportedModule {
+                        module: name.to_owned(),
+                        kind: module.kind.label().to_owned(),
+                        tuner: rules.tuner.to_owned(),
+                        supported: rules.supported.iter().map(ModuleKind::label).collect::<Vec<_>>().join(", "),
+                    });
+                }
+                Verdict::Skip(reason) => {
+                    excluded += usize::from(matches!(reason, SkipReason::Excluded { .. }));
+                    match heads.iter().find(|(head, _)| head == name) {
+                        Some((_, head)) if reason == SkipReason::NotTargeted => head.clone(),
+                        _ => reason,
+                    }
+                }
+            };
+            if module.kind.is_linear() {
+                selection.skipped.push(Skipped { module: name.to_owned(), reason });
+            }
+        }
+        if self.exclude_modules.is_some() && excluded == 0 {
+            selection.notes.push("exclude_modules: no module is excluded by it".to_owned());
+        }
+        if selection.adapted.is_empty() {
+            return Err(Error::NothingTargeted(nothing(&targets, self, tree, excluded)));
+        }
+        if let OneOrMany::Many(entries) = &targets {
+            unmatched(entries, &used, tree, rules.strict, &mut selection.notes)?;
+        }
+        Ok(selection)
+    }
+
+    /// PEFT's rules for one name, in PEFT's order.
+    fn judge(
+        &self,
+        name: &str,
+        matcher: &Matcher,
+        exclude: Option<&Matcher>,
+        layers: &Layers,
+        saved: &SavedModules,
+    ) -> Verdict {
+        if let Some((entry, _)) = exclude.and_then(|exclude| exclude.find(name)) {
+            return Verdict::Skip(SkipReason::Excluded { entry: entry.to_owned() });
+        }
+        if let Some(reason) = saved.protects(name) {
+            return Verdict::Skip(reason);
+        }
+        match matcher.find(name) {
+            None => Verdict::Skip(SkipReason::NotTargeted),
+            Some((entry, true)) => Verdict::Adapt(entry.to_owned()),
+            Some((entry, false)) => match layers.refuses(name) {
+                None => Verdict::Adapt(entry.to_owned()),
+                Some(reason) => Verdict::Skip(reason),
+            },
+        }
+    }
+}
+
+enum Verdict {
+    Adapt(String),
+    Skip(SkipReason),
+}
+
+#[derive(Clone, Copy)]
+enum Origin {
+    AllLinear,
+    Given,
+    Default,
+}
+
+impl Origin {
+    fn reason(self, entry: &str, matcher: &Matcher) -> String {
+        match (self, matcher) {
+            (Self::AllLinear, _) => "all-linear".to_owned(),
+            (Self::Default, _) => format!("default of the architecture: `{entry}`"),
+            (Self::Given, Matcher::Whole(..)) => format!("target_modules matches: `{entry}`"),
+            (Self::Given, Matcher::Endings(_)) => format!("target_modules: `{entry}`"),
+        }
+    }
+}
+
+/// `layers_to_transform` and `layers_pattern`.
+struct Layers {
+    wanted: Vec<usize>,
+    patterns: Vec<Regex>,
+}
+
+impl Layers {
+    fn new(targets: &Targets) -> Result<Self> {
+        let wanted = targets.layers_to_transform.as_ref().map_or_else(Vec::new, |layers| layers.as_slice().to_vec());
+        let given = targets.layers_pattern.as_ref().map_or(&[][..], OneOrMany::as_slice);
+        let patterns = if given.is_empty() {
+            // At least two parts of a name stand before the number: `model.layers.3.`
+            vec![crate::pattern::compile("layers_pattern", r"^.*?\.[^.]*\.(\d+)\.")?]
+        } else {
+            let pattern = |p: &String| crate::pattern::compile("layers_pattern", &format!(r"^(?:^|.*?\.){p}\.(\d+)\."));
+            given.iter().map(pattern).collect::<Result<_>>()?
+        };
+        Ok(Self { wanted, patterns })
+    }
+
+    fn refuses(&self, name: &str) -> Option<SkipReason> {
+        if self.wanted.is_empty() {
+            return None;
+        }
+        let number = |regex: &Regex| regex.captures(name).ok().flatten()?.get(1)?.as_str().parse::<usize>().ok();
+        let index = self.patterns.iter().find_map(number);
+        match index {
+            Some(index) if self.wanted.contains(&index) => None,
+            index => Some(SkipReason::LayerNotSelected { index }),
+        }
+    }
+}
+
+fn all_linear(
+    tree: &ModuleTree,
+    info: &ModelInfo,
+    saved: &SavedModules,
+    heads: &mut Vec<(String, SkipReason)>,
+) -> Vec<String> {
+    let mut names = Vec::new();
+    for module in tree.modules.iter().filter(|module| module.kind.is_linear()) {
+        let name = &module.name;
+        if info.output_embedding.as_ref() == Some(name) {
+            heads.push((name.clone(), SkipReason::OutputEmbedding));
+        } else if let Some(reason) = saved.protects(name) {
+            heads.push((name.clone(), reason));
+        } else {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+/// Replaces a long list of full names by the shortest endings that name the same modules and no others.
+fn shorten(targets: &[String], tree: &ModuleTree) -> Vec<String> {
+    let is_target = |name: &str| targets.iter().any(|t| t == name || ends_at_dot(name, t));
+    let others: Vec<&str> = tree.modules.iter().map(|m| m.name.as_str()).filter(|name| !is_target(name)).collect();
+    let endings = |name: &str| -> Vec<String> {
+        let parts: Vec<&str> = name.split('.').collect();
+        (0..parts.len()).rev().map(|from| parts.get(from..).unwrap_or_default().join(".")).collect()
+    };
+    let mut ordered: Vec<(Vec<String>, &String)> = targets.iter().map(|target| (endings(target), target)).collect();
+    ordered.sort();
+    let mut chosen: Vec<String> = Vec::new();
+    for (endings, target) in ordered {
+        if chosen.iter().any(|ending| target == ending || ends_at_dot(target, ending)) {
+            continue;
+        }
+        let fits = |ending: &&String| !others.iter().any(|other| other == ending || ends_at_dot(other, ending));
+        chosen.push(endings.iter().find(fits).unwrap_or(target).clone());
+    }
+    if chosen.len() < targets.len() { chosen } else { targets.to_vec() }
+}
+
+fn linear_words(tree: &ModuleTree) -> Vec<&str> {
+    let mut words: Vec<&str> = Vec::new();
+    for module in tree.modules.iter().filter(|m| m.kind.is_linear()) {
+        let word = module.name.rsplit('.').next().unwrap_or_default();
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    words
+}
+
+fn no_default(tree: &ModuleTree, info: &ModelInfo) -> String {
+    format!(
+        "missing, and there is no default for model type `{}`: give \"all-linear\", or some of {}",
+        info.model_type,
+        linear_words(tree).join(", ")
+    )
+}
+
+fn nothing(targets: &OneOrMany<String>, rules: &Targets, tree: &ModuleTree, excluded: usize) -> String {
+    let wanted = targets.as_slice().join(", ");
+    let mut text = format!("target_modules [{wanted}] select no module of the model");
+    if excluded > 0 {
+        text.push_str(&format!("; exclude_modules takes {excluded} away"));
+    }
+    if let Some(layers) = &rules.layers_to_transform {
+        text.push_str(&format!("; layers_to_transform limits them to {:?}", layers.as_slice()));
+    }
+    let words = linear_words(tree);
+    let near: Vec<_> = targets.as_slice().iter().filter_map(|t| nearest(t, words.iter().copied())).collect();
+    if near.is_empty() {
+        text.push_str(&format!("; linear layers here: {}", words.join(", ")));
+    } else {
+        text.push_str(&format!("; did you mean {}?", near.join(", ")));
+    }
+    text
+}
+
+/// Entries of a list that match nothing: PEFT does not mention them.
+fn unmatched(
+    entries: &[String],
+    used: &BTreeSet<String>,
+    tree: &ModuleTree,
+    strict: bool,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    // An entry may match only names that an earlier entry matches as well.
+    let idle = |entry: &&String| {
+        !used.contains(*entry) && !tree.modules.iter().any(|m| m.name == **entry || ends_at_dot(&m.name, entry))
+    };
+    let idle: Vec<&String> = entries.iter().filter(idle).collect();
+    if idle.is_empty() {
+        return Ok(());
+    }
+    let words = linear_words(tree);
+    let each = idle.iter().map(|entry| match nearest(entry, words.iter().copied()) {
+        Some(near) => format!("`{entry}` (did you mean `{near}`?)"),
+        None => format!("`{entry}`"),
+    });
+    let problem = format!("{} match no module; linear layers here: {}", each.collect::<Vec<_>>().join(", "), words.join(", "));
+    if strict {
+        return Err(Error::config("target_modules", problem));
+    }
+    notes.push(format!("target_modules: {problem}"));
+    Ok(())
+}
