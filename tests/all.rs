@@ -1,0 +1,11 @@
+//! What holds across the crates of the workspace.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod adapters;
+mod config;
+mod files;
+mod golden_cases;
+mod gradients;
+mod registry;
+mod tidiness;
+mod fixture;

@@ -1,0 +1,66 @@
+//! The golden cases as models.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use peft::{
+    AutoClass, BaseModel, Batch, Inputs, Labels, PeftModel,
+    files::{AdapterFolder, TensorFile},
+    models::checkpoint::{self, LoadOptions},
+};
+
+pub(crate) fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+pub(crate) fn case(name: &str) -> PathBuf {
+    golden().join(name)
+}
+
+pub(crate) fn base(case: &Path, device: &Device) -> BaseModel {
+    let config = AdapterFolder::read(&case.join("adapter")).unwrap().config;
+    let class = config.task().unwrap().map_or(AutoClass::MODEL, |task| task.auto_class.clone());
+    checkpoint::load(&case.join("model"), &class, &LoadOptions::default(), device).unwrap().base
+}
+
+pub(crate) fn model(case: &Path) -> PeftModel {
+    let device = Device::flex();
+    PeftModel::from_pretrained(base(case, &device), &case.join("adapter"), &device).unwrap()
+}
+
+pub(crate) fn batch(case: &Path) -> Batch {
+    let tensors = TensorFile::read(&case.join("inputs.safetensors"), "inputs").unwrap().tensors;
+    let device = Device::flex();
+    let ids = |name: &str| {
+        tensors.get(name).map(|data| Tensor::from_data(data.clone().convert::<i64>(), &device))
+    };
+    let inputs = Inputs {
+        input_ids: ids("input_ids"),
+        attention_mask: ids("attention_mask"),
+        token_type_ids: ids("token_type_ids"),
+        ..Inputs::default()
+    };
+    let labels = ["labels", "start_positions", "end_positions"];
+    let labels = labels.iter().filter_map(|name| Some(((*name).to_owned(), tensors.get(*name)?.clone())));
+    Batch { inputs, labels: Labels(labels.collect()) }
+}
+
+pub(crate) fn expected(case: &Path) -> BTreeMap<String, TensorData> {
+    TensorFile::read(&case.join("expected.safetensors"), "expected").unwrap().tensors
+}
+
+pub(crate) fn floats(data: &TensorData) -> Vec<f64> {
+    data.clone().convert::<f64>().try_to_vec::<f64>().unwrap()
+}
+
+/// PyTorch and Burn sum in different orders; what differs more than this is another formula.
+pub(crate) fn assert_close(name: &str, got: &TensorData, want: &TensorData) {
+    let (got_values, want_values) = (floats(got), floats(want));
+    assert_eq!(got_values.len(), want_values.len(), "{name}: {:?} against {:?}", got.shape(), want.shape());
+    for (at, (g, w)) in got_values.iter().zip(&want_values).enumerate() {
+        assert!((g - w).abs() <= 1e-5 + 1e-3 * w.abs(), "{name}[{at}]: {g} against {w}");
+    }
+}

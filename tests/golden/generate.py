@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Writes the fixtures of this folder with Hugging Face PEFT: the numbers that `peft` must reproduce.
+
+    python3 -m venv .ref && .ref/bin/pip install torch transformers==5.23.0 peft==0.21.2 safetensors
+    .ref/bin/python tests/golden/generate.py
+
+A case is a folder `ARCHITECTURE.TASK.VARIANT`: a random model, an adapter as PEFT saves it with every trainable tensor moved
+away from its start, inputs with labels, and what PEFT computes from them in evaluation mode.
+"""
+import json, os, pathlib, shutil, zlib
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+import peft, torch, transformers as tf
+from safetensors.torch import load_file, save_file
+
+HERE = pathlib.Path(__file__).parent
+SIZES = dict(vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24)
+CONFIGS = {
+    "bert": lambda **k: tf.BertConfig(**SIZES, **k),
+    "llama": lambda **k: tf.LlamaConfig(num_key_value_heads=2, pad_token_id=0, **SIZES, **k),
+}
+HEADS = {
+    "SEQ_CLS": tf.AutoModelForSequenceClassification, "TOKEN_CLS": tf.AutoModelForTokenClassification,
+    "QUESTION_ANS": tf.AutoModelForQuestionAnswering, "CAUSAL_LM": tf.AutoModelForCausalLM,
+    "FEATURE_EXTRACTION": tf.AutoModel, "none": tf.AutoModel,
+}
+LORA = dict(r=3, lora_alpha=5)
+# (case, options of the model, options of LoRA, kind of SEQ_CLS labels)
+CASES = [
+    ("bert.SEQ_CLS.default", {}, LORA, "classes"),
+    ("bert.SEQ_CLS.regression", dict(num_labels=1), LORA, "float"),
+    ("bert.SEQ_CLS.multi-label", {}, LORA, "floats"),
+    ("bert.SEQ_CLS.all-linear-bias-all", {}, dict(LORA, target_modules="all-linear", bias="all"), "classes"),
+    ("bert.SEQ_CLS.bias-lora-only-rslora", {}, dict(LORA, bias="lora_only", use_rslora=True), "classes"),
+    ("bert.SEQ_CLS.embedding", {}, dict(LORA, target_modules=["word_embeddings", "query"]), "classes"),
+    ("bert.SEQ_CLS.excluded-layers", {}, dict(LORA, target_modules=["query", "key", "dense"], exclude_modules=["pooler.dense"], layers_to_transform=[1]), "classes"),
+    ("bert.TOKEN_CLS.default", {}, LORA, None),
+    ("bert.QUESTION_ANS.default", {}, LORA, None),
+    ("bert.FEATURE_EXTRACTION.default", {}, LORA, None),
+    ("bert.none.default", {}, LORA, None),
+    ("llama.CAUSAL_LM.default", {}, LORA, None),
+    ("llama.CAUSAL_LM.tied-all-linear", dict(tie_word_embeddings=True), dict(LORA, target_modules="all-linear"), None),
+    ("llama.CAUSAL_LM.patterns", {}, dict(LORA, target_modules="all-linear", rank_pattern={"layers.0.*q_proj": 2}, alpha_pattern={"v_proj": 7}), None),
+    ("llama.CAUSAL_LM.rope-llama3", dict(rope_parameters=dict(rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=12)), LORA, None),
+    ("llama.SEQ_CLS.default", {}, LORA, "classes"),
+    ("llama.TOKEN_CLS.default", {}, LORA, None),
+    ("llama.QUESTION_ANS.default", {}, LORA, None),
+]
+
+
+def inputs(task, arch, labels, g):
+    ids = torch.randint(3, 41, (3, 9), generator=g)
+    mask = torch.ones_like(ids)
+    for row, pad in ((1, 2), (2, 4)):
+        ids[row, 9 - pad:] = 0
+        mask[row, 9 - pad:] = 0
+    x = dict(input_ids=ids, attention_mask=mask)
+    if arch == "bert":
+        x["token_type_ids"] = (torch.arange(9) > 4).long().expand(3, 9).contiguous()
+    if task == "SEQ_CLS":
+        x["labels"] = {"classes": torch.tensor([0, 2, 1]), "float": torch.tensor([0.5, -1.0, 2.0]), "floats": torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0]])}[labels]
+    if task == "TOKEN_CLS":
+        x["labels"] = torch.where(mask == 1, torch.randint(0, 3, (3, 9), generator=g), -100)
+    if task == "CAUSAL_LM":
+        x["labels"] = torch.where(mask == 1, ids, -100)
+    if task == "QUESTION_ANS":
+        x["start_positions"], x["end_positions"] = torch.tensor([1, 2, 30]), torch.tensor([3, 2, 4])
+    return x
+
+
+def outputs(out):
+    names = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
+    return {n: getattr(out, n).detach().float().contiguous().clone() for n in names if getattr(out, n, None) is not None}
+
+
+def write(name, model_options, lora, labels):
+    arch, task, _ = name.split(".")
+    torch.manual_seed(zlib.crc32(name.encode()) % 10_000)
+    if task in ("SEQ_CLS", "TOKEN_CLS"):
+        model_options = dict(dict(num_labels=3), **model_options)
+    config = CONFIGS[arch](**model_options)
+    config._attn_implementation = "eager"
+    base = HEADS[task].from_config(config).eval()
+    with torch.no_grad():
+        for p in base.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    base.save_pretrained(folder / "model")
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type=None if task == "none" else task, **lora))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.1)
+    model.eval()
+    g = torch.Generator().manual_seed(1)
+    x = inputs(task, arch, labels, g)
+    out = model(**x)
+    loss = out.loss if getattr(out, "loss", None) is not None else (out.last_hidden_state ** 2).mean()
+    loss.backward()
+    model.save_pretrained(folder / "adapter")
+    saved = load_file(folder / "adapter/adapter_model.safetensors")
+    expected = outputs(out) | {"loss": loss.detach().reshape(1)}
+    for n, p in model.named_parameters():
+        key = n.replace(".modules_to_save.default", "").replace(".default", "")
+        if p.grad is not None and key in saved:
+            expected["grad." + key] = p.grad.float().contiguous().clone()
+    with torch.no_grad(), model.disable_adapter():
+        expected |= {"base." + k: v for k, v in outputs(model(**x)).items()}
+    trainable, total = model.get_nb_trainable_parameters()
+    facts = dict(wrapper=type(model).__name__, trainable_params=trainable, all_params=total, targeted=sorted(model.base_model.targeted_module_names), peft=peft.__version__, transformers=tf.__version__)
+    merged = model.merge_and_unload()
+    expected |= {"merged." + k: v.detach().clone().contiguous() for k, v in merged.state_dict().items() if v.is_floating_point()}
+    save_file({k: v.contiguous() for k, v in x.items()}, folder / "inputs.safetensors")
+    save_file(expected, folder / "expected.safetensors")
+    (folder / "expected.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    for extra in folder.glob("*/README.md"):
+        extra.unlink()
+    for extra in folder.glob("*/generation_config.json"):
+        extra.unlink()
+
+
+for case in CASES:
+    write(*case)
+    print(case[0])
