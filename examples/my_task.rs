@@ -14,8 +14,8 @@ use peft::{
     inventory,
     loss::mse,
     models::{
+        HfTokenizer,
         checkpoint::{self, LoadOptions},
-        tokenizer::HfTokenizer,
     },
     task::{Column, Judged, LabelSet, Metrics, Scores},
 };

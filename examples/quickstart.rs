@@ -11,8 +11,8 @@ use burn::{
 use peft::{
     AutoClass, Batch, Inputs, Labels, PeftConfig, PeftModel, PeftType, Result, TaskType,
     models::{
+        HfTokenizer,
         checkpoint::{self, LoadOptions},
-        tokenizer::HfTokenizer,
     },
     tokenizer::Tokenizer,
 };

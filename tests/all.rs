@@ -3,6 +3,7 @@
 
 mod adapters;
 mod config;
+mod docs;
 mod files;
 mod golden_cases;
 mod gradients;

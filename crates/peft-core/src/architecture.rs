@@ -69,6 +69,8 @@ pub struct ModelInfo {
     pub max_positions: Option<usize>,
     /// How many padding positions the forward pass assumes on the left (RoBERTa-like offsets); normally 0.
     pub position_offset: usize,
+    /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` tells it.
+    pub pools_last_token: bool,
 }
 
 impl ModelInfo {
@@ -87,6 +89,7 @@ impl ModelInfo {
             ignored_tensors: &[],
             max_positions: None,
             position_offset: 0,
+            pools_last_token: false,
         }
     }
 
@@ -156,6 +159,17 @@ impl ModelInfo {
     /// # Errors
     /// [`Error::Data`] with the offending value and its place.
     pub fn check(&self, batch: &Batch) -> Result<()> {
+        if batch.inputs.input_ids.is_none() && batch.inputs.inputs_embeds.is_none() {
+            return Err(Error::Data("the batch has neither `input_ids` nor `inputs_embeds`".to_owned()));
+        }
+        let rows = batch.inputs.input_ids.as_ref().map_or(0, |ids| ids.dims()[0]);
+        if self.pools_last_token && rows > 1 && self.pad_token_id().is_none() {
+            return Err(Error::Data(format!(
+                "a batch of {rows} rows: {} reads each row's last token, and config.json has no `pad_token_id` to find it \
+                 by; set one or take one row at a time",
+                self.class_name
+            )));
+        }
         let vocab = self.number("vocab_size");
         let types = self.number("type_vocab_size");
         let fields = [

@@ -107,6 +107,16 @@ impl Outputs {
         })
     }
 
+    /// The output of that name and rank on the host: its values in row-major order, and its sizes.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the model has no such output or it cannot be read back.
+    pub fn read<const D: usize>(&self, name: &str) -> Result<(Vec<f32>, [usize; D])> {
+        let tensor = self.get::<D>(name)?;
+        let values = tensor.try_to_vec_as::<f32>();
+        Ok((values.map_err(|error| Error::Data(format!("cannot read `{name}`: {error}")))?, tensor.dims()))
+    }
+
     /// All outputs in order.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &DynTensor)> {
         self.0.iter().map(|(name, tensor)| (*name, tensor))

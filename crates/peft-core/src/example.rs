@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde_json::{Map, Value};
 
-use crate::{Batch, Error, Inputs, Labels, ModelInfo, Result, tokenizer::Tokenizer};
+use crate::{
+    Batch, Error, Inputs, Labels, ModelInfo, Result,
+    error::nearest,
+    tokenizer::{Encoding, Tokenizer},
+};
 
 /// The label value that no loss counts.
 pub const IGNORE: i64 = -100;
@@ -106,6 +110,55 @@ impl EncodeContext<'_> {
         let column = self.column(role);
         row.fields.contains_key(column).then_some(column)
     }
+
+    /// The id of a class by its name, from the model's `label2id`, else from its `id2label`.
+    ///
+    /// A model whose classes have no names of their own (`LABEL_0`, …) takes the ids themselves as well.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with file and line, the label found and the nearest that the model has.
+    pub fn class(&self, row: &Row, label: &str) -> Result<i64> {
+        let by_name = self.info.config.get("label2id").and_then(|map| map.get(label)).and_then(Value::as_i64);
+        if let Some(class) = by_name {
+            return Ok(class);
+        }
+        let labels = self.info.labels();
+        let unnamed = |class: usize| labels.get(class).is_some_and(|name| *name == format!("LABEL_{class}"));
+        let by_id = || label.parse().ok().filter(|class| unnamed(*class));
+        let class = labels.iter().position(|name| name == label).or_else(by_id);
+        class.and_then(|class| i64::try_from(class).ok()).ok_or_else(|| {
+            let hint = match nearest(label, labels.iter().map(String::as_str)) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("it has: {}", shortened(&labels)),
+            };
+            row.error(format!("label `{label}` is no class of the model; {hint}"))
+        })
+    }
+
+    /// An example of an encoded text, without labels; none if the row is too long and is to be dropped.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with file and line if the row is too long and is not to be cut.
+    pub fn example(&self, row: &Row, encoding: &Encoding) -> Result<Option<Example>> {
+        match self.overflow {
+            Overflow::Raise if encoding.truncated => {
+                Err(row
+                    .error(format!("more than {} tokens: raise max_length, or cut or drop long rows", self.max_length)))
+            }
+            Overflow::Drop if encoding.truncated => Ok(None),
+            _ => Ok(Some(Example {
+                input_ids: encoding.ids.clone(),
+                type_ids: encoding.type_ids.clone(),
+                ..Example::default()
+            })),
+        }
+    }
+}
+
+fn shortened(labels: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let shown = labels.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if labels.len() > SHOWN { format!("{shown}, … ({} in all)", labels.len()) } else { shown }
 }
 
 /// A label of one example.
@@ -134,7 +187,7 @@ pub struct Example {
     pub labels: BTreeMap<&'static str, Label>,
     /// The tokens' offsets in the text that answers are cut from; none outside it.
     pub spans: Vec<Option<(usize, usize)>>,
-    /// The first token of each word, for tasks that label words.
+    /// The first token of each word, for tasks that label words; past the end for a word without tokens.
     pub word_starts: Vec<usize>,
 }
 
@@ -160,6 +213,13 @@ pub fn collate(examples: &[&Example], pad_id: u32, type_ids: bool, device: &Devi
         ..Inputs::default()
     };
 
+    Batch { inputs, labels: collate_labels(examples) }
+}
+
+/// The labels of examples as [`collate`] puts them into a batch, on the host.
+pub fn collate_labels(examples: &[&Example]) -> Labels {
+    let longest = examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
+    let count = examples.len();
     let mut labels = BTreeMap::new();
     for (name, first) in examples.iter().flat_map(|e| &e.labels) {
         if labels.contains_key(*name) {
@@ -184,16 +244,18 @@ pub fn collate(examples: &[&Example], pad_id: u32, type_ids: bool, device: &Devi
                 TensorData::new(each().flat_map(row).collect::<Vec<f32>>(), [count, width])
             }
             Label::Tokens(_) => {
-                let tokens = |e: &Example| match e.labels.get(name) {
+                let tokens = |l: Option<&Label>| match l {
                     Some(Label::Tokens(tokens)) => tokens.clone(),
                     _ => Vec::new(),
                 };
-                let aligned = examples.iter().all(|e| tokens(e).len() == e.input_ids.len());
-                let width = if aligned { longest } else { examples.iter().map(|e| tokens(e).len()).max().unwrap_or(0) };
-                padded(&|e, at| tokens(e).get(at).copied(), IGNORE, width)
+                let rows: Vec<Vec<i64>> = each().map(tokens).collect();
+                let aligned = examples.iter().zip(&rows).all(|(e, row)| row.len() == e.input_ids.len());
+                let width = if aligned { longest } else { rows.iter().map(Vec::len).max().unwrap_or(0) };
+                let cells = rows.iter().flat_map(|row| (0..width).map(|at| row.get(at).copied().unwrap_or(IGNORE)));
+                TensorData::new(cells.collect::<Vec<_>>(), [count, width])
             }
         };
         labels.insert((*name).to_owned(), data);
     }
-    Batch { inputs, labels: Labels(labels) }
+    Labels(labels)
 }

@@ -85,7 +85,7 @@ pub fn task_rules(config: &PeftConfig) -> Result<TaskRules> {
 /// As [`Tuner::plan`](crate::Tuner::plan).
 pub fn plan(base: &BaseModel, config: &PeftConfig) -> Result<Plan> {
     let tuner = (find::<TunerPlugin>(config.peft_type.as_str())?.build)(config)?;
-    tuner.plan(&base.tree(), &base.info, &task_rules(config)?)
+    tuner.plan(config, &base.tree(), &base.info, &task_rules(config)?)
 }
 
 impl Explanation {

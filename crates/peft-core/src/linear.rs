@@ -41,23 +41,20 @@ pub fn adapted_linear<const D: usize>(linear: &Linear, input: Tensor<D>) -> Tens
 
 fn adapted<const D: usize>(weight: &Param<Tensor<2>>, bias: Option<&Param<Tensor<1>>>, input: Tensor<D>) -> Tensor<D> {
     let bias = bias.map(Param::val);
-    let Some(set) = weight.reparameterization::<AdapterSet>() else {
-        return module::linear(input, weight.base(), bias);
-    };
-    if set.replaces() {
-        return module::linear(input, weight.val(), bias);
-    }
     let mut dims = input.dims();
     let [d_in, d_out] = weight.dims();
     let tokens = dims.iter().take(D - 1).product::<usize>();
-    let call = LinearCall {
-        input: input.reshape([tokens, d_in]),
-        weight: weight.base(),
-        bias: bias.clone(),
-        training: set.is_training(),
+    // Always a product of two matrices: in a batched one the processor's kernels would first copy a transposed weight.
+    let input = input.reshape([tokens, d_in]);
+    let output = match weight.reparameterization::<AdapterSet>() {
+        None => module::linear(input, weight.base(), bias),
+        Some(set) if set.replaces() => module::linear(input, weight.val(), bias),
+        Some(set) => {
+            let call = LinearCall { input, weight: weight.base(), bias: bias.clone(), training: set.is_training() };
+            let frozen = module::linear(call.input.clone(), call.weight.clone(), bias);
+            set.tuned().fold(frozen, |output, (layer, tensors)| layer.forward(&tensors, &call, output))
+        }
     };
-    let frozen = module::linear(call.input.clone(), call.weight.clone(), bias);
-    let output = set.tuned().fold(frozen, |output, (layer, tensors)| layer.forward(&tensors, &call, output));
     if let Some(last) = dims.last_mut() {
         *last = d_out;
     }

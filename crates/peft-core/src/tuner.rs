@@ -20,7 +20,7 @@ pub trait Tuner: Debug + Send + Sync {
     ///
     /// # Errors
     /// If nothing is selected, or something that the tuner cannot adapt.
-    fn plan(&self, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan>;
+    fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan>;
 }
 
 /// A tuner on one layer, its options resolved for that layer.
@@ -83,7 +83,12 @@ pub struct LinearCall {
 #[derive(Debug)]
 pub struct Tensors<'a>(pub(crate) &'a [(Arc<str>, DynParam)]);
 
-impl Tensors<'_> {
+impl<'a> Tensors<'a> {
+    /// Named tensors, for running a layer's tuner by itself.
+    pub fn new(named: &'a [(Arc<str>, DynParam)]) -> Self {
+        Self(named)
+    }
+
     /// The tensor of that name.
     ///
     /// # Panics

@@ -1,1 +1,13 @@
-//! Transformer architectures of peft on Burn, loaded from Hugging Face checkpoints.
+//! Transformer architectures on Burn, their Hugging Face checkpoints, and their tokenizers.
+//!
+//! One file an architecture, registered by its `model_type`; [`blocks`] holds what several share. [`checkpoint::load`] reads
+//! a folder as Transformers writes it, [`checkpoint::save`] writes one, [`HfTokenizer`] reads its `tokenizer.json`.
+
+pub mod blocks;
+pub mod checkpoint;
+mod tokenizer;
+
+mod bert;
+mod llama;
+
+pub use tokenizer::HfTokenizer;

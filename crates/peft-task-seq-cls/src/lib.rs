@@ -1,1 +1,309 @@
-//! The sequence classification task of peft.
+//! Sequence classification: one class, several classes or a number for a text or a pair of texts.
+//!
+//! Which of the three it is stands in the model's `problem_type`; where it does not, one output means a number and the labels
+//! decide the rest, as in Transformers.
+
+use std::collections::BTreeSet;
+
+use burn::tensor::Tensor;
+use peft_core::{
+    AutoClass, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    example::{EncodeContext, Example, Label, Row},
+    inventory, loss,
+    metrics::{
+        classification::{Average, accuracy, argmax, matthews, multi_label_precision_recall_f1, precision_recall_f1},
+        correlation::{mean_squared_error, pearson, spearman},
+    },
+    task::{Column, Judged, LabelSet, Metrics, Scores},
+};
+use serde_json::{Map, Value, json};
+
+inventory::submit! {
+    TaskPlugin {
+        name: "SEQ_CLS",
+        wrapper: "PeftModelForSequenceClassification",
+        auto_class: AutoClass::SEQUENCE_CLASSIFICATION,
+        heads: &["classifier", "score"],
+        num_transformer_submodules: 1,
+        task: &SequenceClassification,
+        summary: "a class, several classes or a number for a text or a pair of texts",
+    }
+}
+
+/// The task `SEQ_CLS`.
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceClassification;
+
+/// What the outputs of the head mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Problem {
+    Regression,
+    SingleLabel,
+    MultiLabel,
+}
+
+impl Problem {
+    fn of(info: &ModelInfo, one_class_each: bool) -> Result<Self> {
+        match info.problem_type() {
+            Some("regression") => Ok(Self::Regression),
+            Some("single_label_classification") => Ok(Self::SingleLabel),
+            Some("multi_label_classification") => Ok(Self::MultiLabel),
+            Some(other) => Err(Error::config(
+                "problem_type",
+                format!("`{other}` is none of regression, single_label_classification, multi_label_classification"),
+            )),
+            None if info.num_labels() == 1 => Ok(Self::Regression),
+            None if one_class_each => Ok(Self::SingleLabel),
+            None => Ok(Self::MultiLabel),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Regression => "regression",
+            Self::SingleLabel => "single_label_classification",
+            Self::MultiLabel => "multi_label_classification",
+        }
+    }
+}
+
+impl Task for SequenceClassification {
+    fn columns(&self) -> &'static [Column] {
+        &[
+            Column { role: "text", required: true, holds: "the text" },
+            Column { role: "label", required: true, holds: "a class, a list of classes, or a number" },
+            Column { role: "text_pair", required: false, holds: "a second text" },
+        ]
+    }
+
+    /// Lists are several classes each; numbers of which one has a decimal point are a regression; all else is one class each.
+    fn labels(&self, rows: &[Row], label_column: &str) -> Result<Option<LabelSet>> {
+        let mut classes = BTreeSet::new();
+        let (mut lists, mut numbers, mut fractions) = (0, 0, 0);
+        for row in rows {
+            let value = row.fields.get(label_column).ok_or_else(|| row.missing(label_column))?;
+            let texts = class_texts(row, value)?;
+            lists += usize::from(value.is_array());
+            if let ([text], false) = (texts.as_slice(), value.is_array()) {
+                numbers += usize::from(is_number(text));
+                fractions += usize::from(is_number(text) && text.contains(['.', 'e', 'E']));
+            }
+            classes.extend(texts);
+        }
+        let problem = match (lists, fractions) {
+            (0, 1..) if numbers == rows.len() => Problem::Regression,
+            (0, _) => Problem::SingleLabel,
+            _ if lists == rows.len() => Problem::MultiLabel,
+            _ => {
+                let odd = rows.iter().find(|row| !row.fields.get(label_column).is_some_and(Value::is_array));
+                let problem = format!("column `{label_column}` is a list in other rows, but not here");
+                return Err(odd.map_or_else(|| Error::Data(problem.clone()), |row| row.error(&problem)));
+            }
+        };
+        let mut labels: Vec<String> = classes.into_iter().collect();
+        if labels.iter().all(|label| label.parse::<i64>().is_ok()) {
+            labels.sort_by_key(|label| label.parse::<i64>().unwrap_or_default());
+        }
+        if problem == Problem::Regression {
+            labels = vec!["LABEL_0".to_owned()];
+        } else if let ([only], Problem::SingleLabel) = (labels.as_slice(), problem) {
+            return Err(Error::Data(format!(
+                "every row has the label `{only}`: a classifier needs two classes at least"
+            )));
+        }
+        Ok((!rows.is_empty()).then_some(LabelSet { labels, problem_type: problem.name() }))
+    }
+
+    fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
+        let pair = context.optional("text_pair", row).map(|column| row.text(column)).transpose()?;
+        let encoding = context.tokenizer.encode(row.text(context.column("text"))?, pair, context.max_length)?;
+        let Some(mut example) = context.example(row, &encoding)? else { return Ok(Vec::new()) };
+        if context.labelled {
+            let column = context.column("label");
+            let value = row.fields.get(column).ok_or_else(|| row.missing(column))?;
+            example.labels.insert("labels", label(row, value, context)?);
+        }
+        Ok(vec![example])
+    }
+
+    fn loss(&self, outputs: &Outputs, labels: &Labels, info: &ModelInfo) -> Result<Tensor<1>> {
+        let logits = outputs.get::<2>("logits")?;
+        let one_class_each = !labels.get("labels")?.dtype().is_float();
+        match Problem::of(info, one_class_each)? {
+            Problem::Regression => loss::mse(flat(logits), &labels.floats("labels")?),
+            Problem::SingleLabel => loss::cross_entropy(logits, &labels.integers("labels")?),
+            Problem::MultiLabel => loss::binary_cross_entropy_with_logits(flat(logits), &labels.floats("labels")?),
+        }
+    }
+
+    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+        Ok(labels.get("labels")?.shape().first().copied().unwrap_or(0) as f64)
+    }
+
+    fn scores(&self, outputs: &Outputs, _examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
+        let (logits, [_, classes]) = outputs.read::<2>("logits")?;
+        Ok(logits.chunks(classes.max(1)).map(|row| vec![row.to_vec()]).collect())
+    }
+
+    /// One class each: `accuracy`, `f1` (the mean over classes), `f1_weighted`, `matthews`. Several: `f1_micro`, `f1_macro`
+    /// and `accuracy`, for which all classes of a row must be right. A number: `pearson`, `spearman`, `mse`.
+    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
+        let judged = || {
+            rows.iter().flat_map(|row| &row.examples).filter_map(|(e, s)| Some((e.labels.get("labels")?, logits(s))))
+        };
+        let one_class_each = judged().all(|(label, _)| matches!(label, Label::Class(_)));
+        let named = |values: &[(&str, f64)]| values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        match Problem::of(context.info, one_class_each)? {
+            Problem::Regression => {
+                let truth: Vec<f64> = judged().flat_map(|(label, _)| floats(label)).collect();
+                let predicted: Vec<f64> =
+                    judged().flat_map(|(_, logits)| logits.iter().copied().map(f64::from)).collect();
+                Ok(named(&[
+                    ("pearson", pearson(&truth, &predicted)),
+                    ("spearman", spearman(&truth, &predicted)),
+                    ("mse", mean_squared_error(&truth, &predicted)),
+                ]))
+            }
+            Problem::SingleLabel => {
+                let truth: Vec<_> = judged().map(|(label, _)| class(label)).collect();
+                let predicted: Vec<_> = judged().map(|(_, logits)| argmax(logits).unwrap_or(usize::MAX)).collect();
+                let f1 = |average| precision_recall_f1(&truth, &predicted, average).f1;
+                Ok(named(&[
+                    ("accuracy", accuracy(&truth, &predicted)),
+                    ("f1", f1(Average::Macro)),
+                    ("f1_weighted", f1(Average::Weighted)),
+                    ("matthews", matthews(&truth, &predicted)),
+                ]))
+            }
+            Problem::MultiLabel => {
+                let flags = |values: Vec<f64>, over: f64| values.into_iter().map(|v| v > over).collect::<Vec<_>>();
+                let truth: Vec<_> = judged().map(|(label, _)| flags(floats(label), 0.5)).collect();
+                // A probability above one half is a logit above zero.
+                let predicted: Vec<_> =
+                    judged().map(|(_, logits)| logits.iter().map(|logit| *logit > 0.0).collect::<Vec<_>>()).collect();
+                let f1 = |average| multi_label_precision_recall_f1(&truth, &predicted, average).f1;
+                Ok(named(&[
+                    ("f1_micro", f1(Average::Micro)),
+                    ("f1_macro", f1(Average::Macro)),
+                    ("accuracy", accuracy(&truth, &predicted)),
+                ]))
+            }
+        }
+    }
+
+    /// `{"label", "score", "scores"}`; `{"labels", "scores"}` for several classes; `{"score"}` for one number, `{"scores"}`
+    /// for several.
+    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value> {
+        let info = context.info;
+        let Some((example, scores)) = row.examples.first() else { return Ok(Value::Null) };
+        let logits = logits(scores);
+        let by_label = |values: &[f64]| -> Map<String, Value> {
+            values.iter().enumerate().map(|(class, value)| (info.label(class), json!(value))).collect()
+        };
+        let one_class_each = !matches!(example.labels.get("labels"), Some(Label::Floats(_)));
+        Ok(match (Problem::of(info, one_class_each)?, logits) {
+            (Problem::Regression, [score]) => json!({ "score": score }),
+            (Problem::Regression, several) => {
+                json!({ "scores": by_label(&several.iter().copied().map(f64::from).collect::<Vec<_>>()) })
+            }
+            (Problem::SingleLabel, logits) => {
+                let probabilities = softmax(logits);
+                let best = argmax(logits).unwrap_or(0);
+                json!({
+                    "label": info.label(best),
+                    "score": probabilities.get(best),
+                    "scores": by_label(&probabilities),
+                })
+            }
+            (Problem::MultiLabel, logits) => {
+                let chances: Vec<f64> = logits.iter().map(|logit| 1.0 / (1.0 + f64::from(-*logit).exp())).collect();
+                let likely = chances.iter().enumerate().filter(|(_, chance)| **chance > 0.5);
+                let labels: Vec<String> = likely.map(|(class, _)| info.label(class)).collect();
+                json!({ "labels": labels, "scores": by_label(&chances) })
+            }
+        })
+    }
+}
+
+fn flat(values: Tensor<2>) -> Tensor<1> {
+    let [rows, columns] = values.dims();
+    values.reshape([rows * columns])
+}
+
+fn label(row: &Row, value: &Value, context: &EncodeContext<'_>) -> Result<Label> {
+    let problem = Problem::of(context.info, !value.is_array())?;
+    let texts = class_texts(row, value)?;
+    match (problem, texts.as_slice()) {
+        (Problem::Regression, [one]) if !value.is_array() => Ok(Label::Float(number(row, one)?)),
+        (Problem::Regression, several) => {
+            let outputs = context.info.num_labels();
+            if several.len() != outputs {
+                return Err(row.error(format!("{} numbers for {outputs} outputs", several.len())));
+            }
+            Ok(Label::Floats(several.iter().map(|text| number(row, text)).collect::<Result<_>>()?))
+        }
+        (Problem::SingleLabel, [one]) if !value.is_array() => Ok(Label::Class(context.class(row, one)?)),
+        (Problem::SingleLabel, _) => {
+            Err(row.error(format!("label {value} is a list, but the model gives one class each")))
+        }
+        (Problem::MultiLabel, several) => {
+            let mut flags = vec![0.0; context.info.num_labels()];
+            for text in several {
+                let class = usize::try_from(context.class(row, text)?);
+                if let Some(flag) = class.ok().and_then(|class| flags.get_mut(class)) {
+                    *flag = 1.0;
+                }
+            }
+            Ok(Label::Floats(flags))
+        }
+    }
+}
+
+/// The classes or numbers of a label as text: one, or as many as a list holds.
+fn class_texts(row: &Row, value: &Value) -> Result<Vec<String>> {
+    match value {
+        Value::String(text) if text.trim().is_empty() => Err(row.error("the label is empty")),
+        Value::String(text) => Ok(vec![text.clone()]),
+        Value::Number(_) | Value::Bool(_) => Ok(vec![value.to_string()]),
+        Value::Array(several) if several.iter().all(|one| !one.is_array()) => {
+            several.iter().map(|one| class_texts(row, one)).collect::<Result<Vec<_>>>().map(|texts| texts.concat())
+        }
+        other => Err(row.error(format!("label {other} is no class, no number and no list of them"))),
+    }
+}
+
+// `f64` also parses words such as `nan` and `infinity`, which may be classes.
+fn is_number(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c)) && text.parse().is_ok_and(f64::is_finite)
+}
+
+fn number(row: &Row, text: &str) -> Result<f32> {
+    let number = is_number(text).then(|| text.parse().ok()).flatten();
+    number.ok_or_else(|| row.error(format!("label `{text}` is no number, and the model predicts numbers")))
+}
+
+fn logits(scores: &Scores) -> &[f32] {
+    scores.first().map_or(&[], Vec::as_slice)
+}
+
+fn floats(label: &Label) -> Vec<f64> {
+    match label {
+        Label::Float(value) => vec![f64::from(*value)],
+        Label::Floats(values) => values.iter().copied().map(f64::from).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn class(label: &Label) -> usize {
+    if let Label::Class(class) = label { usize::try_from(*class).unwrap_or(usize::MAX) } else { usize::MAX }
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().map(f64::from).fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,92 @@
-//! The sequence-to-sequence language modelling task of peft.
+//! Sequence-to-sequence language modelling: a text for a text.
+
+use burn::tensor::Tensor;
+use peft_core::{
+    AutoClass, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    example::{EncodeContext, Example, IGNORE, Label, Row},
+    inventory, loss,
+    metrics::likelihood::Likelihood,
+    task::{Column, Judged, Metrics, Scores},
+};
+use serde_json::{Value, json};
+
+inventory::submit! {
+    TaskPlugin {
+        name: "SEQ_2_SEQ_LM",
+        wrapper: "PeftModelForSeq2SeqLM",
+        auto_class: AutoClass::SEQ2SEQ_LM,
+        heads: &[],
+        num_transformer_submodules: 2,
+        task: &Seq2SeqLm,
+        summary: "a text for a text: translation, summaries",
+    }
+}
+
+/// The task `SEQ_2_SEQ_LM`.
+#[derive(Debug, Clone, Copy)]
+pub struct Seq2SeqLm;
+
+impl Task for Seq2SeqLm {
+    fn columns(&self) -> &'static [Column] {
+        &[
+            Column { role: "source", required: true, holds: "the text to read" },
+            Column { role: "target", required: true, holds: "the text to write" },
+        ]
+    }
+
+    /// Labels are the target's tokens as the tokenizer makes them, closed by its end-of-text token.
+    fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
+        let source = context.tokenizer.encode(row.text(context.column("source"))?, None, context.max_length)?;
+        let Some(mut example) = context.example(row, &source)? else { return Ok(Vec::new()) };
+        if context.labelled {
+            let target = context.tokenizer.encode(row.text(context.column("target"))?, None, context.max_length)?;
+            let Some(Example { input_ids: mut ids, .. }) = context.example(row, &target)? else {
+                return Ok(Vec::new());
+            };
+            if let Some(eos) = context.tokenizer.eos_id()
+                && !target.truncated
+                && ids.last() != Some(&eos)
+            {
+                ids.push(eos);
+            }
+            example.labels.insert("labels", Label::Tokens(ids.into_iter().map(i64::from).collect()));
+        }
+        Ok(vec![example])
+    }
+
+    /// The cross-entropy of each decoder position; the model shifts the labels to make its decoder's input.
+    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
+        let logits = outputs.get::<3>("logits")?;
+        let [batch, length, classes] = logits.dims();
+        loss::cross_entropy(logits.reshape([batch * length, classes]), &labels.integers("labels")?)
+    }
+
+    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+        Ok(labels.integers("labels")?.iter().filter(|label| **label != IGNORE).count() as f64)
+    }
+
+    /// One vector: the summed negative log-likelihood of the target and how many tokens it has.
+    fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
+        let targets = examples.iter().map(|example| match example.labels.get("labels") {
+            Some(Label::Tokens(labels)) => labels.clone(),
+            _ => Vec::new(),
+        });
+        let losses = loss::sequence_losses(outputs.get::<3>("logits")?, &targets.collect::<Vec<_>>())?;
+        Ok(losses.into_iter().map(|(sum, tokens)| vec![vec![sum as f32, tokens as f32]]).collect())
+    }
+
+    /// `perplexity` of the targets: the exponential of the mean negative log-likelihood; NaN if there are none.
+    fn metrics(&self, rows: &[Judged<'_>], _context: &EncodeContext<'_>) -> Result<Metrics> {
+        let scores = rows.iter().flat_map(|row| &row.examples).map(|(_, scores)| *scores);
+        Ok([("perplexity".to_owned(), Likelihood::of(scores).perplexity())].into())
+    }
+
+    /// `{"nll", "tokens", "perplexity"}` of the row's target.
+    fn answer(&self, row: &Judged<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
+        let sum = Likelihood::of(row.examples.iter().map(|(_, scores)| *scores));
+        Ok(json!({ "nll": sum.nll, "tokens": sum.tokens, "perplexity": sum.perplexity() }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

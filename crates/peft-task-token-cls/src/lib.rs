@@ -1,1 +1,160 @@
-//! The token classification task of peft.
+//! Token classification: one tag for each word of a sentence.
+//!
+//! The first token of a word speaks for the word. Words that were cut off, or that the tokenizer makes nothing of, have no
+//! label and no prediction.
+
+use std::collections::BTreeSet;
+
+use burn::tensor::Tensor;
+use peft_core::{
+    AutoClass, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    example::{EncodeContext, Example, IGNORE, Label, Row},
+    inventory, loss,
+    metrics::{
+        classification::{Average, accuracy, argmax, precision_recall_f1},
+        entities::{entities, entity_scores, is_entity_tag},
+    },
+    task::{Column, Judged, LabelSet, Metrics, Scores},
+};
+use serde_json::{Value, json};
+
+inventory::submit! {
+    TaskPlugin {
+        name: "TOKEN_CLS",
+        wrapper: "PeftModelForTokenClassification",
+        auto_class: AutoClass::TOKEN_CLASSIFICATION,
+        heads: &["classifier", "score"],
+        num_transformer_submodules: 1,
+        task: &TokenClassification,
+        summary: "a tag for each word: entities, parts of speech",
+    }
+}
+
+/// The task `TOKEN_CLS`.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenClassification;
+
+impl Task for TokenClassification {
+    fn columns(&self) -> &'static [Column] {
+        &[
+            Column { role: "tokens", required: true, holds: "the words, a list" },
+            Column { role: "tags", required: true, holds: "a tag for each word, a list" },
+        ]
+    }
+
+    fn labels(&self, rows: &[Row], label_column: &str) -> Result<Option<LabelSet>> {
+        let mut tags = BTreeSet::new();
+        for row in rows {
+            tags.extend(row.words(label_column)?);
+        }
+        let labels: Vec<String> = tags.into_iter().collect();
+        Ok((!labels.is_empty()).then_some(LabelSet { labels, problem_type: "single_label_classification" }))
+    }
+
+    fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
+        let words = row.words(context.column("tokens"))?;
+        let encoding = context.tokenizer.encode_words(&words, context.max_length)?;
+        let Some(mut example) = context.example(row, &encoding)? else { return Ok(Vec::new()) };
+        example.word_starts = vec![example.input_ids.len(); words.len()];
+        for (token, word) in encoding.words.iter().enumerate().rev() {
+            if let Some(start) = word.and_then(|word| example.word_starts.get_mut(word)) {
+                *start = token;
+            }
+        }
+        if context.labelled {
+            let tags = row.words(context.column("tags"))?;
+            if tags.len() != words.len() {
+                return Err(row.error(format!("{} tags for {} words", tags.len(), words.len())));
+            }
+            let mut labels = vec![IGNORE; example.input_ids.len()];
+            for (tag, start) in tags.iter().zip(&example.word_starts) {
+                // Tags of cut words are looked up as well, so that a wrong one is found wherever it stands.
+                let class = context.class(row, tag)?;
+                if let Some(label) = labels.get_mut(*start) {
+                    *label = class;
+                }
+            }
+            example.labels.insert("labels", Label::Tokens(labels));
+        }
+        Ok(vec![example])
+    }
+
+    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
+        let logits = outputs.get::<3>("logits")?;
+        let [batch, length, classes] = logits.dims();
+        loss::cross_entropy(logits.reshape([batch * length, classes]), &labels.integers("labels")?)
+    }
+
+    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+        Ok(labels.integers("labels")?.iter().filter(|label| **label != IGNORE).count() as f64)
+    }
+
+    /// One vector: the most likely class of each word; NaN for a word without a prediction.
+    fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
+        let (logits, [_, length, classes]) = outputs.read::<3>("logits")?;
+        let per_example = examples.iter().enumerate().map(|(at, example)| {
+            let class = |start: &usize| {
+                let token = (*start < example.input_ids.len()).then_some((at * length + start) * classes)?;
+                argmax(logits.get(token..token + classes)?)
+            };
+            vec![example.word_starts.iter().map(|start| class(start).map_or(f32::NAN, |class| class as f32)).collect()]
+        });
+        Ok(per_example.collect())
+    }
+
+    /// With `B-` and `I-` tags the entities' `f1`, `precision` and `recall` by seqeval's rules, and `accuracy` over words;
+    /// else `accuracy` and `f1` (the mean over classes).
+    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
+        let info = context.info;
+        let (mut truth, mut predicted) = (Vec::new(), Vec::new());
+        for (example, scores) in rows.iter().flat_map(|row| &row.examples) {
+            let Some(Label::Tokens(labels)) = example.labels.get("labels") else { continue };
+            let words = example.word_starts.iter().zip(classes(scores));
+            let judged = words.filter_map(|(start, predicted)| {
+                let label = labels.get(*start).and_then(|label| usize::try_from(*label).ok())?;
+                Some((info.label(label), info.label(predicted?)))
+            });
+            let (right, found): (Vec<String>, Vec<String>) = judged.unzip();
+            truth.push(right);
+            predicted.push(found);
+        }
+        let (words, found) = (truth.concat(), predicted.concat());
+        let accuracy = ("accuracy".to_owned(), accuracy(&words, &found));
+        if info.labels().iter().any(|label| is_entity_tag(label)) {
+            let scores = entity_scores(&truth, &predicted);
+            let named = [("f1", scores.f1), ("precision", scores.precision), ("recall", scores.recall)];
+            return Ok(named.into_iter().map(|(name, value)| (name.to_owned(), value)).chain([accuracy]).collect());
+        }
+        let f1 = ("f1".to_owned(), precision_recall_f1(&words, &found, Average::Macro).f1);
+        Ok([accuracy, f1].into_iter().collect())
+    }
+
+    /// `{"tokens", "tags", "entities": [{"type", "start", "end", "text"}]}`; `start` and `end` count words, and a word without
+    /// a prediction has the tag null.
+    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value> {
+        let words = row.row.words(context.column("tokens"))?;
+        let predicted = row.examples.first().map_or(&[][..], |(_, scores)| scores.first().map_or(&[], Vec::as_slice));
+        let mut tags: Vec<Option<String>> =
+            predicted.iter().map(|class| Some(context.info.label(known(*class)?))).collect();
+        tags.resize(words.len(), None);
+        let spans = entities(&tags.iter().map(|tag| tag.as_deref().unwrap_or("O")).collect::<Vec<_>>());
+        let bio = context.info.labels().iter().any(|label| is_entity_tag(label));
+        let found = spans.iter().filter(|_| bio).map(|entity| {
+            let text = words.get(entity.start..entity.end).unwrap_or_default().join(" ");
+            json!({ "type": entity.kind, "start": entity.start, "end": entity.end, "text": text })
+        });
+        let found: Vec<Value> = found.collect();
+        Ok(json!({ "tokens": words, "tags": tags, "entities": found }))
+    }
+}
+
+fn classes(scores: &Scores) -> impl Iterator<Item = Option<usize>> {
+    scores.iter().flatten().map(|class| known(*class))
+}
+
+fn known(class: f32) -> Option<usize> {
+    class.is_finite().then_some(class as usize)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,29 @@
-//! Data, training loop, checkpoints and metrics of peft.
+//! Recipes, the training loop, checkpoints and evaluation of `peft`.
+//!
+//! [`train`] turns a [`Recipe`] into an adapter folder; [`evaluate`](evaluate::evaluate) and [`predict`](evaluate::predict)
+//! use one. Everything that a recipe decides is resolved and judged before the first step.
+
+pub mod checkpoint;
+pub mod data;
+pub mod dataset;
+pub mod error;
+pub mod evaluate;
+mod exact;
+mod gradients;
+pub mod labels;
+pub mod observer;
+pub mod prepare;
+pub mod recipe;
+pub mod report;
+pub mod schedule;
+mod seeds;
+pub mod trainer;
+pub mod trainer_log;
+
+pub use dataset::Dataset;
+pub use error::{Error, Result};
+pub use observer::{Event, Observer, Silent};
+pub use prepare::{Prepared, prepare};
+pub use recipe::Recipe;
+pub use report::TrainReport;
+pub use trainer::{TrainOptions, train};

@@ -1,0 +1,146 @@
+//! `peft eval`: the task's metrics on labelled data.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use peft::{
+    ModelInfo, PeftModel, Task,
+    example::{EncodeContext, Overflow},
+    models::HfTokenizer,
+};
+use peft_train::{
+    Dataset, Silent,
+    evaluate::evaluate,
+    prepare::{Encoding, rows},
+};
+use serde_json::{Value, json};
+
+use crate::{CliError, Globals, session::ModelArgs, terminal};
+
+/// Measure an adapter on labelled data
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  peft eval --model bert --adapter out --data dev.tsv
+  peft eval --model bert --adapter out --data dev.csv --column text=sentence --column label=stars --json
+
+Columns, max_length and doc_stride are those of the adapter's recipe.toml unless they are given; classes those of its
+labels.json where the base model has none of its own.")]
+pub(crate) struct Eval {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+impl Eval {
+    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+        let model = self.model.open(globals)?;
+        let opened = self.data.open(&self.model, &model, true)?;
+        let metrics = evaluate(&model, &opened.data, &opened.context(&model), self.data.batch_size, &mut Silent)?;
+        if globals.json {
+            let mut document = json!(metrics);
+            if let Value::Object(document) = &mut document {
+                document.insert("rows".to_owned(), opened.data.summary.rows.into());
+                document.insert("examples".to_owned(), opened.data.summary.examples.into());
+            }
+            return terminal::json(&document);
+        }
+        for (name, value) in &metrics {
+            terminal::result(format!("{name} {value:.6}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Which rows, and how they become examples.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DataArgs {
+    /// The rows: .tsv, .csv, .jsonl, .json (SQuAD), .conll, .conllu or .txt.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Examples of a batch.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
+    pub(crate) batch_size: usize,
+    /// The column that plays a role, such as text=sentence; may be given several times.
+    #[arg(long, value_name = "ROLE=NAME", value_parser = column)]
+    column: Vec<(String, String)>,
+    /// Most tokens of an example.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    max_length: Option<usize>,
+    /// Tokens that neighbouring windows of a long context share.
+    #[arg(long, value_name = "N")]
+    doc_stride: Option<usize>,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a whole number above 0".to_owned())
+}
+
+fn column(text: &str) -> Result<(String, String), String> {
+    let (role, name) = text.split_once('=').ok_or_else(|| "must be ROLE=NAME".to_owned())?;
+    Ok((role.to_owned(), name.to_owned()))
+}
+
+/// Rows made ready for a model.
+pub(crate) struct Opened {
+    tokenizer: HfTokenizer,
+    encoding: Encoding,
+    labelled: bool,
+    pub(crate) data: Dataset,
+}
+
+impl Opened {
+    /// What the task needs beside the rows.
+    pub(crate) fn context<'a>(&'a self, model: &'a PeftModel) -> EncodeContext<'a> {
+        self.encoding.context(&self.tokenizer, &model.base().info, self.labelled)
+    }
+}
+
+impl DataArgs {
+    /// Reads and encodes the rows as the adapter's own recipe would.
+    pub(crate) fn open(&self, args: &ModelArgs, model: &PeftModel, labelled: bool) -> Result<Opened, CliError> {
+        let Some(plugin) = model.task()? else {
+            let problem = "the adapter has no task_type: there is nothing to measure or to answer; peft forward runs it";
+            return Err(CliError::Usage(problem.to_owned()));
+        };
+        let adapters = args.adapters();
+        let active = model.active().first();
+        let folder = adapters.iter().find(|(name, _)| Some(name) == active).map(|(_, folder)| folder.clone());
+        let folder = folder.unwrap_or_default();
+        let tokenizer = match HfTokenizer::from_folder(&args.model) {
+            // `peft train` leaves the tokenizer beside the adapter.
+            Err(peft::Error::NotFound { .. }) if folder.join("tokenizer.json").exists() => HfTokenizer::from_folder(&folder)?,
+            found => found?,
+        };
+        let info = &model.base().info;
+        let mut encoding = Encoding::of_adapter(&folder, info)?;
+        self.adjust(&mut encoding, plugin.task, info)?;
+        if !labelled && encoding.overflow == Overflow::Drop {
+            // One line an input.
+            encoding.overflow = Overflow::Truncate;
+        }
+        let context = encoding.context(&tokenizer, info, labelled);
+        let data = Dataset::for_evaluation(rows(&self.data)?, plugin.task, &context)?;
+        Ok(Opened { tokenizer, encoding, labelled, data })
+    }
+
+    fn adjust(&self, encoding: &mut Encoding, task: &dyn Task, info: &ModelInfo) -> Result<(), CliError> {
+        for (role, name) in &self.column {
+            let roles: Vec<_> = task.columns().iter().map(|column| column.role).collect();
+            if !roles.contains(&role.as_str()) {
+                let problem = format!("--column {role}={name}: the task has no such column; its columns: {}", roles.join(", "));
+                return Err(CliError::Usage(problem));
+            }
+            encoding.columns.insert(role.clone(), name.clone());
+        }
+        if let (Some(wanted), Some(most)) = (self.max_length, info.max_positions)
+            && wanted > most
+        {
+            return Err(CliError::Usage(format!("--max-length {wanted} is more than the model's {most} positions")));
+        }
+        encoding.max_length = self.max_length.unwrap_or(encoding.max_length);
+        encoding.doc_stride = self.doc_stride.unwrap_or(encoding.doc_stride);
+        Ok(())
+    }
+}

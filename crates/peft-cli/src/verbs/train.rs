@@ -1,0 +1,215 @@
+//! `peft train`: fine-tune as a recipe says.
+
+use std::{
+    io::IsTerminal,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use peft::{Explanation, task::Metrics};
+use peft_train::{
+    Event, Observer, Prepared, Recipe, TrainOptions, TrainReport,
+    dataset::DataSummary,
+    prepare::{Weights, prepare},
+    schedule::Schedule,
+    trainer::StepPlan,
+};
+use serde_json::json;
+
+use super::explain;
+use crate::{CliError, Globals, session, terminal};
+
+/// Fine-tune as a recipe says
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  peft train recipe.toml
+  peft train recipe.toml --dry-run
+  peft train recipe.toml training.learning_rate=1e-4 adapter.r=16 training.output_dir=runs/r16
+  peft train recipe.toml --resume
+
+Paths in a recipe are looked for beside it first, then in the working directory; output_dir is relative to the working
+directory. Ctrl-C finishes the step, writes a checkpoint and ends with code 130; a second one ends at once.")]
+pub(crate) struct Train {
+    /// The recipe, in TOML.
+    #[arg(value_name = "RECIPE.toml")]
+    recipe: PathBuf,
+    /// Values that replace those of the recipe.
+    #[arg(value_name = "section.key=value")]
+    overrides: Vec<String>,
+    /// Resolve, validate and explain everything, then stop.
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
+    /// Go on from the last checkpoint in output_dir.
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Train {
+    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+        session::dtype(globals)?;
+        let mut overrides = self.overrides;
+        overrides.extend(globals.dtype.iter().map(|dtype| format!("model.dtype={dtype}")));
+        let recipe = Recipe::read(&self.recipe, &overrides)?;
+        let device = session::device(globals)?;
+        if self.dry_run {
+            let prepared = prepare(&recipe, &device, Weights::Skip)?;
+            return dry_run(&recipe, &prepared, globals);
+        }
+        let options = TrainOptions { resume: self.resume, device, stop: stop_on_ctrl_c()? };
+        let mut progress = Progress { globals, bar: None };
+        let report = peft_train::train(&recipe, &options, &mut progress);
+        progress.clear();
+        let report = report?;
+        if globals.json { terminal::json(&report) } else { terminal::result(summary(&report)) }
+    }
+}
+
+/// A flag that ctrl-C sets; a second ctrl-C ends the program.
+fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, CliError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let handler = move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|error| CliError::Usage(format!("cannot listen for ctrl-C: {error}")))?;
+    Ok(stop)
+}
+
+fn dry_run(recipe: &Recipe, prepared: &Prepared, globals: &Globals) -> Result<(), CliError> {
+    let explanation = Explanation::new(&prepared.base, &recipe.adapter)?;
+    let plan = StepPlan::new(&recipe.training, &prepared.train);
+    let schedule = Schedule::new(&recipe.training, plan.total);
+    if globals.json {
+        return terminal::json(&json!({
+            "explanation": explanation,
+            "train": prepared.train.summary,
+            "eval": prepared.eval.as_ref().map(|eval| &eval.summary),
+            "labels": prepared.labels.as_ref().map(|labels| &labels.labels),
+            "max_length": prepared.encoding.max_length,
+            "steps": plan.total,
+            "warmup_steps": schedule.warmup,
+            "recipe": recipe.to_map(),
+        }));
+    }
+    terminal::result(explain::prose(&explanation, &prepared.base, &recipe.adapter)?)?;
+    terminal::result("")?;
+    for line in data_lines(prepared) {
+        terminal::result(line)?;
+    }
+    terminal::result(format!(
+        "steps: {} ({} each epoch), warmup {}, learning rate {:e} at its highest",
+        plan.total, plan.steps_per_epoch, schedule.warmup, schedule.peak
+    ))?;
+    terminal::result(format!("\n{}", recipe.to_toml().trim_end()))
+}
+
+fn data_lines(prepared: &Prepared) -> Vec<String> {
+    let line = |what: &str, data: &DataSummary| {
+        let left_out = match data.without_loss {
+            0 => String::new(),
+            count => format!(", {count} of them without anything to learn"),
+        };
+        format!(
+            "{what}: {} rows, {} examples{left_out}, {} tokens, {} loss tokens",
+            data.rows, data.examples, data.tokens, data.loss_tokens
+        )
+    };
+    let mut lines = vec![line("train", &prepared.train.summary)];
+    lines.extend(prepared.eval.as_ref().map(|eval| line("eval", &eval.summary)));
+    lines.extend(prepared.labels.as_ref().map(|labels| format!("labels: {}", labels.labels.join(", "))));
+    if !prepared.initialised.is_empty() {
+        lines.push(format!("initialised at random, because the checkpoint lacks them: {}", prepared.initialised.join(", ")));
+    }
+    lines
+}
+
+fn summary(report: &TrainReport) -> String {
+    let mut lines = vec![format!("train_loss {:.4} after {} steps", report.train_loss, report.steps)];
+    lines.extend(report.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")));
+    lines.push(format!("{:.0} tokens/s, {:.3} s/step", report.tokens_per_second, report.step_seconds_median));
+    let which = if report.written_step == report.steps { String::new() } else { format!(" (step {})", report.written_step) };
+    lines.push(format!("adapter{which} in {}", report.output_dir.display()));
+    lines.join("\n")
+}
+
+/// A bar on a terminal, lines elsewhere; all of it on stderr.
+struct Progress<'a> {
+    globals: &'a Globals,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress<'_> {
+    fn say(&self, text: impl std::fmt::Display) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| terminal::note(self.globals, text)),
+            None => terminal::note(self.globals, text),
+        }
+    }
+
+    fn start(&mut self, done: usize, total: usize) {
+        if done > 0 {
+            self.say(format!("resuming after step {done} of {total}"));
+        }
+        if self.globals.quiet || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {eta} left {msg}");
+        let bar = ProgressBar::new(total as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_position(done as u64);
+        bar.reset_eta();
+        self.bar = Some(bar);
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Observer for Progress<'_> {
+    fn observe(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Note(note) => self.say(format!("note: {note}")),
+            Event::Prepared(prepared) => data_lines(prepared).into_iter().for_each(|line| self.say(line)),
+            Event::Adapted(explanation) => {
+                explanation.notes.iter().for_each(|note| self.say(format!("note: {note}")));
+                self.say(explanation.trainable_sentence());
+            }
+            Event::Started { done, total } => self.start(*done, *total),
+            Event::Step { step, .. } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message("");
+                    bar.set_position(*step as u64);
+                }
+            }
+            Event::Logged(line) => self.say(format!(
+                "step {:>6}  epoch {:.2}  loss {:.4}  lr {:.2e}  {:.0} tokens/s",
+                line.step, line.epoch, line.loss, line.learning_rate, line.tokens_per_second
+            )),
+            Event::Evaluating { done, total } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("(evaluating {done}/{total})"));
+                }
+            }
+            Event::Evaluated { step, metrics, best } => {
+                let mark = if *best { "  best so far" } else { "" };
+                self.say(format!("step {step:>6}  {}{mark}", in_one_line(metrics)));
+            }
+            Event::Saved(folder) => self.say(format!("saved {}", folder.display())),
+            _ => {}
+        }
+    }
+}
+
+fn in_one_line(metrics: &Metrics) -> String {
+    metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join("  ")
+}

@@ -1,0 +1,77 @@
+//! Activation functions by the names of `hidden_act`.
+
+use burn::tensor::{Tensor, activation};
+
+/// A function between the two matrices of a feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x Φ(x)` with the error function.
+    Gelu,
+    /// `x Φ(x)` with the hyperbolic tangent in place of the error function.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x σ(x)`.
+    Silu,
+    /// `tanh(x)`.
+    Tanh,
+}
+
+/// `√(2/π)`, the slope of the tangent form of GELU.
+const SLOPE: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+
+impl Activation {
+    /// The names of Transformers that are known here, with what they mean.
+    pub const NAMES: &'static [(&'static str, Self)] = &[
+        ("gelu", Self::Gelu),
+        ("gelu_new", Self::GeluTanh),
+        ("gelu_pytorch_tanh", Self::GeluTanh),
+        ("relu", Self::Relu),
+        ("silu", Self::Silu),
+        ("swish", Self::Silu),
+        ("tanh", Self::Tanh),
+    ];
+
+    /// The function of that name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation)
+    }
+
+    /// Applies it to each element.
+    pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Gelu => activation::gelu(x),
+            // Burn's own takes `powf` for the cube, which costs more than the rest together.
+            Self::GeluTanh => {
+                let cubic = x.clone() * (x.clone() * x.clone() * (0.044715 * SLOPE) + SLOPE);
+                x * (cubic.tanh() * 0.5 + 0.5)
+            }
+            Self::Relu => activation::relu(x),
+            Self::Silu => activation::silu(x),
+            Self::Tanh => x.tanh(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use burn::tensor::{Device, Tolerance};
+
+    use super::*;
+
+    #[test]
+    fn values_are_those_of_pytorch() {
+        let check = |name: &str, expected: [f32; 3]| {
+            let x = Tensor::<1>::from_data([-1.5_f32, 0.3, 2.0], &Device::flex());
+            let y = Activation::by_name(name).unwrap().forward(x).into_data();
+            y.assert_approx_eq::<f32>(&expected.into(), Tolerance::absolute(2e-6));
+        };
+        check("gelu", [-0.100_210_8, 0.185_373_4, 1.954_499_7]);
+        check("gelu_new", [-0.100_427_8, 0.185_370_8, 1.954_597_7]);
+        check("relu", [0.0, 0.3, 2.0]);
+        check("silu", [-0.273_638_3, 0.172_332_8, 1.761_594_2]);
+        check("tanh", [-0.905_148_3, 0.291_312_6, 0.964_027_6]);
+    }
+}

@@ -1,0 +1,57 @@
+//! The ends of a model: tokens in, pooled tokens and spans out.
+
+use burn::{
+    nn::Embedding,
+    tensor::{Int, Tensor},
+};
+use peft_core::{Inputs, adapted_embedding};
+
+/// The embedded input: `inputs_embeds` where there are such, else the words of `input_ids`; none if both are absent.
+///
+/// # Shapes
+/// - returned: `[batch, sequence, dimensions]`
+pub fn embed(words: &Embedding, inputs: &Inputs) -> Option<Tensor<3>> {
+    let embedded = inputs.inputs_embeds.clone();
+    embedded.or_else(|| inputs.input_ids.clone().map(|ids| adapted_embedding(words, ids)))
+}
+
+/// The position of each token: `position_ids`, or 0, 1, … for all rows alike.
+///
+/// # Shapes
+/// - returned: `[batch, sequence]` or `[1, sequence]`
+pub fn positions(inputs: &Inputs, hidden: &Tensor<3>) -> Tensor<2, Int> {
+    let counted = || {
+        let length = i64::try_from(hidden.dims()[1]).unwrap_or(i64::MAX);
+        Tensor::<1, Int>::arange(0..length, &hidden.device().inner()).unsqueeze()
+    };
+    inputs.position_ids.clone().unwrap_or_else(counted)
+}
+
+/// The hidden state of each row's right-most token that is no padding; of the last token where nothing tells padding.
+///
+/// # Shapes
+/// - `hidden`: `[batch, sequence, dimensions]`
+/// - returned: `[batch, dimensions]`
+pub fn last_token(hidden: Tensor<3>, input_ids: Option<&Tensor<2, Int>>, pad_token_id: Option<i64>) -> Tensor<2> {
+    let [batch, length, width] = hidden.dims();
+    let Some((ids, pad)) = input_ids.zip(pad_token_id) else {
+        return hidden.slice([0..batch, length.saturating_sub(1)..length, 0..width]).reshape([batch, width]);
+    };
+    let device = hidden.device().inner();
+    let count = |n: usize| Tensor::<1, Int>::arange(0..i64::try_from(n).unwrap_or(i64::MAX), &device);
+    let places = ids.clone().not_equal_scalar(pad).int() * count(length).unsqueeze();
+    let last = places.max_dim(1).reshape([batch]);
+    let row_starts = count(batch) * i64::try_from(length).unwrap_or(i64::MAX);
+    hidden.reshape([batch * length, width]).select(0, row_starts + last)
+}
+
+/// Start and end logits of spans from the two columns of `qa_outputs`.
+///
+/// # Shapes
+/// - `logits`: `[batch, sequence, 2]`
+/// - returned: two of `[batch, sequence]`
+pub fn split_span_logits(logits: Tensor<3>) -> (Tensor<2>, Tensor<2>) {
+    let [batch, length, _] = logits.dims();
+    let column = |at: usize| logits.clone().slice([0..batch, 0..length, at..at + 1]).reshape([batch, length]);
+    (column(0), column(1))
+}

@@ -1,0 +1,145 @@
+//! Reading `config.json`: keys with their defaults, and errors that name the key.
+
+use peft_core::{Error, Result};
+use serde_json::{Map, Value};
+
+use super::Activation;
+
+/// The keys of a model configuration; `null` counts as absent, as in Transformers.
+#[derive(Debug, Clone, Copy)]
+pub struct Fields<'a>(pub &'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    /// An error about a key.
+    pub fn error(key: &str, problem: impl Into<String>) -> Error {
+        Error::Config { origin: "config.json".to_owned(), key: key.to_owned(), problem: problem.into() }
+    }
+
+    /// The value of a key that is there and not `null`.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn read<T>(&self, key: &str, wanted: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| Self::error(key, format!("should be {wanted}, found {value}")))
+    }
+
+    fn required<T>(key: &str, wanted: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| Self::error(key, format!("missing; it should be {wanted}")))
+    }
+
+    /// A size that must be there, at least 1.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn size(&self, key: &str) -> Result<usize> {
+        Self::required(key, "a whole number of at least 1", self.optional_size(key)?)
+    }
+
+    /// A size, at least 1.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn optional_size(&self, key: &str) -> Result<Option<usize>> {
+        let whole = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+        self.read(key, "a whole number of at least 1", whole)
+    }
+
+    /// A finite number.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn float(&self, key: &str) -> Result<f64> {
+        Self::required(key, "a number", self.read(key, "a number", Value::as_f64)?)
+    }
+
+    /// A finite number with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn float_or(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.read(key, "a number", Value::as_f64)?.unwrap_or(default))
+    }
+
+    /// A probability below 1, as dropout needs it, with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn probability_or(&self, key: &str, default: f64) -> Result<f64> {
+        let below_one = |value: &Value| value.as_f64().filter(|p| (0.0..1.0).contains(p));
+        Ok(self.read(key, "a number from 0 to below 1", below_one)?.unwrap_or(default))
+    }
+
+    /// A truth value with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.read(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    /// A text with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn text_or(&self, key: &str, default: &'a str) -> Result<&'a str> {
+        Ok(self.read(key, "a text", Value::as_str)?.unwrap_or(default))
+    }
+
+    /// A table.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn table(&self, key: &str) -> Result<Option<Fields<'a>>> {
+        Ok(self.read(key, "an object", Value::as_object)?.map(Fields))
+    }
+
+    /// An activation function by its name, with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the names that are known.
+    pub fn activation_or(&self, key: &str, default: &'a str) -> Result<Activation> {
+        let name = self.text_or(key, default)?;
+        Activation::by_name(name).ok_or_else(|| {
+            let known: Vec<_> = Activation::NAMES.iter().map(|(name, _)| *name).collect();
+            Self::error(key, format!("`{name}` is not supported (supported: {})", known.join(", ")))
+        })
+    }
+
+    /// Refuses a setting that this implementation does not compute.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the key has another value than `only`.
+    pub fn only(&self, key: &str, only: &Value) -> Result<()> {
+        match self.get(key) {
+            Some(value) if value != only => Err(Self::error(key, format!("{value} is not supported (supported: {only})"))),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::unwrap_err_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn errors_name_the_key_and_what_would_be_right() {
+        let config = json!({"layers": "six", "width": 0, "drop": 1.0, "act": "mish", "none": null});
+        let fields = Fields(config.as_object().unwrap());
+        let check = |error: Error, parts: [&str; 2]| {
+            let text = error.to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        };
+        check(fields.size("layers").unwrap_err(), ["`layers`", "found \"six\""]);
+        check(fields.size("width").unwrap_err(), ["`width`", "at least 1"]);
+        check(fields.size("heads").unwrap_err(), ["`heads`", "missing"]);
+        check(fields.probability_or("drop", 0.0).unwrap_err(), ["`drop`", "below 1"]);
+        check(fields.activation_or("act", "gelu").unwrap_err(), ["`mish`", "gelu_new"]);
+        assert_eq!(fields.optional_size("none").unwrap(), None);
+    }
+}

@@ -1,0 +1,54 @@
+//! Burn's layers as a base model needs them: lazy, untracked, and initialised as Transformers does.
+
+use burn::{
+    module::Param,
+    nn::{Dropout, Embedding, Initializer, LayerNorm, LayerNormConfig, Linear, RmsNorm, RmsNormConfig},
+    tensor::Device,
+};
+
+/// Makes layers whose parameters take no memory until they are loaded or used, and never require a gradient: the gradient
+/// of a frozen weight is as large as the weight.
+#[derive(Debug, Clone, Copy)]
+pub struct Layers<'a> {
+    /// Where parameters will live.
+    pub device: &'a Device,
+    /// Standard deviation of fresh weights: `initializer_range`.
+    pub std: f64,
+}
+
+impl Layers<'_> {
+    /// `x W + b`.
+    pub fn linear(&self, d_in: usize, d_out: usize, bias: bool) -> Linear {
+        let bias = bias.then(|| Initializer::Zeros.init([d_out], self.device).set_require_grad(false));
+        Linear { weight: self.normal().init([d_in, d_out], self.device).set_require_grad(false), bias }
+    }
+
+    /// A table of `entries` vectors.
+    pub fn embedding(&self, entries: usize, dimensions: usize) -> Embedding {
+        Embedding { weight: self.normal().init([entries, dimensions], self.device).set_require_grad(false) }
+    }
+
+    /// Layer normalisation with weight and bias.
+    pub fn layer_norm(&self, dimensions: usize, epsilon: f64) -> LayerNorm {
+        let mut norm = LayerNormConfig::new(dimensions).with_epsilon(epsilon).init(self.device);
+        norm.gamma = norm.gamma.set_require_grad(false);
+        norm.beta = norm.beta.map(|beta| beta.set_require_grad(false));
+        norm
+    }
+
+    /// Root-mean-square normalisation.
+    pub fn rms_norm(&self, dimensions: usize, epsilon: f64) -> RmsNorm {
+        let mut norm = RmsNormConfig::new(dimensions).with_epsilon(epsilon).init(self.device);
+        norm.gamma = norm.gamma.set_require_grad(false);
+        norm
+    }
+
+    /// Dropout, off until training switches it on.
+    pub fn dropout(&self, prob: f64) -> Dropout {
+        Dropout { prob, training: Param::from_bool(false) }
+    }
+
+    fn normal(&self) -> Initializer {
+        Initializer::Normal { mean: 0.0, std: self.std }
+    }
+}

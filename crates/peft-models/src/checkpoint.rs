@@ -1,0 +1,100 @@
+//! Hugging Face checkpoints: a folder with `config.json` and `model.safetensors`, whole or in shards.
+
+mod fresh;
+mod matching;
+mod shards;
+mod values;
+mod writing;
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use peft_core::{
+    ArchitecturePlugin, AutoClass, BaseModel, Error, ModelInfo, Result, files::read_text, registry, task::LabelSet,
+};
+use serde_json::{Map, Value};
+
+pub use writing::save;
+
+/// The configuration's file name.
+pub const CONFIG: &str = "config.json";
+/// The weights' file name, if they are one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The file that says which shard holds which tensor, if they are several.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// What may differ from what the checkpoint says.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// The type of the parameters in memory; `f32` when absent, whatever the file has.
+    pub dtype: Option<DType>,
+    /// The classes of the data, where they replace those of the configuration.
+    pub labels: Option<LabelSet>,
+    /// What fresh heads are drawn from.
+    pub seed: u64,
+}
+
+/// A loaded model and what was not simply taken over.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The model.
+    pub base: BaseModel,
+    /// Parameters of heads that the checkpoint lacks, drawn from the seed.
+    pub initialised: Vec<String>,
+    /// Tensors of the checkpoint that belong to heads which this model lacks.
+    pub ignored: Vec<String>,
+}
+
+/// Reads a model's configuration.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Io`], [`Error::File`] if it is not a JSON object.
+pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
+    let path = folder.join(CONFIG);
+    let text = read_text(&path, "a model's configuration")?;
+    serde_json::from_str(&text).map_err(|error| Error::File { path, problem: format!("not a JSON object: {error}") })
+}
+
+/// Builds the model that a folder's configuration describes, without reading weights: for planning and explaining.
+///
+/// # Errors
+/// As [`read_config`]; [`Error::Config`] if the configuration cannot be used or the architecture has no such head;
+/// [`Error::UnknownPlugin`] if no architecture of its `model_type` is linked.
+pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<BaseModel> {
+    let path = folder.join(CONFIG);
+    let mut config = read_config(folder)?;
+    if let Some(LabelSet { labels, problem_type }) = &options.labels {
+        ModelInfo::set_labels(&mut config, labels, problem_type);
+    }
+    let wrong = |problem: String| {
+        Error::Config { origin: path.display().to_string(), key: "model_type".to_owned(), problem }
+    };
+    let model_type = match config.get("model_type") {
+        Some(Value::String(model_type)) => model_type.as_str(),
+        Some(other) => return Err(wrong(format!("should be the name of an architecture, found {other}"))),
+        None => return Err(wrong("missing; it names the architecture".to_owned())),
+    };
+    let plugin = registry::find::<ArchitecturePlugin>(model_type)?;
+    plugin.build(&config, class, &device.clone().inner()).map_err(|error| error.in_file(&path))
+}
+
+/// Loads a model with the head of `class`.
+///
+/// Backbone names match with and without the prefix that models with a head have. Parameters are plain tensors that never
+/// require a gradient. A `Linear` weight lies in memory as in the file and is seen transposed: the processor's matrix
+/// product takes either order at the same speed, so loading is one copy.
+///
+/// # Errors
+/// As [`skeleton`]; [`Error::File`] if a file is truncated or no safetensors file; [`Error::Tensors`] that lists every
+/// tensor that is missing, unexpected, of the wrong shape or of a type that holds no floats.
+pub fn load(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<Loaded> {
+    let skeleton = skeleton(folder, class, options, device)?;
+    let shards = shards::Shards::open(folder)?;
+    let plan = matching::Matching::new(&skeleton, &shards);
+    if !plan.problems.is_empty() {
+        return Err(Error::Tensors { origin: folder.display().to_string(), problems: plan.problems });
+    }
+    let dtype = options.dtype.unwrap_or(DType::F32);
+    let base = values::fill(skeleton, &plan, &shards, dtype, options.seed, &device.clone().inner());
+    Ok(Loaded { base, initialised: plan.initialised, ignored: plan.ignored })
+}

@@ -1,0 +1,88 @@
+//! Writing a model as Transformers would: configuration, weights, and the tokenizer that came with it.
+
+use std::{collections::BTreeMap, path::Path};
+
+use burn::tensor::{DType, TensorData};
+use peft_core::{
+    BaseModel, Error, ModuleKind, Result,
+    files::{create_folder, read_bytes, write_atomically, write_safetensors},
+};
+use serde_json::Value;
+
+use super::{CONFIG, WEIGHTS};
+
+/// What travels with the weights from the folder that they were loaded from.
+const COMPANIONS: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Writes a plain Hugging Face checkpoint: linear weights as PyTorch has them, tied parameters once.
+///
+/// Where training or merging made tied parameters differ both are written, and the configuration says that they are no
+/// longer tied. `source` is the folder that the model came from, for its tokenizer.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::File`] for a type that safetensors cannot hold.
+pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()> {
+    let info = &base.info;
+    let mut tensors = stored_tensors(base);
+    let mut config = info.config.clone();
+    let dtype = tensors.values().next().map(|data| data.dtype());
+    for (copy, original) in &info.tied {
+        if tensors.get(copy) == tensors.get(original) {
+            tensors.remove(copy);
+        } else {
+            config.insert("tie_word_embeddings".to_owned(), false.into());
+        }
+    }
+    config.insert("architectures".to_owned(), Value::from(vec![info.class_name.as_str()]));
+    if let Some(name) = dtype.and_then(torch_name) {
+        config.shift_remove("torch_dtype");
+        config.insert("dtype".to_owned(), name.into());
+    }
+    create_folder(folder)?;
+    write_safetensors(&folder.join(WEIGHTS), &tensors)?;
+    for name in COMPANIONS {
+        let Some(path) = source.map(|source| source.join(name)).filter(|path| path.exists()) else { continue };
+        write_atomically(&folder.join(name), &read_bytes(&path, "a tokenizer file")?)?;
+    }
+    // The configuration comes last: a folder without one is no model.
+    let path = folder.join(CONFIG);
+    let text = serde_json::to_string_pretty(&config)
+        .map_err(|error| Error::File { path: path.clone(), problem: error.to_string() })?;
+    write_atomically(&path, format!("{text}\n").as_bytes())
+}
+
+fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
+    let tree = base.tree();
+    let mut tensors = BTreeMap::new();
+    base.module.boxed_clone().map_params(&|path| base.info.rename(path), &mut |name, param| {
+        let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+        let is_linear = tree.get(module).is_some_and(|module| module.kind == ModuleKind::Linear);
+        let value = param.tensor().without_autodiff();
+        let value = if is_linear { value.transposed() } else { value };
+        tensors.insert(name.to_owned(), value.to_data());
+        param
+    });
+    tensors
+}
+
+fn torch_name(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F32 => Some("float32"),
+        DType::F16 => Some("float16"),
+        DType::BF16 => Some("bfloat16"),
+        DType::F64 => Some("float64"),
+        _ => None,
+    }
+}

@@ -1,0 +1,83 @@
+//! Base models against the numbers of Transformers.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance};
+use peft_core::{AutoClass, Batch, Inputs, files::TensorFile};
+use peft_models::checkpoint::{LoadOptions, load};
+
+fn folder(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
+}
+
+fn inputs(case: &str) -> Inputs {
+    let file = TensorFile::read(&folder(case).join("inputs.safetensors"), "inputs").unwrap();
+    let get = |name: &str| file.tensors.get(name).map(|t| Tensor::<2, Int>::from_data(t.clone(), &Device::flex()));
+    Inputs {
+        input_ids: get("input_ids"),
+        attention_mask: get("attention_mask"),
+        token_type_ids: get("token_type_ids"),
+        ..Inputs::default()
+    }
+}
+
+/// What the model says without its adapter.
+fn expected(case: &str) -> Vec<(String, TensorData)> {
+    let file = TensorFile::read(&folder(case).join("expected.safetensors"), "outputs").unwrap();
+    let of_base = |(name, data): (String, TensorData)| Some((name.strip_prefix("base.")?.to_owned(), data));
+    let tensors: Vec<_> = file.tensors.into_iter().filter_map(of_base).collect();
+    assert!(!tensors.is_empty());
+    tensors
+}
+
+/// Compares every output, without a graph and with one: the two take different paths through attention.
+fn check(case: &str, class: &AutoClass, class_name: &str) {
+    let device = Device::flex();
+    let model = load(&folder(case).join("model"), class, &LoadOptions::default(), &device).unwrap();
+    assert_eq!((model.initialised, model.ignored), (vec![], vec![]));
+    assert_eq!(model.base.info.class_name, class_name);
+    let inputs = inputs(case);
+    model.base.info.check(&Batch { inputs: inputs.clone(), ..Batch::default() }).unwrap();
+    let tracked = model.base.module.boxed_clone().to_device(&device.autodiff());
+    for outputs in [model.base.module.forward(&inputs), tracked.forward(&inputs)] {
+        for (name, expected) in expected(case) {
+            let (_, found) = outputs.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no output {name}"));
+            // What the different order of sums in f32 makes of values around 1.
+            found.to_data().assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-4, 5e-6));
+        }
+    }
+}
+
+#[test]
+fn bert_gives_the_numbers_of_transformers() {
+    check("bert.FEATURE_EXTRACTION.default", &AutoClass::MODEL, "BertModel");
+    check("bert.SEQ_CLS.default", &AutoClass::SEQUENCE_CLASSIFICATION, "BertForSequenceClassification");
+    check("bert.TOKEN_CLS.default", &AutoClass::TOKEN_CLASSIFICATION, "BertForTokenClassification");
+    check("bert.QUESTION_ANS.default", &AutoClass::QUESTION_ANSWERING, "BertForQuestionAnswering");
+}
+
+#[test]
+fn llama_gives_the_numbers_of_transformers() {
+    check("llama.CAUSAL_LM.default", &AutoClass::CAUSAL_LM, "LlamaForCausalLM");
+    check("llama.CAUSAL_LM.tied-all-linear", &AutoClass::CAUSAL_LM, "LlamaForCausalLM");
+    check("llama.CAUSAL_LM.rope-llama3", &AutoClass::CAUSAL_LM, "LlamaForCausalLM");
+    check("llama.SEQ_CLS.default", &AutoClass::SEQUENCE_CLASSIFICATION, "LlamaForSequenceClassification");
+    check("llama.TOKEN_CLS.default", &AutoClass::TOKEN_CLASSIFICATION, "LlamaForTokenClassification");
+    check("llama.QUESTION_ANS.default", &AutoClass::QUESTION_ANSWERING, "LlamaForQuestionAnswering");
+}
+
+#[test]
+fn the_last_token_cannot_be_told_without_a_pad_token() {
+    let source = folder("llama.SEQ_CLS.default").join("model");
+    let class = AutoClass::SEQUENCE_CLASSIFICATION;
+    let base = load(&source, &class, &LoadOptions::default(), &Device::flex()).unwrap().base;
+    let mut info = (*base.info).clone();
+    info.config.shift_remove("pad_token_id");
+    let batch = Batch { inputs: inputs("llama.SEQ_CLS.default"), ..Batch::default() };
+    assert!(info.check(&batch).unwrap_err().to_string().contains("`pad_token_id`"));
+    let ids = batch.inputs.input_ids.map(|ids| ids.slice([0..1]));
+    let one = Batch { inputs: Inputs { input_ids: ids, ..Inputs::default() }, ..Batch::default() };
+    info.check(&one).unwrap();
+}

@@ -1,0 +1,27 @@
+//! The first line of a table: the columns' names.
+
+use std::collections::HashSet;
+
+use peft::Result;
+
+use super::Source;
+
+/// Judges the names of columns: each there, and once.
+pub(super) fn check(source: &Source<'_>, names: &[&str]) -> Result<()> {
+    let mut seen = HashSet::new();
+    for (column, name) in (1..).zip(names) {
+        if name.is_empty() {
+            return Err(source.broken(format!("the header has no name for column {column}: {names:?}")));
+        }
+        if !seen.insert(name) {
+            return Err(source.broken(format!("the header has column `{name}` twice")));
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with a row that has not as many cells as the header.
+pub(super) fn ragged(cells: usize, names: &[&str]) -> String {
+    let s = if cells == 1 { "" } else { "s" };
+    format!("{cells} cell{s}, but the header has {} ({})", names.len(), names.join(", "))
+}

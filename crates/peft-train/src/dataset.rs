@@ -1,0 +1,284 @@
+//! Encoded rows: the examples of a data file, their order in an epoch and their batches.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use burn::tensor::Device;
+use peft::{
+    Batch, Error as PeftError, ModelInfo, Task,
+    example::{EncodeContext, Example, Label, Row, collate, collate_labels},
+    tokenizer::Tokenizer,
+};
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use serde::{Deserialize, Serialize};
+
+use crate::{Result, seeds};
+
+/// How much there is of a data set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DataSummary {
+    /// Rows of the file.
+    pub rows: usize,
+    /// Examples made from them.
+    pub examples: usize,
+    /// Tokens of the examples.
+    pub tokens: usize,
+    /// What the loss is a mean of: rows, or tokens that carry a label; none without labels.
+    pub loss_tokens: usize,
+    /// Examples in which nothing counts for the loss; training leaves them out.
+    pub without_loss: usize,
+}
+
+/// The rows of a file and the examples made from them.
+#[derive(Debug)]
+pub struct Dataset {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// The examples in the order of their rows.
+    pub examples: Vec<Example>,
+    /// How many consecutive examples stay together.
+    pub bound: usize,
+    /// How much there is.
+    pub summary: DataSummary,
+}
+
+impl Dataset {
+    /// Encodes rows for training: examples without anything that counts for the loss are left out.
+    ///
+    /// # Errors
+    /// With file and line of the row.
+    pub fn for_training(rows: Vec<Row>, task: &dyn Task, context: &EncodeContext<'_>) -> Result<Self> {
+        Self::encode(rows, task, context, true)
+    }
+
+    /// Encodes rows for evaluation or prediction, where every row counts.
+    ///
+    /// # Errors
+    /// With file and line of the row.
+    pub fn for_evaluation(rows: Vec<Row>, task: &dyn Task, context: &EncodeContext<'_>) -> Result<Self> {
+        Self::encode(rows, task, context, false)
+    }
+
+    fn encode(rows: Vec<Row>, task: &dyn Task, context: &EncodeContext<'_>, drop_lossless: bool) -> Result<Self> {
+        let bound = task.bound().max(1);
+        let mut summary = DataSummary { rows: rows.len(), ..DataSummary::default() };
+        let mut examples = Vec::with_capacity(rows.len());
+        let mut loss_tokens = 0.0;
+        for (index, row) in rows.iter().enumerate() {
+            for mut example in task.encode(row, context)? {
+                example.row = index;
+                check(&example, row, context.info)?;
+                // Of bound examples only the whole group has a loss.
+                if context.labelled && bound == 1 {
+                    let weight = task.loss_weight(&collate_labels(&[&example])).map_err(|error| at_row(row, error))?;
+                    loss_tokens += weight;
+                    summary.without_loss += usize::from(weight <= 0.0);
+                    if weight <= 0.0 && drop_lossless {
+                        continue;
+                    }
+                }
+                summary.tokens += example.input_ids.len();
+                examples.push(example);
+            }
+        }
+        if context.labelled && bound > 1 {
+            for group in examples.chunks(bound) {
+                loss_tokens += task.loss_weight(&collate_labels(&group.iter().collect::<Vec<_>>()))?;
+            }
+        }
+        summary.examples = examples.len();
+        summary.loss_tokens = loss_tokens as usize;
+        Ok(Self { rows, examples, bound, summary })
+    }
+
+    /// How many groups of examples that stay together there are.
+    pub fn groups(&self) -> usize {
+        self.examples.len().div_ceil(self.bound)
+    }
+
+    /// The examples of a group.
+    pub fn group(&self, group: usize) -> &[Example] {
+        let start = (group * self.bound).min(self.examples.len());
+        let end = (start + self.bound).min(self.examples.len());
+        self.examples.get(start..end).unwrap_or_default()
+    }
+
+    /// The groups in the order of an epoch: another one in each, the same for the same seed.
+    pub fn epoch_order(&self, seed: u64, epoch: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.groups()).collect();
+        order.shuffle(&mut StdRng::seed_from_u64(seeds::derive(seed, &[ORDER, epoch as u64])));
+        order
+    }
+
+    /// The groups from short to long, so that little of a batch is padding.
+    pub fn by_length(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.groups()).collect();
+        order.sort_by_key(|group| self.group(*group).iter().map(|e| e.input_ids.len()).max());
+        order
+    }
+
+    /// How many groups fill a batch of so many examples.
+    pub fn groups_per_batch(&self, batch_size: usize) -> usize {
+        (batch_size / self.bound).max(1)
+    }
+
+    /// A number that changes with any token or label.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for example in &self.examples {
+            example.input_ids.hash(&mut hasher);
+            example.type_ids.hash(&mut hasher);
+            for (name, label) in &example.labels {
+                name.hash(&mut hasher);
+                match label {
+                    Label::Class(class) => class.hash(&mut hasher),
+                    Label::Float(value) => value.to_bits().hash(&mut hasher),
+                    Label::Floats(values) => values.iter().for_each(|value| value.to_bits().hash(&mut hasher)),
+                    Label::Tokens(tokens) => tokens.hash(&mut hasher),
+                }
+            }
+        }
+        hasher.finish()
+    }
+}
+
+/// Sets the order of examples apart from other uses of the recipe's seed.
+const ORDER: u64 = 1;
+const SPLIT: u64 = 2;
+
+/// Pads examples to their longest and puts them on a device, with segments where the model takes them.
+pub(crate) fn batch(examples: &[&Example], tokenizer: &dyn Tokenizer, info: &ModelInfo, device: &Device) -> Batch {
+    let segments = info.number("type_vocab_size").is_some() && examples.iter().any(|e| !e.type_ids.is_empty());
+    collate(examples, tokenizer.pad_id(), segments, device)
+}
+
+/// Takes a share of the rows out for evaluation, rounded up: the same rows for the same seed.
+///
+/// # Errors
+/// [`PeftError::Data`] if one of the two parts would be empty.
+pub fn split(rows: Vec<Row>, share: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row>)> {
+    let total = rows.len();
+    let taken = (total as f64 * share).ceil() as usize;
+    if taken == 0 || taken >= total {
+        let problem = format!("eval_split = {share} of {total} rows leaves nothing to train or to evaluate on");
+        return Err(PeftError::Data(problem).into());
+    }
+    let mut order: Vec<usize> = (0..total).collect();
+    order.shuffle(&mut StdRng::seed_from_u64(seeds::derive(seed, &[SPLIT])));
+    let mut is_eval = vec![false; total];
+    for index in order.into_iter().take(taken) {
+        if let Some(mark) = is_eval.get_mut(index) {
+            *mark = true;
+        }
+    }
+    let (eval, train): (Vec<_>, Vec<_>) = rows.into_iter().zip(is_eval).partition(|(_, is_eval)| *is_eval);
+    let rows = |part: Vec<(Row, bool)>| part.into_iter().map(|(row, _)| row).collect();
+    Ok((rows(train), rows(eval)))
+}
+
+/// Judges an example on the host, where nothing has to be read back from a device.
+fn check(example: &Example, row: &Row, info: &ModelInfo) -> Result<()> {
+    if example.input_ids.is_empty() {
+        return Err(row.error("has no tokens").into());
+    }
+    if let Some(most) = info.max_positions.filter(|most| example.input_ids.len() > *most) {
+        let problem = format!("has {} tokens: the model has {most} positions; set max_length", example.input_ids.len());
+        return Err(row.error(problem).into());
+    }
+    for (what, ids, limit) in
+        [("token", &example.input_ids, "vocab_size"), ("segment", &example.type_ids, "type_vocab_size")]
+    {
+        let Some(limit) = info.number(limit) else { continue };
+        if let Some(id) = ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= limit)) {
+            let last = limit.saturating_sub(1);
+            return Err(row.error(format!("{what} id {id} is outside the model's 0 to {last}: is the tokenizer its own?")).into());
+        }
+    }
+    Ok(())
+}
+
+fn at_row(row: &Row, error: PeftError) -> PeftError {
+    match error {
+        PeftError::Data(problem) => row.error(problem),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use serde_json::{Map, json};
+
+    use super::*;
+
+    fn rows(count: usize) -> Vec<Row> {
+        let file: Arc<Path> = Arc::from(Path::new("train.tsv"));
+        (0..count)
+            .map(|line| Row { file: Arc::clone(&file), line, fields: Map::from_iter([("n".to_owned(), json!(line))]) })
+            .collect()
+    }
+
+    fn dataset(count: usize, bound: usize) -> Dataset {
+        let example = |at: usize| Example { input_ids: vec![1; count - at], ..Example::default() };
+        Dataset { rows: rows(count), examples: (0..count).map(example).collect(), bound, summary: DataSummary::default() }
+    }
+
+    #[test]
+    fn an_epoch_has_every_group_once_in_its_own_order() {
+        let data = dataset(20, 2);
+        let (first, again, second) = (data.epoch_order(7, 0), data.epoch_order(7, 0), data.epoch_order(7, 1));
+        assert_eq!(first, again);
+        assert_ne!(first, second);
+        assert_ne!(first, data.epoch_order(8, 0));
+        let mut sorted = first;
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn bound_examples_stay_together() {
+        let data = dataset(5, 2);
+        let sizes: Vec<_> = (0..data.groups()).map(|group| data.group(group).len()).collect();
+        assert_eq!((sizes, data.groups_per_batch(1), data.groups_per_batch(5)), (vec![2, 2, 1], 1, 2));
+    }
+
+    #[test]
+    fn short_examples_come_first_by_length() {
+        assert_eq!(dataset(4, 1).by_length(), [3, 2, 1, 0]);
+    }
+
+    #[test]
+    fn a_split_keeps_every_row_on_one_side() {
+        let (train, eval) = split(rows(10), 0.25, 3).unwrap();
+        assert_eq!((train.len(), eval.len()), (7, 3));
+        let mut lines: Vec<_> = train.iter().chain(&eval).map(|row| row.line).collect();
+        lines.sort_unstable();
+        assert_eq!(lines, (0..10).collect::<Vec<_>>());
+        assert!(split(rows(1), 0.5, 0).is_err());
+    }
+
+    #[test]
+    fn the_fingerprint_sees_tokens_and_labels() {
+        let mut data = dataset(3, 1);
+        let before = data.fingerprint();
+        data.examples[1].labels.insert("labels", Label::Class(1));
+        let labelled = data.fingerprint();
+        data.examples[1].input_ids[0] = 2;
+        assert!(before != labelled && labelled != data.fingerprint());
+    }
+
+    #[test]
+    fn what_the_model_cannot_take_is_named_with_its_row() {
+        let row = &rows(3)[2];
+        let mut info = ModelInfo::custom();
+        info.config.insert("vocab_size".to_owned(), json!(10));
+        info.max_positions = Some(2);
+        let judge = |ids: &[u32]| check(&Example { input_ids: ids.to_vec(), ..Example::default() }, row, &info);
+        assert!(judge(&[0, 9]).is_ok());
+        for (ids, says) in [(&[][..], "no tokens"), (&[10], "token id 10"), (&[1, 1, 1], "3 tokens")] {
+            let message = judge(ids).unwrap_err().to_string();
+            assert!(message.starts_with("train.tsv:2: ") && message.contains(says), "{message}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What ends training early: a recipe, data, or a run that cannot go on.
+
+use std::path::PathBuf;
+
+use crate::recipe::Place;
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong: where it stands, what was found, what would be right.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// From the library: data, files, models, adapters.
+    #[error(transparent)]
+    Peft(#[from] peft::Error),
+    /// A recipe that is not TOML.
+    #[error("{place}: not valid TOML: {problem}")]
+    Syntax {
+        /// Where.
+        place: Place,
+        /// What the parser said.
+        problem: String,
+    },
+    /// A section that recipes do not have.
+    #[error("{place}: unknown section [{section}]{}", hint(nearest.as_deref(), known))]
+    UnknownSection {
+        /// Where.
+        place: Place,
+        /// The section.
+        section: String,
+        /// The section that was probably meant.
+        nearest: Option<String>,
+        /// All sections.
+        known: Vec<String>,
+    },
+    /// A key that its section does not have.
+    #[error("{place}: unknown key `{key}` in [{section}]{}", hint(nearest.as_deref(), known))]
+    UnknownKey {
+        /// Where.
+        place: Place,
+        /// The section.
+        section: String,
+        /// The key.
+        key: String,
+        /// The key that was probably meant.
+        nearest: Option<String>,
+        /// All keys of the section.
+        known: Vec<String>,
+    },
+    /// A value that cannot be used, or one that is missing.
+    #[error("{place}: `{key}` in [{section}]: {problem}")]
+    Value {
+        /// Where.
+        place: Place,
+        /// The section.
+        section: String,
+        /// The key.
+        key: String,
+        /// What was found and what would be right.
+        problem: String,
+    },
+    /// An override on the command line that is not `section.key=value`.
+    #[error("`{argument}`: not an override; write section.key=value, such as training.learning_rate=1e-4")]
+    Override {
+        /// The argument.
+        argument: String,
+    },
+    /// A run that cannot be gone on with, or must not be started over.
+    #[error("{}: {problem}", folder.display())]
+    Resume {
+        /// The checkpoint or the output folder.
+        folder: PathBuf,
+        /// What differs and what can be done.
+        problem: String,
+    },
+    /// The loss is not a number any more.
+    #[error("the loss is {loss} at step {step}; try a smaller learning_rate, warmup_steps, or a max_grad_norm above 0")]
+    Diverged {
+        /// The step.
+        step: usize,
+        /// The loss.
+        loss: f32,
+    },
+    /// The run was stopped from outside after it had saved itself.
+    #[error("interrupted after step {step}; {} holds everything, go on with --resume", checkpoint.display())]
+    Interrupted {
+        /// The last step that was finished.
+        step: usize,
+        /// Where the run goes on from.
+        checkpoint: PathBuf,
+    },
+}
+
+impl Error {
+    /// The exit code that a program ends with on this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Peft(error) => error.exit_code(),
+            Self::Syntax { .. }
+            | Self::UnknownSection { .. }
+            | Self::UnknownKey { .. }
+            | Self::Value { .. }
+            | Self::Override { .. }
+            | Self::Resume { .. } => 2,
+            Self::Diverged { .. } => 1,
+            Self::Interrupted { .. } => 130,
+        }
+    }
+}
+
+fn hint(nearest: Option<&str>, known: &[String]) -> String {
+    match nearest {
+        Some(nearest) => format!("; did you mean `{nearest}`?"),
+        None => format!("; known: {}", known.join(", ")),
+    }
+}

@@ -1,0 +1,204 @@
+//! From a recipe to everything that training needs, judged before the first step.
+
+use std::{collections::BTreeMap, path::Path};
+
+use burn::tensor::Device;
+use peft::{
+    BaseModel, Error as PeftError, ModelInfo, Task, TaskPlugin,
+    example::{EncodeContext, Overflow, Row},
+    models::{
+        HfTokenizer,
+        checkpoint::{self, LoadOptions},
+    },
+    task::LabelSet,
+    tokenizer::Tokenizer,
+};
+
+use crate::{
+    Dataset, Error, Recipe, Result,
+    data::read_rows,
+    dataset,
+    recipe::{DataArguments, RECIPE_FILE},
+};
+
+/// Most tokens of an example where neither the recipe nor the model says less: the default of `SFTConfig`.
+pub const DEFAULT_MAX_LENGTH: usize = 1024;
+
+/// Everything that training needs but the adapter.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The base model with the task's head.
+    pub base: BaseModel,
+    /// Parameters that the checkpoint lacks and that start at random.
+    pub initialised: Vec<String>,
+    /// The task.
+    pub task: &'static dyn Task,
+    /// The base model's tokenizer.
+    pub tokenizer: Box<dyn Tokenizer>,
+    /// The classes, where the task has some.
+    pub labels: Option<LabelSet>,
+    /// The training rows.
+    pub train: Dataset,
+    /// The evaluation rows.
+    pub eval: Option<Dataset>,
+    /// How rows become examples.
+    pub encoding: Encoding,
+}
+
+/// How rows become examples, without the model and its tokenizer.
+#[derive(Debug, Clone)]
+pub struct Encoding {
+    /// Column names by role.
+    pub columns: BTreeMap<String, String>,
+    /// Most tokens of an example.
+    pub max_length: usize,
+    /// What happens to longer rows.
+    pub overflow: Overflow,
+    /// Tokens that neighbouring windows of a long context share.
+    pub doc_stride: usize,
+}
+
+impl Encoding {
+    /// How the rows that an adapter was trained on became examples, from its folder's `recipe.toml`; the defaults if it has
+    /// none.
+    ///
+    /// # Errors
+    /// If the recipe is broken.
+    pub fn of_adapter(folder: &Path, info: &ModelInfo) -> Result<Self> {
+        let path = folder.join(RECIPE_FILE);
+        let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
+        let most = info.max_positions.unwrap_or(usize::MAX);
+        Ok(Self {
+            max_length: data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(most),
+            columns: data.columns,
+            overflow: data.overflow.into(),
+            doc_stride: data.doc_stride,
+        })
+    }
+
+    /// What tasks need to turn rows into examples.
+    pub fn context<'a>(&'a self, tokenizer: &'a dyn Tokenizer, info: &'a ModelInfo, labelled: bool) -> EncodeContext<'a> {
+        EncodeContext {
+            tokenizer,
+            info,
+            columns: &self.columns,
+            max_length: self.max_length,
+            overflow: self.overflow,
+            doc_stride: self.doc_stride,
+            labelled,
+        }
+    }
+}
+
+/// Whether the weights are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// As the checkpoint has them.
+    Load,
+    /// Left out: enough to judge a recipe.
+    Skip,
+}
+
+/// Resolves a recipe: reads the rows, finds their classes, opens the base model with the task's head, encodes the rows.
+///
+/// # Errors
+/// Whatever is wrong with the recipe, the data or the model; file and line for a row.
+pub fn prepare(recipe: &Recipe, device: &Device, weights: Weights) -> Result<Prepared> {
+    let Some(task) = recipe.adapter.task()? else {
+        let problem = "missing: training needs a task; the default wrapper has no loss".to_owned();
+        return Err(PeftError::Config { origin: recipe.path.display().to_string(), key: "task_type".to_owned(), problem }.into());
+    };
+    let folder = recipe.model_folder();
+    if !folder.exists() {
+        let what = "the base model of the recipe, beside it or in the working directory".to_owned();
+        return Err(PeftError::NotFound { path: folder, what }.into());
+    }
+    let train = rows(&recipe.locate(&recipe.data.train))?;
+    let (train, eval) = match (&recipe.data.eval, recipe.data.eval_split) {
+        (Some(eval), _) => (train, Some(rows(&recipe.locate(eval))?)),
+        (None, Some(share)) => dataset::split(train, share, recipe.training.seed).map(|(train, eval)| (train, Some(eval)))?,
+        (None, None) => (train, None),
+    };
+
+    let label_column = label_column(task, &recipe.data.columns);
+    let found = task.task.labels(&train, &label_column)?;
+    let labels = if has_own_classes(&folder, task, found.as_ref())? { None } else { found.clone() };
+    let options =
+        LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
+    let (base, initialised) = match weights {
+        Weights::Load => {
+            let loaded = checkpoint::load(&folder, &task.auto_class, &options, device)?;
+            (loaded.base, loaded.initialised)
+        }
+        Weights::Skip => (checkpoint::skeleton(&folder, &task.auto_class, &options, device)?, Vec::new()),
+    };
+    let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&folder)?);
+
+    let max_length = max_length(recipe, &base.info)?;
+    let encoding = Encoding {
+        columns: recipe.data.columns.clone(),
+        max_length,
+        overflow: recipe.data.overflow.into(),
+        doc_stride: recipe.data.doc_stride,
+    };
+    let context = encoding.context(&*tokenizer, &base.info, true);
+    let train = Dataset::for_training(train, task.task, &context)?;
+    if train.summary.loss_tokens == 0 {
+        let path = recipe.locate(&recipe.data.train);
+        let problem = format!(
+            "nothing to learn from: {} rows make {} examples with {} tokens, none of which counts for the loss",
+            train.summary.rows, train.summary.examples, train.summary.tokens
+        );
+        return Err(PeftError::File { path, problem }.into());
+    }
+    let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
+    let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
+    Ok(Prepared { base, initialised, task: task.task, tokenizer, labels, train, eval, encoding })
+}
+
+/// Reads the rows of a file.
+///
+/// # Errors
+/// If it cannot be read, or has none.
+pub fn rows(path: &Path) -> Result<Vec<Row>> {
+    let rows = read_rows(path)?;
+    if rows.is_empty() {
+        return Err(PeftError::File { path: path.to_owned(), problem: "has no rows".to_owned() }.into());
+    }
+    Ok(rows)
+}
+
+/// The column that holds what is to be learnt.
+fn label_column(task: &TaskPlugin, columns: &BTreeMap<String, String>) -> String {
+    let roles = || task.task.columns().iter().map(|column| column.role);
+    let role = roles().find(|role| matches!(*role, "label" | "tags")).unwrap_or("label");
+    columns.get(role).cloned().unwrap_or_else(|| role.to_owned())
+}
+
+/// Whether the base model was saved with a head of this task whose classes have names of their own.
+fn has_own_classes(folder: &Path, task: &TaskPlugin, found: Option<&LabelSet>) -> Result<bool> {
+    let config = checkpoint::read_config(folder)?;
+    let suffix = task.auto_class.as_str().trim_start_matches("AutoModel");
+    let saved_as = config.get("architectures").and_then(|classes| classes.get(0)).and_then(|class| class.as_str());
+    if suffix.is_empty() || !saved_as.is_some_and(|class| class.ends_with(suffix)) {
+        return Ok(false);
+    }
+    // A head whose classes were never named takes the names of the data, if they are as many.
+    let info = ModelInfo { config, ..ModelInfo::custom() };
+    let unnamed = info.labels().iter().enumerate().all(|(class, name)| *name == format!("LABEL_{class}"));
+    Ok(!unnamed || found.is_none_or(|found| found.labels.len() != info.num_labels()))
+}
+
+fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {
+    let Some(wanted) = recipe.data.max_length else {
+        return Ok(info.max_positions.map_or(DEFAULT_MAX_LENGTH, |most| most.min(DEFAULT_MAX_LENGTH)));
+    };
+    match info.max_positions {
+        Some(most) if wanted > most => {
+            let problem = format!("{wanted} is more than the model's {most} positions");
+            let origin = recipe.path.display().to_string();
+            Err(Error::from(PeftError::Config { origin, key: "max_length".to_owned(), problem }))
+        }
+        _ => Ok(wanted),
+    }
+}

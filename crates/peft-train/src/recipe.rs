@@ -1,0 +1,249 @@
+//! Recipes: a TOML file that says what to train on what, strict about every key.
+//!
+//! Relative paths of models, data and configurations are looked for beside the recipe first and then in the working
+//! directory, so that a recipe can travel with its data; `output_dir` is always relative to the working directory.
+
+mod arguments;
+mod document;
+
+use std::path::{Path, PathBuf};
+
+use peft::{
+    Error as PeftError, PeftConfig, PeftType, TaskPlugin, TaskType,
+    config::UnknownKeys,
+    files::read_text,
+    registry::plugins,
+};
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+use document::{Document, Section};
+
+pub(crate) use arguments::FREE_ON_RESUME;
+pub use arguments::{
+    DataArguments, ModelArguments, OverflowRule, SchedulerType, Strategy, TrainingArguments, WeightType,
+};
+pub use document::Place;
+
+/// The name of the resolved recipe in an output folder.
+pub const RECIPE_FILE: &str = "recipe.toml";
+
+const SECTIONS: &[&str] = &["model", "adapter", "data", "training"];
+
+/// Roles of columns that recipes may name whatever tasks are linked.
+const ROLES: &[&str] = &[
+    "text", "text_pair", "label", "tokens", "tags", "question", "context", "answers", "prompt", "completion", "messages",
+    "source", "target",
+];
+
+/// A recipe, every key resolved and in range.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// The base model.
+    pub model: ModelArguments,
+    /// The adapter.
+    pub adapter: PeftConfig,
+    /// The rows.
+    pub data: DataArguments,
+    /// The training.
+    pub training: TrainingArguments,
+}
+
+impl Recipe {
+    /// Reads a recipe and applies `section.key=value` overrides.
+    ///
+    /// # Errors
+    /// With file, line, column, key and the nearest known key.
+    pub fn read(path: &Path, overrides: &[String]) -> Result<Self> {
+        Self::parse(&read_text(path, "a recipe")?, path, overrides)
+    }
+
+    /// Reads a recipe's text; `path` is what messages call it and where relative paths start.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Self> {
+        let mut document = Document::parse(text, path, SECTIONS)?;
+        for argument in overrides {
+            document.set(argument, SECTIONS)?;
+        }
+        let section = document.section("model");
+        let model: ModelArguments = section.read()?;
+        model.check().map_err(|(key, problem)| section.error(key, problem))?;
+
+        let adapter = adapter(document.section("adapter"), path, &model)?;
+
+        let mut section = document.section("data");
+        let columns = take_columns(&mut section, &adapter)?;
+        let data: DataArguments = section.read()?;
+        data.check().map_err(|(key, problem)| section.error(key, problem))?;
+        let data = DataArguments { columns, ..data };
+
+        let section = document.section("training");
+        let training: TrainingArguments = section.read()?;
+        training.check().map_err(|(key, problem)| section.error(key, problem))?;
+        if training.load_best_model_at_end && data.eval.is_none() && data.eval_split.is_none() {
+            let problem = "there is nothing to evaluate on: give `eval` or `eval_split` in [data]";
+            return Err(section.error("load_best_model_at_end", problem));
+        }
+        Ok(Self { path: path.to_owned(), model, adapter, data, training })
+    }
+
+    /// Where a path of the recipe leads: beside the recipe if it exists there, else from the working directory.
+    pub fn locate(&self, given: &str) -> PathBuf {
+        locate(&self.path, given)
+    }
+
+    /// The folder of the base model.
+    pub fn model_folder(&self) -> PathBuf {
+        self.locate(&self.model.model_name_or_path)
+    }
+
+    /// The folder of the result.
+    pub fn output_dir(&self) -> PathBuf {
+        PathBuf::from(&self.training.output_dir)
+    }
+
+    /// Every key as it was resolved, by section.
+    pub fn to_map(&self) -> Map<String, Value> {
+        let section = |value: Result<Value, serde_json::Error>| value.unwrap_or_default();
+        let mut adapter = self.adapter.to_map();
+        // What the file will say of itself is no decision of the recipe.
+        adapter.retain(|key, _| key != "peft_version" && key != "inference_mode");
+        Map::from_iter([
+            ("model".to_owned(), section(serde_json::to_value(&self.model))),
+            ("adapter".to_owned(), Value::Object(adapter)),
+            ("data".to_owned(), section(serde_json::to_value(&self.data))),
+            ("training".to_owned(), section(serde_json::to_value(&self.training))),
+        ])
+    }
+
+    /// The recipe as resolved, defaults included, paths as they were found.
+    pub fn to_toml(&self) -> String {
+        let mut map = self.to_map();
+        let paths = [("model", "model_name_or_path"), ("data", "train"), ("data", "eval")];
+        for (section, key) in paths {
+            if let Some(Value::String(given)) = map.get_mut(section).and_then(|section| section.get_mut(key)) {
+                *given = self.locate(given).display().to_string();
+            }
+        }
+        let mut recipe = Value::Object(map);
+        drop_nulls(&mut recipe);
+        toml::to_string(&recipe).unwrap_or_default()
+    }
+
+    /// Every key that decides the numbers, as `section.key`: what must not change when a run is resumed.
+    pub(crate) fn decisive(&self) -> Map<String, Value> {
+        let mut flat = Map::new();
+        for (section, keys) in self.to_map() {
+            let Value::Object(keys) = keys else { continue };
+            for (key, value) in keys {
+                let free = match section.as_str() {
+                    "training" => FREE_ON_RESUME.contains(&key.as_str()),
+                    // The rows themselves are compared.
+                    "data" => matches!(key.as_str(), "train" | "eval"),
+                    _ => false,
+                };
+                if !free && !value.is_null() {
+                    flat.insert(format!("{section}.{key}"), value);
+                }
+            }
+        }
+        flat
+    }
+}
+
+fn locate(recipe: &Path, given: &str) -> PathBuf {
+    let beside = recipe.parent().unwrap_or(Path::new("")).join(given);
+    if beside.exists() { beside } else { PathBuf::from(given) }
+}
+
+/// `[adapter]`: the keys of `adapter_config.json`, or `config` with the name of such a file and keys that differ from it.
+fn adapter(mut section: Section, recipe: &Path, model: &ModelArguments) -> Result<PeftConfig> {
+    let file = match section.take("config")? {
+        None => None,
+        Some(Value::String(file)) => Some(locate(recipe, &file)),
+        Some(other) => return Err(section.error("config", format!("expected the name of a file, found {other}"))),
+    };
+    let from_file = file.as_deref().map(PeftConfig::from_file).transpose()?;
+    let known = match &from_file {
+        Some(config) => config.clone(),
+        None => fresh(&section)?,
+    };
+    let mut known: Vec<String> = known.to_map().into_iter().map(|(key, _)| key).collect();
+    // PEFT writes it into older files and reads past it.
+    known.push("runtime_config".to_owned());
+    section.check_keys(&known.iter().map(String::as_str).collect::<Vec<_>>())?;
+
+    let (mut keys, unknown_keys) = match from_file {
+        Some(config) => (config.to_map(), UnknownKeys::Keep),
+        None => (Map::new(), UnknownKeys::Refuse),
+    };
+    for key in section.entries.keys() {
+        keys.extend(section.json(key)?.map(|value| (key.clone(), value)));
+    }
+    let mut config = PeftConfig::from_map(keys, unknown_keys).map_err(|error| located(&section, error))?;
+    config.base_model_name_or_path = Some(model.model_name_or_path.clone());
+    Ok(config)
+}
+
+/// The defaults of the tuner and task that the section names.
+fn fresh(section: &Section) -> Result<PeftConfig> {
+    let peft_type = match section.json("peft_type")? {
+        Some(Value::String(word)) => PeftType::from(word.to_uppercase()),
+        Some(other) => return Err(section.error("peft_type", format!("expected a string, found {other}"))),
+        None => return Err(section.error("peft_type", "missing; such as peft_type = \"LORA\"")),
+    };
+    PeftConfig::new(peft_type, None::<TaskType>).map_err(|error| located(section, error))
+}
+
+/// The same error with the place of the key that it is about.
+fn located(section: &Section, error: PeftError) -> Error {
+    match error {
+        PeftError::Config { key, problem, .. } => section.error(&key, problem),
+        PeftError::UnknownPlugin { kind, .. } => {
+            section.error(if kind == "task" { "task_type" } else { "peft_type" }, error.to_string())
+        }
+        other => other.into(),
+    }
+}
+
+/// Takes the keys that name columns out of `[data]`.
+fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<std::collections::BTreeMap<String, String>> {
+    let linked = plugins::<TaskPlugin>();
+    let roles = linked.iter().flat_map(|task| task.task.columns()).map(|column| column.role);
+    let mut roles: Vec<&str> = roles.chain(ROLES.iter().copied()).collect();
+    roles.sort_unstable();
+    roles.dedup();
+    let keys = ["train", "eval", "eval_split", "max_length", "overflow", "doc_stride"];
+    section.check_keys(&keys.into_iter().chain(roles.iter().copied()).collect::<Vec<_>>())?;
+
+    let task = adapter.task()?;
+    let mut columns = std::collections::BTreeMap::new();
+    for role in roles {
+        let Some(value) = section.json(role)? else { continue };
+        if let Some(task) = task.filter(|task| task.task.columns().iter().all(|column| column.role != role)) {
+            let used: Vec<_> = task.task.columns().iter().map(|column| column.role).collect();
+            return Err(section.error(role, format!("{} has no such column; its columns: {}", task.name, used.join(", "))));
+        }
+        match value {
+            Value::String(column) => columns.insert(role.to_owned(), column),
+            other => return Err(section.error(role, format!("expected the name of a column, found {other}"))),
+        };
+        section.entries.shift_remove(role);
+    }
+    Ok(columns)
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(values) => values.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}

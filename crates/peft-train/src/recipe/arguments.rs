@@ -1,0 +1,319 @@
+//! The keys of `[model]`, `[data]` and `[training]`, with their defaults and ranges.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::DType;
+use peft::example::Overflow;
+use serde::{Deserialize, Serialize};
+
+/// A key and what is wrong with its value.
+pub(crate) type Wrong = (&'static str, String);
+
+/// `[model]`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelArguments {
+    /// Folder of the base model, looked for beside the recipe first.
+    pub model_name_or_path: String,
+    /// Type of the base model's weights in memory; `f32` when absent.
+    pub dtype: Option<WeightType>,
+}
+
+/// Type of a base model's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightType {
+    /// 32 bits.
+    #[serde(alias = "float32")]
+    F32,
+    /// 16 bits, the exponent of `f32`.
+    #[serde(alias = "bfloat16")]
+    Bf16,
+    /// 16 bits, IEEE.
+    #[serde(alias = "float16")]
+    F16,
+}
+
+impl From<WeightType> for DType {
+    fn from(value: WeightType) -> Self {
+        match value {
+            WeightType::F32 => Self::F32,
+            WeightType::Bf16 => Self::BF16,
+            WeightType::F16 => Self::F16,
+        }
+    }
+}
+
+/// `[data]`, without the columns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataArguments {
+    /// File with the training rows.
+    pub train: String,
+    /// File with the evaluation rows.
+    pub eval: Option<String>,
+    /// Share of the training rows that is evaluated on instead, in (0, 1).
+    pub eval_split: Option<f64>,
+    /// Most tokens of an example; the model's positions, at most 1024, when absent.
+    pub max_length: Option<usize>,
+    /// What happens to longer rows.
+    pub overflow: OverflowRule,
+    /// Tokens that neighbouring windows of a long context share.
+    pub doc_stride: usize,
+    /// Column names by role, as far as they differ from the role's own name.
+    #[serde(flatten)]
+    pub columns: BTreeMap<String, String>,
+}
+
+impl Default for DataArguments {
+    fn default() -> Self {
+        Self {
+            train: String::new(),
+            eval: None,
+            eval_split: None,
+            max_length: None,
+            overflow: OverflowRule::Truncate,
+            doc_stride: 128,
+            columns: BTreeMap::new(),
+        }
+    }
+}
+
+/// The words for [`Overflow`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverflowRule {
+    /// An error that names the row.
+    Raise,
+    /// The row is cut.
+    Truncate,
+    /// The row is left out.
+    Drop,
+}
+
+impl From<OverflowRule> for Overflow {
+    fn from(rule: OverflowRule) -> Self {
+        match rule {
+            OverflowRule::Raise => Self::Raise,
+            OverflowRule::Truncate => Self::Truncate,
+            OverflowRule::Drop => Self::Drop,
+        }
+    }
+}
+
+/// When something happens during training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// Never.
+    No,
+    /// Every so many steps.
+    Steps,
+    /// At the end of each epoch.
+    Epoch,
+}
+
+/// How the learning rate changes: the names of Transformers' `get_scheduler`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerType {
+    /// The same at every step; no warmup.
+    Constant,
+    /// The same at every step after the warmup.
+    ConstantWithWarmup,
+    /// Down to zero in a straight line.
+    Linear,
+    /// Down to zero along half a cosine.
+    Cosine,
+    /// Down with the inverse square root of the step.
+    InverseSqrt,
+}
+
+/// `[training]`: the names, meanings and defaults of Transformers' `TrainingArguments`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainingArguments {
+    /// Folder of the result, relative to the working directory.
+    pub output_dir: String,
+    /// Passes over the training data, fractions allowed.
+    pub num_train_epochs: f64,
+    /// Optimiser steps in place of epochs; -1 for none.
+    pub max_steps: i64,
+    /// Examples of a training batch.
+    pub per_device_train_batch_size: usize,
+    /// Examples of an evaluation batch.
+    pub per_device_eval_batch_size: usize,
+    /// Batches of an optimiser step. The loss is divided by the loss tokens of all of them.
+    pub gradient_accumulation_steps: usize,
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate changes.
+    pub lr_scheduler_type: SchedulerType,
+    /// Share of the steps in which the learning rate rises; `warmup_steps` goes before.
+    pub warmup_ratio: f64,
+    /// Steps in which the learning rate rises; below 1 a share of all steps.
+    pub warmup_steps: f64,
+    /// Decoupled weight decay of AdamW, on every trained tensor.
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment.
+    pub adam_beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Largest norm of all gradients together; 0 for no limit.
+    pub max_grad_norm: f64,
+    /// Steps between two lines of the log.
+    pub logging_steps: usize,
+    /// When to evaluate, besides the end; `steps` when absent and `eval_steps` is given, else `no`.
+    pub eval_strategy: Option<Strategy>,
+    /// Steps between two evaluations; `logging_steps` when absent.
+    pub eval_steps: Option<usize>,
+    /// When to write a checkpoint.
+    pub save_strategy: Strategy,
+    /// Steps between two checkpoints.
+    pub save_steps: usize,
+    /// Most checkpoints that are kept.
+    pub save_total_limit: Option<usize>,
+    /// Whether the best adapter is the result, not the last.
+    pub load_best_model_at_end: bool,
+    /// The metric that says which is best; the task's first when absent.
+    pub metric_for_best_model: Option<String>,
+    /// Whether more of it is better; follows from the metric when absent.
+    pub greater_is_better: Option<bool>,
+    /// Seed of initial values, order and dropout.
+    pub seed: u64,
+}
+
+impl Default for TrainingArguments {
+    fn default() -> Self {
+        Self {
+            output_dir: String::new(),
+            num_train_epochs: 3.0,
+            max_steps: -1,
+            per_device_train_batch_size: 8,
+            per_device_eval_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            learning_rate: 5e-5,
+            lr_scheduler_type: SchedulerType::Linear,
+            warmup_ratio: 0.0,
+            warmup_steps: 0.0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            logging_steps: 500,
+            eval_strategy: None,
+            eval_steps: None,
+            save_strategy: Strategy::Steps,
+            save_steps: 500,
+            save_total_limit: None,
+            load_best_model_at_end: false,
+            metric_for_best_model: None,
+            greater_is_better: None,
+            seed: 42,
+        }
+    }
+}
+
+/// Keys of `[training]` that may differ when a run is resumed: they decide what is reported and kept, not the numbers.
+pub(crate) const FREE_ON_RESUME: &[&str] = &[
+    "output_dir",
+    "per_device_eval_batch_size",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+];
+
+impl TrainingArguments {
+    /// Steps between two evaluations, and when they happen.
+    pub fn evaluation(&self) -> (Strategy, usize) {
+        let given = if self.eval_steps.is_some() { Strategy::Steps } else { Strategy::No };
+        (self.eval_strategy.unwrap_or(given), self.eval_steps.unwrap_or(self.logging_steps))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Wrong> {
+        let wrong = |key, problem: &str, found: &dyn std::fmt::Display| Err((key, format!("{problem}, found {found}")));
+        if self.output_dir.is_empty() {
+            return Err(("output_dir", "missing; the folder that the adapter is written to".to_owned()));
+        }
+        if self.max_steps < -1 || self.max_steps == 0 {
+            return wrong("max_steps", "must be at least 1, or -1 for none", &self.max_steps);
+        }
+        if self.num_train_epochs <= 0.0 && self.max_steps < 0 {
+            return wrong("num_train_epochs", "must be above 0", &self.num_train_epochs);
+        }
+        let counts = [
+            ("per_device_train_batch_size", Some(self.per_device_train_batch_size)),
+            ("per_device_eval_batch_size", Some(self.per_device_eval_batch_size)),
+            ("gradient_accumulation_steps", Some(self.gradient_accumulation_steps)),
+            ("logging_steps", Some(self.logging_steps)),
+            ("eval_steps", self.eval_steps),
+            ("save_steps", Some(self.save_steps)),
+            ("save_total_limit", self.save_total_limit),
+        ];
+        if let Some((key, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
+            return wrong(key, "must be at least 1", &0);
+        }
+        if self.learning_rate <= 0.0 {
+            return wrong("learning_rate", "must be above 0", &self.learning_rate);
+        }
+        if self.adam_epsilon <= 0.0 {
+            return wrong("adam_epsilon", "must be above 0", &self.adam_epsilon);
+        }
+        for (key, share) in
+            [("warmup_ratio", self.warmup_ratio), ("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)]
+        {
+            if !(0.0..1.0).contains(&share) {
+                return wrong(key, "must be at least 0 and below 1", &share);
+            }
+        }
+        for (key, value) in [
+            ("warmup_steps", self.warmup_steps),
+            ("weight_decay", self.weight_decay),
+            ("max_grad_norm", self.max_grad_norm),
+        ] {
+            if value < 0.0 {
+                return wrong(key, "must not be negative", &value);
+            }
+        }
+        if self.warmup_steps >= 1.0 && self.warmup_steps.fract() != 0.0 {
+            return wrong("warmup_steps", "must be a whole number, or a share below 1", &self.warmup_steps);
+        }
+        Ok(())
+    }
+}
+
+impl ModelArguments {
+    pub(crate) fn check(&self) -> Result<(), Wrong> {
+        if self.model_name_or_path.is_empty() {
+            return Err(("model_name_or_path", "missing; the folder of the base model".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl DataArguments {
+    pub(crate) fn check(&self) -> Result<(), Wrong> {
+        if self.train.is_empty() {
+            return Err(("train", "missing; the file with the training rows".to_owned()));
+        }
+        if self.eval.is_some() && self.eval_split.is_some() {
+            return Err(("eval_split", "`eval` names a file already; keep one of the two".to_owned()));
+        }
+        if let Some(share) = self.eval_split.filter(|share| !(*share > 0.0 && *share < 1.0)) {
+            return Err(("eval_split", format!("must be above 0 and below 1, found {share}")));
+        }
+        if self.max_length == Some(0) {
+            return Err(("max_length", "must be at least 1, found 0".to_owned()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! A recipe's text as sections of located values: what an error needs to point at.
+
+use std::{fmt, path::Path, sync::Arc};
+
+use indexmap::IndexMap;
+use peft::error::nearest;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use toml::de::{DeTable, DeValue};
+
+use crate::{Error, Result};
+
+/// Where a value of a recipe stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a file.
+    File {
+        /// The file.
+        path: Arc<Path>,
+        /// Its line, from 1.
+        line: usize,
+        /// The character in the line, from 1.
+        column: usize,
+    },
+    /// In an override.
+    CommandLine {
+        /// The whole argument.
+        argument: String,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
+            Self::CommandLine { argument } => write!(f, "command line: {argument}"),
+        }
+    }
+}
+
+/// A value, where its key stands and where it stands itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) key_place: Place,
+    pub(crate) place: Place,
+    pub(crate) value: toml::Value,
+    /// The text of an override, which is what a key that holds text gets.
+    text: Option<String>,
+}
+
+/// A section by name.
+#[derive(Debug, Clone)]
+pub(crate) struct Section {
+    pub(crate) name: String,
+    pub(crate) place: Place,
+    pub(crate) entries: IndexMap<String, Entry>,
+}
+
+/// All sections of a recipe, with the overrides applied.
+#[derive(Debug, Clone)]
+pub(crate) struct Document {
+    top: Place,
+    sections: IndexMap<String, Section>,
+}
+
+impl Document {
+    /// Reads the text of a recipe whose sections are `known`.
+    pub(crate) fn parse(text: &str, path: &Path, known: &[&str]) -> Result<Self> {
+        let path: Arc<Path> = Arc::from(path);
+        let place = |at: usize| {
+            let before = text.get(..at).unwrap_or(text);
+            let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+            let column = before.get(line_start..).map_or(0, |line| line.chars().count()) + 1;
+            Place::File { path: Arc::clone(&path), line: before.matches('\n').count() + 1, column }
+        };
+        let syntax = |error: toml::de::Error| Error::Syntax {
+            place: place(error.span().map_or(0, |span| span.start)),
+            problem: error.message().to_owned(),
+        };
+        let located = DeTable::parse(text).map_err(syntax)?;
+        let mut values: toml::Table = toml::from_str(text).map_err(syntax)?;
+        let mut document = Self { top: place(0), sections: IndexMap::new() };
+        for (name, section) in located.get_ref() {
+            let at = place(name.span().start);
+            let name: &str = name.get_ref();
+            if !known.contains(&name) {
+                return Err(unknown_section(name, at, known));
+            }
+            let (DeValue::Table(keys), Some(toml::Value::Table(mut table))) = (section.get_ref(), values.remove(name)) else {
+                let problem = format!("expected a section, found a {}; write [{name}]", section.get_ref().type_str());
+                return Err(Error::Value { place: at, section: name.to_owned(), key: name.to_owned(), problem });
+            };
+            let entries = keys.iter().filter_map(|(key, value)| {
+                let found = table.remove(key.get_ref().as_ref())?;
+                let (key_place, place) = (place(key.span().start), place(value.span().start));
+                Some((key.get_ref().to_string(), Entry { key_place, place, value: found, text: None }))
+            });
+            let section = Section { name: name.to_owned(), entries: entries.collect(), place: at };
+            document.sections.insert(name.to_owned(), section);
+        }
+        Ok(document)
+    }
+
+    /// Applies `section.key=value`; the value is read as TOML, and taken as text where it is none.
+    pub(crate) fn set(&mut self, argument: &str, known: &[&str]) -> Result<()> {
+        let wrong = || Error::Override { argument: argument.to_owned() };
+        let (path, text) = argument.split_once('=').ok_or_else(wrong)?;
+        let (section, key) = path.trim().split_once('.').ok_or_else(wrong)?;
+        if section.is_empty() || key.is_empty() {
+            return Err(wrong());
+        }
+        let place = Place::CommandLine { argument: argument.to_owned() };
+        if !known.contains(&section) {
+            return Err(unknown_section(section, place, known));
+        }
+        let parsed = toml::from_str::<toml::Table>(&format!("value = {text}"));
+        let parsed = parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
+        let value = parsed.unwrap_or_else(|| toml::Value::String(text.to_owned()));
+        let entry = Entry { key_place: place.clone(), place: place.clone(), value, text: Some(text.to_owned()) };
+        let empty = || Section { name: section.to_owned(), place, entries: IndexMap::new() };
+        self.sections.entry(section.to_owned()).or_insert_with(empty).entries.insert(key.to_owned(), entry);
+        Ok(())
+    }
+
+    /// Takes a section out; an empty one if the recipe lacks it.
+    pub(crate) fn section(&mut self, name: &str) -> Section {
+        let empty = || Section { name: name.to_owned(), place: self.top.clone(), entries: IndexMap::new() };
+        self.sections.shift_remove(name).unwrap_or_else(empty)
+    }
+}
+
+impl Section {
+    /// An error about a key's value; points at the section where the key is absent.
+    pub(crate) fn error(&self, key: &str, problem: impl Into<String>) -> Error {
+        let place = self.entries.get(key).map_or(&self.place, |entry| &entry.place).clone();
+        Error::Value { place, section: self.name.clone(), key: key.to_owned(), problem: problem.into() }
+    }
+
+    /// Refuses a key that is not among `known`.
+    pub(crate) fn check_keys(&self, known: &[&str]) -> Result<()> {
+        match self.entries.iter().find(|(key, _)| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some((key, entry)) => Err(Error::UnknownKey {
+                place: entry.key_place.clone(),
+                section: self.name.clone(),
+                key: key.clone(),
+                nearest: nearest(key, known.iter().copied()).map(str::to_owned),
+                known: known.iter().map(|key| (*key).to_owned()).collect(),
+            }),
+        }
+    }
+
+    /// Takes a key out of the section as JSON.
+    pub(crate) fn take(&mut self, key: &str) -> Result<Option<Value>> {
+        let value = self.json(key)?;
+        self.entries.shift_remove(key);
+        Ok(value)
+    }
+
+    /// The value of a key as JSON.
+    pub(crate) fn json(&self, key: &str) -> Result<Option<Value>> {
+        let Some(entry) = self.entries.get(key) else { return Ok(None) };
+        // JSON would quietly turn them into null.
+        if !all_finite(&entry.value) {
+            return Err(self.error(key, format!("{} is not finite", entry.value)));
+        }
+        serde_json::to_value(&entry.value).map(Some).map_err(|error| self.error(key, error.to_string()))
+    }
+
+    /// Reads the section into a type whose `Default` gives the defaults and whose fields are the known keys.
+    pub(crate) fn read<T: Serialize + DeserializeOwned + Default>(&self) -> Result<T> {
+        let Ok(Value::Object(defaults)) = serde_json::to_value(T::default()) else { return Ok(T::default()) };
+        self.check_keys(&defaults.keys().map(String::as_str).collect::<Vec<_>>())?;
+        let mut resolved = defaults.clone();
+        for (key, entry) in &self.entries {
+            let Some(value) = self.json(key)? else { continue };
+            // One key at a time, so that the message names it.
+            let fits = |value: &Value| {
+                let mut one = defaults.clone();
+                one.insert(key.clone(), value.clone());
+                serde_json::from_value::<T>(Value::Object(one))
+            };
+            let text = || entry.text.clone().map(Value::String).filter(|text| fits(text).is_ok());
+            let value = match fits(&value) {
+                Ok(_) => value,
+                Err(error) => text().ok_or_else(|| self.error(key, error.to_string()))?,
+            };
+            resolved.insert(key.clone(), value);
+        }
+        serde_json::from_value(Value::Object(resolved)).map_err(|error| self.error("", error.to_string()))
+    }
+}
+
+fn unknown_section(section: &str, place: Place, known: &[&str]) -> Error {
+    Error::UnknownSection {
+        place,
+        section: section.to_owned(),
+        nearest: nearest(section, known.iter().copied()).map(str::to_owned),
+        known: known.iter().map(|section| (*section).to_owned()).collect(),
+    }
+}
+
+fn all_finite(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::Float(number) => number.is_finite(),
+        toml::Value::Array(values) => values.iter().all(all_finite),
+        toml::Value::Table(table) => table.values().all(all_finite),
+        _ => true,
+    }
+}

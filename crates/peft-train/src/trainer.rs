@@ -1,0 +1,558 @@
+//! The training loop: from a recipe to an adapter folder.
+//!
+//! A step is decided by its number alone: which examples, which learning rate, which seed for dropout. What training has
+//! changed so far is in the adapter and the optimiser. A checkpoint of those two therefore goes on to the same bits.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use burn::{
+    optim::{AdamWConfig, GradientsParams, ModuleOptimizer},
+    tensor::{Device, Tensor, TensorData},
+};
+use peft::{
+    Error as PeftError, PeftModel,
+    example::{Example, collate_labels},
+    files::{ADAPTER_CONFIG, AdapterFolder, create_folder, read_bytes, write_atomically},
+    model::DEFAULT_ADAPTER,
+    task::Metrics,
+};
+
+use crate::{
+    Dataset, Error, Event, Observer, Prepared, Recipe, Result, TrainReport,
+    checkpoint::{self, BestEvaluation, Identity, Snapshot, TrainerState},
+    dataset::batch,
+    evaluate::{EVAL_LOSS, evaluate},
+    exact::Exact,
+    gradients::Slots,
+    labels,
+    prepare::{Weights, prepare},
+    recipe::{RECIPE_FILE, Strategy, TrainingArguments},
+    report::{median, peak_rss_bytes},
+    schedule::Schedule,
+    seeds,
+    trainer_log::{EvalLine, TrainLine, TrainerLog},
+};
+
+/// Files of a base model that belong to its tokenizer and go along with the adapter.
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+];
+
+/// Sets dropout apart from other uses of the recipe's seed.
+const DROPOUT: u64 = 3;
+
+/// Most steps whose losses stay unread: each read waits for the device.
+const UNREAD_LOSSES: usize = 16;
+
+/// How a recipe is run.
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    /// Whether to go on from the last checkpoint in the output folder.
+    pub resume: bool,
+    /// Where to compute.
+    pub device: Device,
+    /// Set from outside to stop after the step that is being done.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl TrainOptions {
+    /// A run from the start that nothing stops.
+    pub fn new(device: Device) -> Self {
+        Self { resume: false, device, stop: Arc::default() }
+    }
+}
+
+/// Trains an adapter as a recipe says and writes it to the recipe's `output_dir`.
+///
+/// # Errors
+/// Whatever is wrong with recipe, data or model, before the first step; [`Error::Interrupted`] after a checkpoint when
+/// `stop` was set; [`Error::Diverged`] if the loss is no number any more.
+pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observer) -> Result<TrainReport> {
+    let prepared = prepare(recipe, &options.device, Weights::Load)?;
+    observer.observe(&Event::Prepared(&prepared));
+    let seed = recipe.training.seed;
+    let mut model = PeftModel::new(prepared.base.clone(), recipe.adapter.clone(), &options.device, seed)?;
+    observer.observe(&Event::Adapted(&model.explanation()?));
+    model.set_training(true);
+
+    let trained = model.trainable();
+    let slots = Slots::of(&trained);
+    let trainable_params = trained.iter().map(|tensor| tensor.param.shape().iter().product::<usize>()).sum();
+    drop(trained);
+    let plan = StepPlan::new(&recipe.training, &prepared.train);
+    let identity = Identity {
+        recipe: recipe.decisive(),
+        data: prepared.train.summary.clone(),
+        fingerprint: prepared.train.fingerprint(),
+    };
+    let mut run = Run {
+        recipe,
+        prepared: &prepared,
+        schedule: Schedule::new(&recipe.training, plan.total),
+        state: TrainerState { max_steps: plan.total, identity, ..TrainerState::default() },
+        plan,
+        model,
+        optimizer: adamw(&recipe.training),
+        slots,
+        unread: Vec::new(),
+        order: None,
+        best_tensors: None,
+        metrics: None,
+        step_seconds: Vec::new(),
+        output_dir: recipe.output_dir(),
+        device: options.device.clone().inner(),
+    };
+    let log = run.open(options.resume, observer)?;
+    run.all_steps(&log, options, observer)?;
+    run.finish(trainable_params, observer)
+}
+
+/// PyTorch's AdamW.
+fn adamw(arguments: &TrainingArguments) -> ModuleOptimizer {
+    AdamWConfig::new()
+        .with_beta_1(arguments.adam_beta1 as f32)
+        .with_beta_2(arguments.adam_beta2 as f32)
+        .with_epsilon(arguments.adam_epsilon as f32)
+        .with_weight_decay(arguments.weight_decay as f32)
+        .init()
+}
+
+/// Which batches each step has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepPlan {
+    /// Groups of examples in a batch.
+    pub groups_per_batch: usize,
+    /// Batches in a pass over the data.
+    pub batches_per_epoch: usize,
+    /// Batches in a step; the last step of an epoch may have fewer.
+    pub batches_per_step: usize,
+    /// Steps in a pass over the data.
+    pub steps_per_epoch: usize,
+    /// All steps.
+    pub total: usize,
+}
+
+impl StepPlan {
+    /// The steps that Transformers would do.
+    pub fn new(arguments: &TrainingArguments, data: &Dataset) -> Self {
+        let groups_per_batch = data.groups_per_batch(arguments.per_device_train_batch_size);
+        let batches_per_epoch = data.groups().div_ceil(groups_per_batch);
+        let steps_per_epoch = batches_per_epoch.div_ceil(arguments.gradient_accumulation_steps).max(1);
+        let by_epochs = (arguments.num_train_epochs * steps_per_epoch as f64).ceil() as usize;
+        let total = usize::try_from(arguments.max_steps).unwrap_or(by_epochs);
+        Self { groups_per_batch, batches_per_epoch, batches_per_step: arguments.gradient_accumulation_steps, steps_per_epoch, total }
+    }
+
+    /// Passes over the data after so many steps.
+    pub fn epochs(&self, steps: usize) -> f64 {
+        steps as f64 / self.steps_per_epoch as f64
+    }
+
+    /// The positions in the epoch's order that each batch of a step takes.
+    fn batches(&self, step: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let first = (step % self.steps_per_epoch) * self.batches_per_step;
+        let last = (first + self.batches_per_step).min(self.batches_per_epoch);
+        let size = self.groups_per_batch;
+        (first..last).map(move |batch| batch * size..(batch + 1) * size)
+    }
+}
+
+struct Run<'a> {
+    recipe: &'a Recipe,
+    prepared: &'a Prepared,
+    plan: StepPlan,
+    schedule: Schedule,
+    model: PeftModel,
+    optimizer: ModuleOptimizer,
+    slots: Slots,
+    state: TrainerState,
+    /// Losses of steps that were not read from the device yet.
+    unread: Vec<Tensor<1>>,
+    /// An epoch and its order.
+    order: Option<(usize, Vec<usize>)>,
+    /// The adapter of the best evaluation, where it is to be the result.
+    best_tensors: Option<BTreeMap<String, TensorData>>,
+    /// The last evaluation.
+    metrics: Option<Metrics>,
+    step_seconds: Vec<f64>,
+    output_dir: PathBuf,
+    device: Device,
+}
+
+impl Run<'_> {
+    /// Makes the output folder ready: empty of an earlier run, or taken up from its last checkpoint.
+    fn open(&mut self, resume: bool, observer: &mut dyn Observer) -> Result<TrainerLog> {
+        create_folder(&self.output_dir)?;
+        checkpoint::sweep(&self.output_dir)?;
+        let last = checkpoint::list(&self.output_dir)?.pop();
+        let finished = self.output_dir.join(ADAPTER_CONFIG);
+        match last {
+            Some((_, folder)) if resume => self.restore(checkpoint::read(&folder)?)?,
+            Some((step, _)) if !finished.exists() => {
+                let problem = format!(
+                    "holds a run that stopped after step {step}; go on with --resume, or remove its checkpoints to start anew"
+                );
+                return Err(Error::Resume { folder: self.output_dir.clone(), problem });
+            }
+            None if resume => observer.observe(&Event::Note("no checkpoint to resume from: starting at step 0")),
+            _ => {}
+        }
+        if self.state.global_step == 0 {
+            if finished.exists() {
+                let note = format!("{}: replacing the finished run there", self.output_dir.display());
+                observer.observe(&Event::Note(&note));
+                let io = |source| PeftError::Io { path: finished.clone(), action: "remove", source };
+                // Without its configuration a folder is no adapter: what lies there is not the result of this run.
+                std::fs::remove_file(&finished).map_err(io)?;
+            }
+            checkpoint::prune(&self.output_dir, 0)?;
+        }
+        let text = self.recipe.to_toml();
+        write_atomically(&self.output_dir.join(RECIPE_FILE), text.as_bytes())?;
+        observer.observe(&Event::Started { done: self.state.global_step, total: self.plan.total });
+        TrainerLog::open(&self.output_dir, self.state.global_step)
+    }
+
+    fn restore(&mut self, checkpoint: checkpoint::Checkpoint) -> Result<()> {
+        checkpoint.check(&self.state.identity)?;
+        self.model.load_state_dict(DEFAULT_ADAPTER, checkpoint.adapter, &checkpoint.folder)?;
+        let optimizer = std::mem::replace(&mut self.optimizer, adamw(&self.recipe.training));
+        self.optimizer = optimizer.load_record(checkpoint.optimizer);
+        self.state = checkpoint.state;
+        self.best_tensors = checkpoint.best;
+        Ok(())
+    }
+
+    fn all_steps(&mut self, log: &TrainerLog, options: &TrainOptions, observer: &mut dyn Observer) -> Result<()> {
+        let arguments = &self.recipe.training;
+        let (eval_strategy, eval_steps) = arguments.evaluation();
+        while self.state.global_step < self.plan.total {
+            let started = Instant::now();
+            let number = self.state.global_step;
+            let norm = self.step(number)?;
+            let step = number + 1;
+            self.state.global_step = step;
+            let last = step == self.plan.total;
+            let logs = last || step.is_multiple_of(arguments.logging_steps);
+            if logs || self.unread.len() >= UNREAD_LOSSES {
+                self.read_losses()?;
+            }
+            let seconds = started.elapsed().as_secs_f64();
+            self.step_seconds.push(seconds);
+            self.state.seconds += seconds;
+            observer.observe(&Event::Step { step, total: self.plan.total });
+
+            let due = |strategy, steps| match strategy {
+                Strategy::No => false,
+                Strategy::Steps => step.is_multiple_of(steps),
+                Strategy::Epoch => last || step.is_multiple_of(self.plan.steps_per_epoch),
+            };
+            let (evaluates, saves) = (last || due(eval_strategy, eval_steps), due(arguments.save_strategy, arguments.save_steps));
+            if logs {
+                let line = self.train_line(number, norm)?;
+                log.write(&line)?;
+                observer.observe(&Event::Logged(&line));
+            }
+            if evaluates {
+                self.evaluate(log, observer)?;
+            }
+            // After the last step a checkpoint would only repeat the result.
+            let stops = !last && options.stop.load(Ordering::Relaxed);
+            if saves || stops {
+                let folder = self.save(observer)?;
+                if stops {
+                    return Err(Error::Interrupted { step, checkpoint: folder });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One step of the optimiser; returns the norm of the gradients before clipping.
+    fn step(&mut self, number: usize) -> Result<Option<Tensor<1>>> {
+        let arguments = &self.recipe.training;
+        let prepared = self.prepared;
+        let epoch = number / self.plan.steps_per_epoch;
+        let order = match self.order.take().filter(|(of, _)| *of == epoch) {
+            Some((_, order)) => order,
+            None => prepared.train.epoch_order(arguments.seed, epoch),
+        };
+        // A mean over the whole accumulated batch, not a mean of means: each batch counts by what its loss is a mean of.
+        let mut micro_batches: Vec<(Vec<&Example>, f64)> = Vec::new();
+        for range in self.plan.batches(number) {
+            let groups = order.get(range.start..range.end.min(order.len())).unwrap_or_default();
+            let examples: Vec<&Example> = groups.iter().flat_map(|group| prepared.train.group(*group)).collect();
+            let weight = prepared.task.loss_weight(&collate_labels(&examples))?;
+            micro_batches.push((examples, weight));
+        }
+        self.order = Some((epoch, order));
+        let total: f64 = micro_batches.iter().map(|(_, weight)| weight).sum();
+
+        let mut gradients = GradientsParams::new();
+        let mut loss_sum: Option<Tensor<1>> = None;
+        for (index, (examples, weight)) in micro_batches.iter().enumerate() {
+            self.state.tokens += examples.iter().map(|example| example.input_ids.len() as u64).sum::<u64>();
+            if *weight <= 0.0 {
+                continue;
+            }
+            self.device.seed(seeds::derive(arguments.seed, &[DROPOUT, number as u64, index as u64]));
+            let batch = batch(examples, &*prepared.tokenizer, &prepared.base.info, &self.device);
+            let (loss, _outputs) = self.model.loss(&batch)?;
+            let loss = if *weight == total { loss } else { loss.mul_scalar(weight / total) };
+            gradients = self.slots.accumulate(gradients, self.model.gradients(&loss));
+            let loss = loss.without_autodiff();
+            loss_sum = Some(match loss_sum {
+                Some(sum) => sum + loss,
+                None => loss,
+            });
+        }
+        // Only bound examples can leave a whole step without a loss.
+        let Some(loss) = loss_sum else { return Ok(None) };
+        self.unread.push(loss);
+        let norm = self.slots.norm(&gradients);
+        if let Some(norm) = norm.as_ref().filter(|_| arguments.max_grad_norm > 0.0) {
+            gradients = self.slots.clip(gradients, norm, arguments.max_grad_norm);
+        }
+        self.model.step(&mut self.optimizer, self.schedule.at(number), gradients);
+        Ok(norm)
+    }
+
+    /// Reads the losses that are still on the device.
+    fn read_losses(&mut self) -> Result<()> {
+        if self.unread.is_empty() {
+            return Ok(());
+        }
+        let first = self.state.global_step + 1 - self.unread.len();
+        let values = read(Tensor::cat(std::mem::take(&mut self.unread), 0))?;
+        for (at, loss) in values.into_iter().enumerate() {
+            if !loss.is_finite() {
+                return Err(Error::Diverged { step: first + at, loss });
+            }
+            self.state.loss_sum.0 += f64::from(loss);
+            self.state.losses_since_log.push(Exact(f64::from(loss)));
+        }
+        Ok(())
+    }
+
+    fn train_line(&mut self, number: usize, norm: Option<Tensor<1>>) -> Result<TrainLine> {
+        let losses = std::mem::take(&mut self.state.losses_since_log);
+        let loss = losses.iter().map(|loss| loss.0).sum::<f64>() / losses.len().max(1) as f64;
+        let norm = norm.map(read).transpose()?.and_then(|norm| norm.first().copied());
+        Ok(TrainLine {
+            step: number + 1,
+            epoch: self.plan.epochs(number + 1),
+            loss,
+            learning_rate: self.schedule.at(number),
+            grad_norm: norm.map(f64::from),
+            seconds: self.state.seconds,
+            tokens_per_second: self.tokens_per_second(),
+        })
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        if self.state.seconds > 0.0 { self.state.tokens as f64 / self.state.seconds } else { 0.0 }
+    }
+
+    /// The metrics of the adapter as it is now; none without evaluation rows.
+    fn measure(&self, observer: &mut dyn Observer) -> Result<Option<Metrics>> {
+        let Some(data) = &self.prepared.eval else { return Ok(None) };
+        let context = self.prepared.encoding.context(&*self.prepared.tokenizer, &self.prepared.base.info, true);
+        let batch_size = self.recipe.training.per_device_eval_batch_size;
+        evaluate(&self.model, data, &context, batch_size, observer).map(Some)
+    }
+
+    fn evaluate(&mut self, log: &TrainerLog, observer: &mut dyn Observer) -> Result<()> {
+        let started = Instant::now();
+        let Some(metrics) = self.measure(observer)? else { return Ok(()) };
+        let step = self.state.global_step;
+        let eval_seconds = started.elapsed().as_secs_f64();
+        log.write(&EvalLine { step, epoch: self.plan.epochs(step), metrics: &metrics, eval_seconds })?;
+        let best = self.is_best(&metrics)?;
+        if best && self.recipe.training.load_best_model_at_end {
+            self.best_tensors = Some(self.model.state_dict(DEFAULT_ADAPTER)?);
+        }
+        observer.observe(&Event::Evaluated { step, metrics: &metrics, best });
+        self.metrics = Some(metrics);
+        Ok(())
+    }
+
+    /// Remembers the evaluation if it is the best so far.
+    fn is_best(&mut self, metrics: &Metrics) -> Result<bool> {
+        let arguments = &self.recipe.training;
+        let (name, value) = chosen_metric(metrics, arguments.metric_for_best_model.as_deref())?;
+        let greater = arguments.greater_is_better.unwrap_or_else(|| greater_is_better(name));
+        let better = match &self.state.best {
+            _ if value.is_nan() => false,
+            None => true,
+            Some(best) if greater => value > best.value.0,
+            Some(best) => value < best.value.0,
+        };
+        if better {
+            let metrics = metrics.iter().map(|(name, value)| (name.clone(), Exact(*value))).collect();
+            let step = self.state.global_step;
+            self.state.best = Some(BestEvaluation { step, metric: name.to_owned(), value: Exact(value), metrics });
+        }
+        Ok(better)
+    }
+
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        // A checkpoint of a run that has diverged is worth nothing.
+        self.read_losses()?;
+        let adapter = self.model.state_dict(DEFAULT_ADAPTER)?;
+        let config = self.model.adapter(DEFAULT_ADAPTER)?.config.clone();
+        let snapshot = Snapshot {
+            state: &self.state,
+            config: &config,
+            adapter: &adapter,
+            optimizer: &self.optimizer,
+            best: self.best_tensors.as_ref(),
+        };
+        let folder = checkpoint::write(&self.output_dir, &snapshot)?;
+        if let Some(limit) = self.recipe.training.save_total_limit {
+            checkpoint::prune(&self.output_dir, limit)?;
+        }
+        observer.observe(&Event::Saved(&folder));
+        Ok(folder)
+    }
+
+    /// Writes the result.
+    fn finish(mut self, trainable_params: usize, observer: &mut dyn Observer) -> Result<TrainReport> {
+        // A run that was resumed after its last step has not evaluated yet.
+        if self.metrics.is_none() {
+            self.metrics = self.measure(observer)?;
+        }
+        let best = self.state.best.take().filter(|_| self.recipe.training.load_best_model_at_end);
+        let (written_step, metrics, tensors) = match (best, self.best_tensors.take()) {
+            (Some(best), Some(tensors)) => (best.step, best.metrics(), tensors),
+            _ => {
+                let metrics = self.metrics.take().unwrap_or_default();
+                (self.state.global_step, metrics, self.model.state_dict(DEFAULT_ADAPTER)?)
+            }
+        };
+        let model_folder = self.recipe.model_folder();
+        for name in TOKENIZER_FILES {
+            let path = model_folder.join(name);
+            if path.is_file() {
+                write_atomically(&self.output_dir.join(name), &read_bytes(&path, "a file of the tokenizer")?)?;
+            }
+        }
+        if let Some(found) = &self.prepared.labels {
+            labels::write(&self.output_dir, found)?;
+        }
+        let config = self.model.adapter(DEFAULT_ADAPTER)?.config.clone();
+        AdapterFolder::write(&self.output_dir, DEFAULT_ADAPTER, &config, &tensors)?;
+        let steps = self.state.global_step;
+        Ok(TrainReport {
+            train_loss: self.state.loss_sum.0 / steps.max(1) as f64,
+            metrics,
+            steps,
+            tokens_per_second: self.tokens_per_second(),
+            step_seconds_median: median(self.step_seconds),
+            peak_rss_bytes: peak_rss_bytes(),
+            trainable_params,
+            written_step,
+            output_dir: self.output_dir,
+        })
+    }
+}
+
+fn read(values: Tensor<1>) -> Result<Vec<f32>> {
+    let values = values.into_data().convert::<f32>().try_to_vec::<f32>();
+    values.map_err(|error| PeftError::Data(format!("the loss cannot be read: {error:?}")).into())
+}
+
+/// The metric that picks the best adapter: the one asked for, else the task's first, else the loss.
+fn chosen_metric<'a>(metrics: &'a Metrics, wanted: Option<&str>) -> Result<(&'a str, f64)> {
+    let found = match wanted {
+        // Transformers puts `eval_` before every metric.
+        Some(wanted) => metrics.get_key_value(wanted).or_else(|| metrics.get_key_value(wanted.strip_prefix("eval_")?)),
+        None => metrics.iter().find(|(name, _)| *name != EVAL_LOSS).or_else(|| metrics.first()),
+    };
+    let wanted = wanted.unwrap_or("loss");
+    let found = found.or_else(|| metrics.get_key_value(&format!("eval_{wanted}")));
+    found.map(|(name, value)| (name.as_str(), *value)).ok_or_else(|| {
+        let there: Vec<_> = metrics.keys().map(String::as_str).collect();
+        PeftError::Config {
+            origin: "[training]".to_owned(),
+            key: "metric_for_best_model".to_owned(),
+            problem: format!("no metric `{wanted}` (there are: {})", there.join(", ")),
+        }
+        .into()
+    })
+}
+
+fn greater_is_better(metric: &str) -> bool {
+    !(metric.ends_with("loss") || matches!(metric, "perplexity" | "mse" | "rmse" | "mae"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::dataset::DataSummary;
+
+    fn plan(examples: usize, batch: usize, accumulation: usize, epochs: f64, max_steps: i64) -> StepPlan {
+        let data = Dataset {
+            rows: Vec::new(),
+            examples: vec![Example::default(); examples],
+            bound: 1,
+            summary: DataSummary::default(),
+        };
+        let arguments = TrainingArguments {
+            per_device_train_batch_size: batch,
+            gradient_accumulation_steps: accumulation,
+            num_train_epochs: epochs,
+            max_steps,
+            ..TrainingArguments::default()
+        };
+        StepPlan::new(&arguments, &data)
+    }
+
+    #[test]
+    fn steps_are_counted_as_transformers_counts_them() {
+        assert_eq!(plan(100, 16, 1, 3.0, -1).total, 21);
+        assert_eq!(plan(100, 16, 4, 3.0, -1).total, 6);
+        assert_eq!(plan(100, 16, 1, 0.5, -1).total, 4);
+        assert_eq!(plan(100, 16, 1, 3.0, 5).total, 5);
+        assert_eq!(plan(3, 16, 8, 1.0, -1).total, 1);
+    }
+
+    #[test]
+    fn the_steps_of_an_epoch_take_each_batch_once() {
+        let plan = plan(10, 2, 2, 2.0, -1);
+        let all: Vec<Vec<_>> = (0..3).map(|step| plan.batches(step).collect()).collect();
+        assert_eq!(all, [vec![0..2, 2..4], vec![4..6, 6..8], vec![8..10]]);
+        assert_eq!(plan.batches(3).collect::<Vec<_>>(), all[0]);
+        assert_eq!(plan.epochs(3), 1.0);
+    }
+
+    #[test]
+    fn the_best_is_picked_by_the_tasks_first_metric() {
+        let metrics = Metrics::from_iter([("eval_loss".to_owned(), 0.5), ("accuracy".to_owned(), 0.9), ("f1".to_owned(), 0.8)]);
+        let pick = |wanted| chosen_metric(&metrics, wanted).unwrap().0;
+        assert_eq!([pick(None), pick(Some("f1")), pick(Some("eval_f1"))], ["accuracy", "f1", "f1"]);
+        assert_eq!([pick(Some("loss")), pick(Some("eval_loss"))], ["eval_loss", "eval_loss"]);
+        assert!(chosen_metric(&metrics, Some("bleu")).unwrap_err().to_string().contains("accuracy"));
+        let loss_only = Metrics::from_iter([("eval_loss".to_owned(), 0.5)]);
+        assert_eq!(chosen_metric(&loss_only, None).unwrap().0, "eval_loss");
+        assert!(greater_is_better("accuracy") && !greater_is_better("eval_loss") && !greater_is_better("perplexity"));
+    }
+}

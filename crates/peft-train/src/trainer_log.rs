@@ -1,0 +1,112 @@
+//! `trainer_log.jsonl`: one object for each logged step and each evaluation.
+
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use peft::{
+    Error as PeftError,
+    files::{read_text, write_atomically},
+    task::Metrics,
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::Result;
+
+/// The file's name.
+pub const LOG_FILE: &str = "trainer_log.jsonl";
+
+/// What is said about the steps since the line before.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrainLine {
+    /// Steps done.
+    pub step: usize,
+    /// Passes over the data done.
+    pub epoch: f64,
+    /// Mean loss of the steps since the line before.
+    pub loss: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Norm of the step's gradients before clipping.
+    pub grad_norm: Option<f64>,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Input tokens without padding, by second of training.
+    pub tokens_per_second: f64,
+}
+
+/// What is said about an evaluation.
+#[derive(Debug, Clone, Serialize)]
+pub struct EvalLine<'a> {
+    /// Steps done.
+    pub step: usize,
+    /// Passes over the data done.
+    pub epoch: f64,
+    /// `eval_loss` and the task's metrics.
+    #[serde(flatten)]
+    pub metrics: &'a Metrics,
+    /// Seconds of the evaluation.
+    pub eval_seconds: f64,
+}
+
+/// The log of a run, a line at a time.
+#[derive(Debug)]
+pub struct TrainerLog {
+    path: PathBuf,
+}
+
+impl TrainerLog {
+    /// The log in a folder, with the lines of the first `keep` steps.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn open(folder: &Path, keep: usize) -> Result<Self> {
+        let path = folder.join(LOG_FILE);
+        let text = if keep > 0 && path.exists() { read_text(&path, "the log")? } else { String::new() };
+        // A line that was being written when the run was killed is no JSON.
+        let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
+        let kept = text.lines().filter(|line| step(line).is_some_and(|step| step <= keep as u64));
+        let text: String = kept.flat_map(|line| [line, "\n"]).collect();
+        write_atomically(&path, text.as_bytes())?;
+        Ok(Self { path })
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, line: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_string(line).unwrap_or_default();
+        text.push('\n');
+        let io = |source| PeftError::Io { path: self.path.clone(), action: "write", source };
+        let mut file = OpenOptions::new().append(true).create(true).open(&self.path).map_err(io)?;
+        Ok(file.write_all(text.as_bytes()).map_err(io)?)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_resumed_log_ends_at_its_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = TrainerLog::open(folder.path(), 0).unwrap();
+        for step in 1..=4 {
+            log.write(&json!({ "step": step })).unwrap();
+        }
+        let file = folder.path().join(LOG_FILE);
+        let mut broken = OpenOptions::new().append(true).open(&file).unwrap();
+        broken.write_all(b"{\"step\": 1, \"lo").unwrap();
+        TrainerLog::open(folder.path(), 2).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
+        TrainerLog::open(folder.path(), 0).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
+    }
+}
