@@ -135,7 +135,12 @@ impl PeftModel {
             }
             Ok(TensorData::new(vec![0.0_f32; shape.iter().product()], shape))
         })?;
-        let mut left: Vec<_> = left.into_iter().collect();
+        // With `bias` PEFT also writes the biases inside a saved module's wrapper: the copy again, and the base's own.
+        let is_double = |key: &str| adapter.plan.saved.iter().any(|module| {
+            let inside = key.strip_prefix(KEY_PREFIX).and_then(|key| key.strip_prefix(module.as_str()));
+            inside.is_some_and(|rest| rest.starts_with(".modules_to_save.") || rest.starts_with(".original_module."))
+        });
+        let mut left: Vec<_> = left.into_iter().filter(|key| !is_double(key)).collect();
         left.sort_unstable();
         problems.extend(left.into_iter().map(|key| format!("`{key}`: nothing in the model takes this tensor")));
         if !problems.is_empty() {
@@ -347,7 +352,15 @@ impl PeftModel {
 
     /// Runs the model. Judge the batch with [`ModelInfo::check`](crate::ModelInfo::check) first.
     pub fn forward(&self, inputs: &Inputs) -> Outputs {
-        self.module.forward(inputs)
+        self.module.forward(&self.prepare(inputs))
+    }
+
+    /// The inputs as the task's wrapper hands them to the base model.
+    pub fn prepare(&self, inputs: &Inputs) -> Inputs {
+        match self.task() {
+            Ok(Some(plugin)) => plugin.task.prepare(inputs.clone()),
+            _ => inputs.clone(),
+        }
     }
 
     /// The running module, for what the wrapper does not do.

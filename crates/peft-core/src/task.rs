@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::{
-    AutoClass, Labels, ModelInfo, Outputs, Result,
+    AutoClass, Inputs, Labels, ModelInfo, Outputs, Result,
     example::{EncodeContext, Example, Row},
     registry::Plugin,
 };
@@ -57,6 +57,11 @@ pub trait Task: Debug + Send + Sync {
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) with file and line.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>>;
+
+    /// The inputs as the wrapper hands them to the base model.
+    fn prepare(&self, inputs: Inputs) -> Inputs {
+        inputs
+    }
 
     /// How many consecutive examples belong together and must stay in one batch.
     fn bound(&self) -> usize {

@@ -6,7 +6,7 @@
 
 use burn::tensor::Tensor;
 use peft_core::{
-    AutoClass, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    AutoClass, Inputs, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, Example, IGNORE, Label, Row},
     inventory, loss,
     metrics::squad::{exact_match, f1},
@@ -39,6 +39,11 @@ const NO_ANSWER: usize = 0;
 pub struct QuestionAnswering;
 
 impl Task for QuestionAnswering {
+    /// PEFT's wrapper takes segments and positions and never hands them on; adapters trained there expect it so.
+    fn prepare(&self, inputs: Inputs) -> Inputs {
+        Inputs { token_type_ids: None, position_ids: None, ..inputs }
+    }
+
     fn columns(&self) -> &'static [Column] {
         &[
             Column { role: "question", required: true, holds: "the question" },

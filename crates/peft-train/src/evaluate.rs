@@ -78,7 +78,7 @@ impl Pass<'_> {
         for groups in data.by_length().chunks(data.groups_per_batch(self.batch_size)) {
             let examples: Vec<&Example> = groups.iter().flat_map(|group| data.group(*group)).collect();
             let batch = batch(&examples, self.context.tokenizer, self.context.info, &self.device);
-            let outputs = self.module.forward(&batch.inputs);
+            let outputs = self.module.forward(&self.task.prepare(batch.inputs.clone()));
             let weight = self.weight(&batch.labels)?;
             if weight > 0.0 {
                 let loss = self.task.loss(&outputs, &batch.labels, self.context.info)?;

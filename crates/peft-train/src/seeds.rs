@@ -2,7 +2,7 @@
 
 /// A seed for a place in the run: the same on every machine.
 pub(crate) fn derive(seed: u64, place: &[u64]) -> u64 {
-    place.iter().fold(mix(seed), |state, part| mix(state ^ mix(*part)))
+    place.iter().fold(mix(seed), |state, part| mix(state ^ part))
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators").
