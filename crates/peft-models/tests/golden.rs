@@ -38,7 +38,11 @@ fn check(case: &str, class: &AutoClass, class_name: &str) {
     let model = load(&folder(case).join("model"), class, &LoadOptions::default(), &device).unwrap();
     assert_eq!((model.initialised, model.ignored), (vec![], vec![]));
     assert_eq!(model.base.info.class_name, class_name);
-    let inputs = inputs(case);
+    let mut inputs = inputs(case);
+    if *class == AutoClass::QUESTION_ANSWERING {
+        // PEFT's wrapper for this task takes token types and does not pass them on.
+        inputs.token_type_ids = None;
+    }
     model.base.info.check(&Batch { inputs: inputs.clone(), ..Batch::default() }).unwrap();
     let tracked = model.base.module.boxed_clone().to_device(&device.autodiff());
     for outputs in [model.base.module.forward(&inputs), tracked.forward(&inputs)] {

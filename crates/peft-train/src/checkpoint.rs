@@ -281,7 +281,9 @@ mod tests {
             best: None,
         };
         assert!(checkpoint.check(&identity(0.1, 1)).is_ok());
-        for (now, says) in [(identity(0.2, 1), "`training.learning_rate` is 0.2"), (identity(0.1, 2), "training examples")] {
+        for (now, says) in
+            [(identity(0.2, 1), "`training.learning_rate` is 0.2"), (identity(0.1, 2), "training examples")]
+        {
             let message = checkpoint.check(&now).unwrap_err().to_string();
             assert!(message.starts_with("out/checkpoint-5: ") && message.contains(says), "{message}");
         }

@@ -190,7 +190,9 @@ fn check(example: &Example, row: &Row, info: &ModelInfo) -> Result<()> {
         let Some(limit) = info.number(limit) else { continue };
         if let Some(id) = ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= limit)) {
             let last = limit.saturating_sub(1);
-            return Err(row.error(format!("{what} id {id} is outside the model's 0 to {last}: is the tokenizer its own?")).into());
+            return Err(row
+                .error(format!("{what} id {id} is outside the model's 0 to {last}: is the tokenizer its own?"))
+                .into());
         }
     }
     Ok(())
@@ -221,7 +223,12 @@ mod tests {
 
     fn dataset(count: usize, bound: usize) -> Dataset {
         let example = |at: usize| Example { input_ids: vec![1; count - at], ..Example::default() };
-        Dataset { rows: rows(count), examples: (0..count).map(example).collect(), bound, summary: DataSummary::default() }
+        Dataset {
+            rows: rows(count),
+            examples: (0..count).map(example).collect(),
+            bound,
+            summary: DataSummary::default(),
+        }
     }
 
     #[test]

@@ -82,6 +82,14 @@ pub enum Error {
         /// The loss.
         loss: f32,
     },
+    /// A trained value is not a number: the last step went too far for the loss to have shown it.
+    #[error("`{key}` holds values that are not finite after step {step}; try a smaller learning_rate")]
+    NotFinite {
+        /// The step.
+        step: usize,
+        /// The tensor.
+        key: String,
+    },
     /// The run was stopped from outside after it had saved itself.
     #[error("interrupted after step {step}; {} holds everything, go on with --resume", checkpoint.display())]
     Interrupted {
@@ -103,7 +111,7 @@ impl Error {
             | Self::Value { .. }
             | Self::Override { .. }
             | Self::Resume { .. } => 2,
-            Self::Diverged { .. } => 1,
+            Self::Diverged { .. } | Self::NotFinite { .. } => 1,
             Self::Interrupted { .. } => 130,
         }
     }

@@ -56,7 +56,10 @@ pub fn predict(
 fn task_of_model(model: &PeftModel) -> Result<&'static dyn Task> {
     match model.task()? {
         Some(plugin) => Ok(plugin.task),
-        None => Err(PeftError::Adapter("the adapter has no task_type: there is nothing to measure or to answer".to_owned()).into()),
+        None => {
+            Err(PeftError::Adapter("the adapter has no task_type: there is nothing to measure or to answer".to_owned())
+                .into())
+        }
     }
 }
 

@@ -27,7 +27,8 @@ mod tests {
 
     #[test]
     fn every_bit_survives() {
-        for value in [0.1 + 0.2, 1.0 / 3.0, f64::MIN_POSITIVE, f64::MAX, -0.0, f64::INFINITY, 8.988_465_674_311_58e307] {
+        for value in [0.1 + 0.2, 1.0 / 3.0, f64::MIN_POSITIVE, f64::MAX, -0.0, f64::INFINITY, 8.988_465_674_311_58e307]
+        {
             let text = serde_json::to_string(&Exact(value)).unwrap();
             assert_eq!(serde_json::from_str::<Exact>(&text).unwrap().0.to_bits(), value.to_bits(), "{text}");
         }

@@ -61,7 +61,8 @@ mod tests {
     #[test]
     fn classes_survive_the_file() {
         let folder = tempfile::tempdir().unwrap();
-        let labels = LabelSet { labels: vec!["no".into(), "yes, \"so\"".into()], problem_type: "single_label_classification" };
+        let labels =
+            LabelSet { labels: vec!["no".into(), "yes, \"so\"".into()], problem_type: "single_label_classification" };
         assert_eq!(read(folder.path()).unwrap(), None);
         write(folder.path(), &labels).unwrap();
         assert_eq!(read(folder.path()).unwrap(), Some(labels));

@@ -8,7 +8,7 @@ use peft::{
     example::{EncodeContext, Overflow, Row},
     models::{
         HfTokenizer,
-        checkpoint::{self, LoadOptions},
+        checkpoint::{self, LoadOptions, Loaded},
     },
     task::LabelSet,
     tokenizer::Tokenizer,
@@ -77,7 +77,12 @@ impl Encoding {
     }
 
     /// What tasks need to turn rows into examples.
-    pub fn context<'a>(&'a self, tokenizer: &'a dyn Tokenizer, info: &'a ModelInfo, labelled: bool) -> EncodeContext<'a> {
+    pub fn context<'a>(
+        &'a self,
+        tokenizer: &'a dyn Tokenizer,
+        info: &'a ModelInfo,
+        labelled: bool,
+    ) -> EncodeContext<'a> {
         EncodeContext {
             tokenizer,
             info,
@@ -90,23 +95,19 @@ impl Encoding {
     }
 }
 
-/// Whether the weights are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weights {
-    /// As the checkpoint has them.
-    Load,
-    /// Left out: enough to judge a recipe.
-    Skip,
-}
-
 /// Resolves a recipe: reads the rows, finds their classes, opens the base model with the task's head, encodes the rows.
 ///
 /// # Errors
 /// Whatever is wrong with the recipe, the data or the model; file and line for a row.
-pub fn prepare(recipe: &Recipe, device: &Device, weights: Weights) -> Result<Prepared> {
+pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
     let Some(task) = recipe.adapter.task()? else {
         let problem = "missing: training needs a task; the default wrapper has no loss".to_owned();
-        return Err(PeftError::Config { origin: recipe.path.display().to_string(), key: "task_type".to_owned(), problem }.into());
+        return Err(PeftError::Config {
+            origin: recipe.path.display().to_string(),
+            key: "task_type".to_owned(),
+            problem,
+        }
+        .into());
     };
     let folder = recipe.model_folder();
     if !folder.exists() {
@@ -116,22 +117,17 @@ pub fn prepare(recipe: &Recipe, device: &Device, weights: Weights) -> Result<Pre
     let train = rows(&recipe.locate(&recipe.data.train))?;
     let (train, eval) = match (&recipe.data.eval, recipe.data.eval_split) {
         (Some(eval), _) => (train, Some(rows(&recipe.locate(eval))?)),
-        (None, Some(share)) => dataset::split(train, share, recipe.training.seed).map(|(train, eval)| (train, Some(eval)))?,
+        (None, Some(share)) => {
+            dataset::split(train, share, recipe.training.seed).map(|(train, eval)| (train, Some(eval)))?
+        }
         (None, None) => (train, None),
     };
 
     let label_column = label_column(task, &recipe.data.columns);
     let found = task.task.labels(&train, &label_column)?;
     let labels = if has_own_classes(&folder, task, found.as_ref())? { None } else { found.clone() };
-    let options =
-        LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
-    let (base, initialised) = match weights {
-        Weights::Load => {
-            let loaded = checkpoint::load(&folder, &task.auto_class, &options, device)?;
-            (loaded.base, loaded.initialised)
-        }
-        Weights::Skip => (checkpoint::skeleton(&folder, &task.auto_class, &options, device)?, Vec::new()),
-    };
+    let options = LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
+    let Loaded { base, initialised, .. } = checkpoint::load(&folder, &task.auto_class, &options, device)?;
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&folder)?);
 
     let max_length = max_length(recipe, &base.info)?;

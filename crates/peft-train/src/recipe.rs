@@ -6,12 +6,13 @@
 mod arguments;
 mod document;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use peft::{
-    Error as PeftError, PeftConfig, PeftType, TaskPlugin, TaskType,
-    config::UnknownKeys,
-    files::read_text,
+    Error as PeftError, PeftConfig, PeftType, TaskPlugin, TaskType, config::UnknownKeys, files::read_text,
     registry::plugins,
 };
 use serde_json::{Map, Value};
@@ -32,8 +33,19 @@ const SECTIONS: &[&str] = &["model", "adapter", "data", "training"];
 
 /// Roles of columns that recipes may name whatever tasks are linked.
 const ROLES: &[&str] = &[
-    "text", "text_pair", "label", "tokens", "tags", "question", "context", "answers", "prompt", "completion", "messages",
-    "source", "target",
+    "text",
+    "text_pair",
+    "label",
+    "tokens",
+    "tags",
+    "question",
+    "context",
+    "answers",
+    "prompt",
+    "completion",
+    "messages",
+    "source",
+    "target",
 ];
 
 /// A recipe, every key resolved and in range.
@@ -162,11 +174,8 @@ fn locate(recipe: &Path, given: &str) -> PathBuf {
 
 /// `[adapter]`: the keys of `adapter_config.json`, or `config` with the name of such a file and keys that differ from it.
 fn adapter(mut section: Section, recipe: &Path, model: &ModelArguments) -> Result<PeftConfig> {
-    let file = match section.take("config")? {
-        None => None,
-        Some(Value::String(file)) => Some(locate(recipe, &file)),
-        Some(other) => return Err(section.error("config", format!("expected the name of a file, found {other}"))),
-    };
+    let file = section.text("config", "the name of a file")?.map(|file| locate(recipe, &file));
+    section.entries.shift_remove("config");
     let from_file = file.as_deref().map(PeftConfig::from_file).transpose()?;
     let known = match &from_file {
         Some(config) => config.clone(),
@@ -191,12 +200,10 @@ fn adapter(mut section: Section, recipe: &Path, model: &ModelArguments) -> Resul
 
 /// The defaults of the tuner and task that the section names.
 fn fresh(section: &Section) -> Result<PeftConfig> {
-    let peft_type = match section.json("peft_type")? {
-        Some(Value::String(word)) => PeftType::from(word.to_uppercase()),
-        Some(other) => return Err(section.error("peft_type", format!("expected a string, found {other}"))),
-        None => return Err(section.error("peft_type", "missing; such as peft_type = \"LORA\"")),
+    let Some(word) = section.text("peft_type", "the name of a tuner")? else {
+        return Err(section.error("peft_type", "missing; such as peft_type = \"LORA\""));
     };
-    PeftConfig::new(peft_type, None::<TaskType>).map_err(|error| located(section, error))
+    PeftConfig::new(PeftType::from(word.to_uppercase()), None::<TaskType>).map_err(|error| located(section, error))
 }
 
 /// The same error with the place of the key that it is about.
@@ -211,7 +218,7 @@ fn located(section: &Section, error: PeftError) -> Error {
 }
 
 /// Takes the keys that name columns out of `[data]`.
-fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<std::collections::BTreeMap<String, String>> {
+fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<BTreeMap<String, String>> {
     let linked = plugins::<TaskPlugin>();
     let roles = linked.iter().flat_map(|task| task.task.columns()).map(|column| column.role);
     let mut roles: Vec<&str> = roles.chain(ROLES.iter().copied()).collect();
@@ -221,17 +228,16 @@ fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<std::coll
     section.check_keys(&keys.into_iter().chain(roles.iter().copied()).collect::<Vec<_>>())?;
 
     let task = adapter.task()?;
-    let mut columns = std::collections::BTreeMap::new();
+    let mut columns = BTreeMap::new();
     for role in roles {
-        let Some(value) = section.json(role)? else { continue };
+        let Some(column) = section.text(role, "the name of a column")? else { continue };
         if let Some(task) = task.filter(|task| task.task.columns().iter().all(|column| column.role != role)) {
             let used: Vec<_> = task.task.columns().iter().map(|column| column.role).collect();
-            return Err(section.error(role, format!("{} has no such column; its columns: {}", task.name, used.join(", "))));
+            return Err(
+                section.error(role, format!("{} has no such column; its columns: {}", task.name, used.join(", ")))
+            );
         }
-        match value {
-            Value::String(column) => columns.insert(role.to_owned(), column),
-            other => return Err(section.error(role, format!("expected the name of a column, found {other}"))),
-        };
+        columns.insert(role.to_owned(), column);
         section.entries.shift_remove(role);
     }
     Ok(columns)

@@ -146,7 +146,10 @@ mod tests {
             for (step, expected) in expected.into_iter().enumerate() {
                 let found = schedule.at(step);
                 // Python multiplies in another order: the last digits may differ.
-                assert!((found - expected).abs() < 1e-18, "{kind:?} warmup {warmup} step {step}: {found} for {expected}");
+                assert!(
+                    (found - expected).abs() < 1e-18,
+                    "{kind:?} warmup {warmup} step {step}: {found} for {expected}"
+                );
             }
         }
     }

@@ -33,7 +33,7 @@ use crate::{
     exact::Exact,
     gradients::Slots,
     labels,
-    prepare::{Weights, prepare},
+    prepare::prepare,
     recipe::{RECIPE_FILE, Strategy, TrainingArguments},
     report::{median, peak_rss_bytes},
     schedule::Schedule,
@@ -84,9 +84,9 @@ impl TrainOptions {
 ///
 /// # Errors
 /// Whatever is wrong with recipe, data or model, before the first step; [`Error::Interrupted`] after a checkpoint when
-/// `stop` was set; [`Error::Diverged`] if the loss is no number any more.
+/// `stop` was set; [`Error::Diverged`] or [`Error::NotFinite`] if the loss or the result is no number any more.
 pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observer) -> Result<TrainReport> {
-    let prepared = prepare(recipe, &options.device, Weights::Load)?;
+    let prepared = prepare(recipe, &options.device)?;
     observer.observe(&Event::Prepared(&prepared));
     let seed = recipe.training.seed;
     let mut model = PeftModel::new(prepared.base.clone(), recipe.adapter.clone(), &options.device, seed)?;
@@ -158,7 +158,13 @@ impl StepPlan {
         let steps_per_epoch = batches_per_epoch.div_ceil(arguments.gradient_accumulation_steps).max(1);
         let by_epochs = (arguments.num_train_epochs * steps_per_epoch as f64).ceil() as usize;
         let total = usize::try_from(arguments.max_steps).unwrap_or(by_epochs);
-        Self { groups_per_batch, batches_per_epoch, batches_per_step: arguments.gradient_accumulation_steps, steps_per_epoch, total }
+        Self {
+            groups_per_batch,
+            batches_per_epoch,
+            batches_per_step: arguments.gradient_accumulation_steps,
+            steps_per_epoch,
+            total,
+        }
     }
 
     /// Passes over the data after so many steps.
@@ -265,7 +271,8 @@ impl Run<'_> {
                 Strategy::Steps => step.is_multiple_of(steps),
                 Strategy::Epoch => last || step.is_multiple_of(self.plan.steps_per_epoch),
             };
-            let (evaluates, saves) = (last || due(eval_strategy, eval_steps), due(arguments.save_strategy, arguments.save_steps));
+            let (evaluates, saves) =
+                (last || due(eval_strategy, eval_steps), due(arguments.save_strategy, arguments.save_steps));
             if logs {
                 let line = self.train_line(number, norm)?;
                 log.write(&line)?;
@@ -447,6 +454,9 @@ impl Run<'_> {
                 (self.state.global_step, metrics, self.model.state_dict(DEFAULT_ADAPTER)?)
             }
         };
+        if let Some(key) = tensors.iter().find(|(_, data)| !is_finite(data)).map(|(key, _)| key.clone()) {
+            return Err(Error::NotFinite { step: written_step, key });
+        }
         let model_folder = self.recipe.model_folder();
         for name in TOKENIZER_FILES {
             let path = model_folder.join(name);
@@ -472,6 +482,11 @@ impl Run<'_> {
             output_dir: self.output_dir,
         })
     }
+}
+
+fn is_finite(data: &TensorData) -> bool {
+    let values = data.clone().convert::<f32>().try_to_vec::<f32>();
+    values.is_ok_and(|values| values.iter().all(|value| value.is_finite()))
 }
 
 fn read(values: Tensor<1>) -> Result<Vec<f32>> {
@@ -546,7 +561,8 @@ mod tests {
 
     #[test]
     fn the_best_is_picked_by_the_tasks_first_metric() {
-        let metrics = Metrics::from_iter([("eval_loss".to_owned(), 0.5), ("accuracy".to_owned(), 0.9), ("f1".to_owned(), 0.8)]);
+        let metrics =
+            Metrics::from_iter([("eval_loss".to_owned(), 0.5), ("accuracy".to_owned(), 0.9), ("f1".to_owned(), 0.8)]);
         let pick = |wanted| chosen_metric(&metrics, wanted).unwrap().0;
         assert_eq!([pick(None), pick(Some("f1")), pick(Some("eval_f1"))], ["accuracy", "f1", "f1"]);
         assert_eq!([pick(Some("loss")), pick(Some("eval_loss"))], ["eval_loss", "eval_loss"]);

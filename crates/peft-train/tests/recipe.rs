@@ -66,10 +66,22 @@ fn a_recipe_is_read_with_the_defaults_of_transformers() {
 #[test]
 fn unknown_keys_are_refused_where_they_stand_with_the_nearest_known_one() {
     let rows: &[(&str, &str, &[&str])] = &[
-        ("learning_rate", "learning_rat", &["recipes/r.toml:18:1: unknown key `learning_rat` in [training]", "`learning_rate`?"]),
+        (
+            "learning_rate",
+            "learning_rat",
+            &["recipes/r.toml:18:1: unknown key `learning_rat` in [training]", "`learning_rate`?"],
+        ),
         ("max_length", "  max_lenght", &["recipes/r.toml:14:3: unknown key `max_lenght` in [data]", "`max_length`?"]),
-        ("target_modules", "target_module", &["recipes/r.toml:8:1: unknown key `target_module` in [adapter]", "`target_modules`?"]),
-        ("model_name_or_path", "zzz", &["recipes/r.toml:2:1: unknown key `zzz` in [model]", "known: model_name_or_path, dtype"]),
+        (
+            "target_modules",
+            "target_module",
+            &["recipes/r.toml:8:1: unknown key `target_module` in [adapter]", "`target_modules`?"],
+        ),
+        (
+            "model_name_or_path",
+            "zzz",
+            &["recipes/r.toml:2:1: unknown key `zzz` in [model]", "known: model_name_or_path, dtype"],
+        ),
         ("[training]", "[trainig]", &["recipes/r.toml:16:2: unknown section [trainig]", "`training`?"]),
     ];
     for (from, to, parts) in rows {
@@ -187,7 +199,11 @@ fn eval_steps_alone_is_enough_to_evaluate_by_steps() {
 #[test]
 fn the_best_needs_something_to_be_measured_on() {
     let without = GOOD.replace("eval = \"dev.tsv\"\n", "");
-    refused(&without, &["training.load_best_model_at_end=true"], &["command line: ", "`load_best_model_at_end`", "eval_split"]);
+    refused(
+        &without,
+        &["training.load_best_model_at_end=true"],
+        &["command line: ", "`load_best_model_at_end`", "eval_split"],
+    );
     assert!(parse(&without, &["training.load_best_model_at_end=true", "data.eval_split=0.1"]).is_ok());
 }
 
@@ -202,7 +218,8 @@ fn the_resolved_recipe_reads_back_as_itself() {
 #[test]
 fn a_configuration_file_of_peft_can_be_named_and_changed() {
     let folder = tempfile::tempdir().unwrap();
-    let config = r#"{"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 16, "target_modules": ["query"], "of_tomorrow": 1}"#;
+    let config =
+        r#"{"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 16, "target_modules": ["query"], "of_tomorrow": 1}"#;
     std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
     let start = GOOD.find("peft_type").unwrap();
     let end = GOOD.find("[data]").unwrap();

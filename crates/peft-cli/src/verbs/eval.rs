@@ -101,7 +101,8 @@ impl DataArgs {
     /// Reads and encodes the rows as the adapter's own recipe would.
     pub(crate) fn open(&self, args: &ModelArgs, model: &PeftModel, labelled: bool) -> Result<Opened, CliError> {
         let Some(plugin) = model.task()? else {
-            let problem = "the adapter has no task_type: there is nothing to measure or to answer; peft forward runs it";
+            let problem =
+                "the adapter has no task_type: there is nothing to measure or to answer; peft forward runs it";
             return Err(CliError::Usage(problem.to_owned()));
         };
         let adapters = args.adapters();
@@ -110,7 +111,9 @@ impl DataArgs {
         let folder = folder.unwrap_or_default();
         let tokenizer = match HfTokenizer::from_folder(&args.model) {
             // `peft train` leaves the tokenizer beside the adapter.
-            Err(peft::Error::NotFound { .. }) if folder.join("tokenizer.json").exists() => HfTokenizer::from_folder(&folder)?,
+            Err(peft::Error::NotFound { .. }) if folder.join("tokenizer.json").exists() => {
+                HfTokenizer::from_folder(&folder)?
+            }
             found => found?,
         };
         let info = &model.base().info;
@@ -129,7 +132,8 @@ impl DataArgs {
         for (role, name) in &self.column {
             let roles: Vec<_> = task.columns().iter().map(|column| column.role).collect();
             if !roles.contains(&role.as_str()) {
-                let problem = format!("--column {role}={name}: the task has no such column; its columns: {}", roles.join(", "));
+                let problem =
+                    format!("--column {role}={name}: the task has no such column; its columns: {}", roles.join(", "));
                 return Err(CliError::Usage(problem));
             }
             encoding.columns.insert(role.clone(), name.clone());

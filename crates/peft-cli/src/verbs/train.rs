@@ -13,11 +13,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use peft::{Explanation, task::Metrics};
 use peft_train::{
-    Event, Observer, Prepared, Recipe, TrainOptions, TrainReport,
-    dataset::DataSummary,
-    prepare::{Weights, prepare},
-    schedule::Schedule,
-    trainer::StepPlan,
+    Event, Observer, Prepared, Recipe, TrainOptions, TrainReport, dataset::DataSummary, prepare::prepare,
+    schedule::Schedule, trainer::StepPlan,
 };
 use serde_json::json;
 
@@ -58,7 +55,7 @@ impl Train {
         let recipe = Recipe::read(&self.recipe, &overrides)?;
         let device = session::device(globals)?;
         if self.dry_run {
-            let prepared = prepare(&recipe, &device, Weights::Skip)?;
+            let prepared = prepare(&recipe, &device)?;
             return dry_run(&recipe, &prepared, globals);
         }
         let options = TrainOptions { resume: self.resume, device, stop: stop_on_ctrl_c()? };
@@ -126,7 +123,10 @@ fn data_lines(prepared: &Prepared) -> Vec<String> {
     lines.extend(prepared.eval.as_ref().map(|eval| line("eval", &eval.summary)));
     lines.extend(prepared.labels.as_ref().map(|labels| format!("labels: {}", labels.labels.join(", "))));
     if !prepared.initialised.is_empty() {
-        lines.push(format!("initialised at random, because the checkpoint lacks them: {}", prepared.initialised.join(", ")));
+        lines.push(format!(
+            "initialised at random, because the checkpoint lacks them: {}",
+            prepared.initialised.join(", ")
+        ));
     }
     lines
 }
@@ -135,7 +135,8 @@ fn summary(report: &TrainReport) -> String {
     let mut lines = vec![format!("train_loss {:.4} after {} steps", report.train_loss, report.steps)];
     lines.extend(report.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")));
     lines.push(format!("{:.0} tokens/s, {:.3} s/step", report.tokens_per_second, report.step_seconds_median));
-    let which = if report.written_step == report.steps { String::new() } else { format!(" (step {})", report.written_step) };
+    let which =
+        if report.written_step == report.steps { String::new() } else { format!(" (step {})", report.written_step) };
     lines.push(format!("adapter{which} in {}", report.output_dir.display()));
     lines.join("\n")
 }

@@ -81,7 +81,9 @@ impl Matching {
                 matching.slots.insert(name, slot);
             }
         }
-        let tops: HashSet<&str> = tree.modules.iter().map(|module| top(prefixes.relative(&module.name))).collect();
+        // A module without parameters is no place for a tensor: the tree lists optional ones that are absent.
+        let filled = tree.modules.iter().filter(|module| !module.params.is_empty());
+        let tops: HashSet<&str> = filled.map(|module| top(prefixes.relative(&module.name))).collect();
         for key in left {
             if info.ignored_tensors.iter().any(|suffix| key.ends_with(suffix)) {
                 continue;

@@ -86,7 +86,8 @@ impl Document {
             if !known.contains(&name) {
                 return Err(unknown_section(name, at, known));
             }
-            let (DeValue::Table(keys), Some(toml::Value::Table(mut table))) = (section.get_ref(), values.remove(name)) else {
+            let (DeValue::Table(keys), Some(toml::Value::Table(mut table))) = (section.get_ref(), values.remove(name))
+            else {
                 let problem = format!("expected a section, found a {}; write [{name}]", section.get_ref().type_str());
                 return Err(Error::Value { place: at, section: name.to_owned(), key: name.to_owned(), problem });
             };
@@ -150,11 +151,13 @@ impl Section {
         }
     }
 
-    /// Takes a key out of the section as JSON.
-    pub(crate) fn take(&mut self, key: &str) -> Result<Option<Value>> {
-        let value = self.json(key)?;
-        self.entries.shift_remove(key);
-        Ok(value)
+    /// The text of a key; `what` is what it should be. Whatever an override says is text.
+    pub(crate) fn text(&self, key: &str, what: &str) -> Result<Option<String>> {
+        let Some(entry) = self.entries.get(key) else { return Ok(None) };
+        match (&entry.value, &entry.text) {
+            (toml::Value::String(text), _) | (_, Some(text)) => Ok(Some(text.clone())),
+            (other, None) => Err(self.error(key, format!("expected {what}, found {other}"))),
+        }
     }
 
     /// The value of a key as JSON.

@@ -1,0 +1,295 @@
+//! Training from a recipe to an adapter folder, with the encoder that is shipped with the examples.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use burn::tensor::Device;
+use peft::{PeftModel, files::AdapterFolder, model::DEFAULT_ADAPTER, models::checkpoint};
+use peft_train::{
+    Error, Event, Observer, Recipe, Silent, TrainOptions, TrainReport, checkpoint as checkpoints, labels, prepare,
+    train,
+};
+use serde_json::Value;
+
+const RECIPE: &str = r#"[model]
+model_name_or_path = "model"
+
+[adapter]
+peft_type = "LORA"
+task_type = "TOKEN_CLS"
+r = 2
+target_modules = ["query", "value"]
+
+[data]
+train = "train.jsonl"
+eval = "train.jsonl"
+
+[training]
+output_dir = "set by each test"
+max_steps = 6
+per_device_train_batch_size = 2
+logging_steps = 2
+eval_steps = 3
+save_steps = 2
+learning_rate = 1e-2
+seed = 5
+"#;
+
+/// A folder with a model, twelve rows and a recipe.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/models/tiny-encoder");
+        fs::create_dir(folder.path().join("model")).unwrap();
+        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(shipped.join(file), folder.path().join("model").join(file)).unwrap();
+        }
+        // Rows of one to nine words, so that a mean of means is not the mean.
+        let words = ["good", "bad", "day", "night", "the", "a", "sun", "rain", "why"];
+        let rows: String = (0..12)
+            .map(|row| {
+                let tokens: Vec<_> = words.iter().cycle().skip(row).take(1 + (row * 5) % 9).collect();
+                let tags: Vec<_> = tokens.iter().map(|word| if word.len() == 3 { "SHORT" } else { "O" }).collect();
+                format!("{}\n", serde_json::json!({ "tokens": tokens, "tags": tags }))
+            })
+            .collect();
+        fs::write(folder.path().join("train.jsonl"), rows).unwrap();
+        fs::write(folder.path().join("recipe.toml"), RECIPE).unwrap();
+        Self { folder }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn recipe(&self, name: &str, overrides: &[&str]) -> Recipe {
+        let mut all = vec![format!("training.output_dir={:?}", self.out(name).display().to_string())];
+        all.extend(overrides.iter().map(|argument| (*argument).to_owned()));
+        Recipe::read(&self.folder.path().join("recipe.toml"), &all).unwrap()
+    }
+
+    fn run(&self, name: &str, overrides: &[&str]) -> TrainReport {
+        train(&self.recipe(name, overrides), &TrainOptions::new(Device::flex()), &mut Silent).unwrap()
+    }
+
+    fn resume(&self, name: &str, overrides: &[&str]) -> peft_train::Result<TrainReport> {
+        let options = TrainOptions { resume: true, ..TrainOptions::new(Device::flex()) };
+        train(&self.recipe(name, overrides), &options, &mut Silent)
+    }
+
+    /// Trains until the stop flag is set after `step`.
+    fn stop_after(&self, name: &str, step: usize, overrides: &[&str]) -> Error {
+        let stop = Arc::new(AtomicBool::new(false));
+        let options = TrainOptions { stop: Arc::clone(&stop), ..TrainOptions::new(Device::flex()) };
+        train(&self.recipe(name, overrides), &options, &mut StopAfter { step, stop }).unwrap_err()
+    }
+
+    fn weights(&self, name: &str) -> Vec<u8> {
+        fs::read(self.out(name).join("adapter_model.safetensors")).unwrap()
+    }
+
+    /// The log without what the clock decides.
+    fn log(&self, name: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.out(name).join("trainer_log.jsonl")).unwrap();
+        let lines = text.lines().map(|line| {
+            let mut line: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
+            line.retain(|key, _| !key.contains("second"));
+            Value::Object(line)
+        });
+        lines.collect()
+    }
+
+    fn steps_saved(&self, name: &str) -> Vec<usize> {
+        checkpoints::list(&self.out(name)).unwrap().into_iter().map(|(step, _)| step).collect()
+    }
+}
+
+struct StopAfter {
+    step: usize,
+    stop: Arc<AtomicBool>,
+}
+
+impl Observer for StopAfter {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Step { step, .. } = event {
+            self.stop.store(*step >= self.step, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Without dropout and with a step that is proportional to the gradient, so that rounding stays rounding.
+const PLAIN: &[&str] =
+    &["training.adam_epsilon=1.0", "training.max_grad_norm=0", "training.lr_scheduler_type=constant"];
+
+#[test]
+fn accumulated_batches_train_as_one_large_batch_does() {
+    let bench = Bench::new();
+    let config = bench.out("model/config.json");
+    let mut keys: serde_json::Map<String, Value> = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    keys.insert("hidden_dropout_prob".to_owned(), 0.0.into());
+    keys.insert("attention_probs_dropout_prob".to_owned(), 0.0.into());
+    fs::write(&config, serde_json::to_string(&keys).unwrap()).unwrap();
+
+    let with = |name, more: [&str; 2]| bench.run(name, &[PLAIN, &more].concat());
+    let large = with("large", ["training.per_device_train_batch_size=6", "training.gradient_accumulation_steps=1"]);
+    let small = with("small", ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=3"]);
+    // A mean of means is off by more than 1e-3 here.
+    assert!((large.train_loss - small.train_loss).abs() < 1e-5, "{} {}", large.train_loss, small.train_loss);
+    let [large, small] = ["large", "small"].map(|name| AdapterFolder::read(&bench.out(name)).unwrap().tensors);
+    assert!(!large.is_empty());
+    for (key, large) in large {
+        let [large, small] =
+            [large, small[&key].clone()].map(|data| data.convert::<f32>().try_to_vec::<f32>().unwrap());
+        let apart = large.iter().zip(&small).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // Sums in another order.
+        assert!(apart < 2e-6, "{key}: {apart}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_another_does_not() {
+    let bench = Bench::new();
+    let dropout = "adapter.lora_dropout=0.2";
+    bench.run("first", &[dropout]);
+    bench.run("second", &[dropout]);
+    bench.run("third", &[dropout, "training.seed=6"]);
+    assert_eq!(bench.weights("first"), bench.weights("second"));
+    assert_ne!(bench.weights("first"), bench.weights("third"));
+}
+
+#[test]
+fn a_resumed_run_ends_in_the_bits_of_one_that_never_stopped() {
+    let bench = Bench::new();
+    let overrides = ["adapter.lora_dropout=0.2", "training.load_best_model_at_end=true", "training.logging_steps=4"];
+    let whole = bench.run("whole", &overrides);
+    // Between two lines of the log and two checkpoints.
+    let error = bench.stop_after("stopped", 3, &overrides);
+    assert!(
+        matches!(&error, Error::Interrupted { step: 3, checkpoint } if checkpoint.ends_with("checkpoint-3")),
+        "{error}"
+    );
+    assert_eq!(error.exit_code(), 130);
+    assert!(!bench.out("stopped").join("adapter_config.json").exists());
+    let resumed = bench.resume("stopped", &overrides).unwrap();
+    assert_eq!(bench.weights("whole"), bench.weights("stopped"));
+    assert_eq!(bench.log("whole"), bench.log("stopped"));
+    assert_eq!(
+        (whole.train_loss, whole.metrics, whole.written_step),
+        (resumed.train_loss, resumed.metrics, resumed.written_step)
+    );
+}
+
+#[test]
+fn a_changed_recipe_or_changed_rows_are_not_resumed() {
+    let bench = Bench::new();
+    bench.stop_after("out", 3, &[]);
+    let message = bench.resume("out", &["training.learning_rate=1e-3"]).unwrap_err().to_string();
+    assert!(message.contains("`training.learning_rate` is 0.001 now and was 0.01"), "{message}");
+    let message = bench.resume("out", &["adapter.r=4"]).unwrap_err().to_string();
+    assert!(message.contains("`adapter.r`"), "{message}");
+    let rows = fs::read_to_string(bench.out("train.jsonl")).unwrap();
+    fs::write(bench.out("train.jsonl"), rows.replacen("good", "night", 1)).unwrap();
+    let error = bench.resume("out", &[]).unwrap_err();
+    assert!(error.to_string().contains("training examples"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+    fs::write(bench.out("train.jsonl"), rows).unwrap();
+    assert!(bench.resume("out", &["training.logging_steps=1", "training.save_steps=5"]).is_ok());
+}
+
+#[test]
+fn an_unfinished_run_is_not_overwritten_and_a_finished_one_is() {
+    let bench = Bench::new();
+    bench.stop_after("out", 2, &[]);
+    let error = train(&bench.recipe("out", &[]), &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
+    assert!(matches!(error, Error::Resume { .. }) && error.to_string().contains("--resume"), "{error}");
+    bench.resume("out", &[]).unwrap();
+    let first = bench.weights("out");
+    bench.run("out", &["training.seed=6", "training.save_steps=100"]);
+    assert_ne!(bench.weights("out"), first);
+    assert_eq!(bench.steps_saved("out"), [0; 0]);
+}
+
+#[test]
+fn only_the_last_checkpoints_are_kept() {
+    let bench = Bench::new();
+    bench.run("all", &[]);
+    bench.run("two", &["training.save_total_limit=2"]);
+    bench.run("none", &["training.save_strategy=no"]);
+    assert_eq!(bench.steps_saved("all"), [2, 4, 6]);
+    assert_eq!(bench.steps_saved("two"), [4, 6]);
+    assert_eq!(bench.steps_saved("none"), [0; 0]);
+    assert_eq!(bench.weights("all"), bench.weights("two"));
+}
+
+#[test]
+fn the_best_adapter_is_the_result_if_asked_for() {
+    let bench = Bench::new();
+    // The loss only grows at this learning rate: the first evaluation stays the best.
+    let wild = ["training.learning_rate=0.5", "training.metric_for_best_model=eval_loss", "training.eval_steps=1"];
+    let report = bench.run("best", &[&wild[..], &["training.load_best_model_at_end=true"]].concat());
+    assert!(report.written_step < report.steps, "{report:?}");
+    let lowest =
+        bench.log("best").iter().filter_map(|line| line.get("eval_loss")?.as_f64()).fold(f64::INFINITY, f64::min);
+    assert!((report.metrics["eval_loss"] - lowest).abs() < 1e-12);
+
+    // What was written measures as what was reported.
+    let recipe = bench.recipe("best", &[]);
+    let prepared = prepare(&recipe, &Device::flex()).unwrap();
+    let model = PeftModel::from_pretrained(prepared.base.clone(), &bench.out("best"), &Device::flex()).unwrap();
+    let context = prepared.encoding.context(&*prepared.tokenizer, &prepared.base.info, true);
+    let data = prepared.eval.as_ref().unwrap();
+    let metrics = peft_train::evaluate::evaluate(&model, data, &context, 3, &mut Silent).unwrap();
+    assert!((metrics["eval_loss"] - lowest).abs() < 1e-5, "{metrics:?} {lowest}");
+}
+
+#[test]
+fn the_result_is_an_adapter_folder_with_its_classes_and_tokenizer() {
+    let bench = Bench::new();
+    let report = bench.run("out", &[]);
+    assert_eq!((report.steps, report.written_step), (6, 6));
+    assert!(report.train_loss.is_finite() && report.metrics.contains_key("eval_loss") && report.metrics.len() > 1);
+    let files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "recipe.toml"];
+    assert!(files.iter().all(|file| bench.out("out").join(file).is_file()));
+    let folder = AdapterFolder::read(&bench.out("out")).unwrap();
+    assert_eq!(folder.config.base_model_name_or_path.as_deref(), Some("model"));
+    let found = labels::read(&bench.out("out")).unwrap().unwrap();
+    assert_eq!(found.labels, ["O", "SHORT"]);
+    let options = checkpoint::LoadOptions { labels: Some(found), ..Default::default() };
+    let task = folder.config.task().unwrap().unwrap();
+    let base = checkpoint::load(&bench.out("model"), &task.auto_class, &options, &Device::flex()).unwrap().base;
+    let mut model = PeftModel::from_pretrained(base, &bench.out("out"), &Device::flex()).unwrap();
+    assert_eq!(model.state_dict(DEFAULT_ADAPTER).unwrap().len(), folder.tensors.len());
+}
+
+#[test]
+fn rows_without_anything_to_learn_end_before_the_first_step() {
+    let bench = Bench::new();
+    fs::write(bench.out("train.jsonl"), "").unwrap();
+    let error = train(&bench.recipe("out", &[]), &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
+    assert_eq!(error.exit_code(), 3, "{error}");
+    assert!(error.to_string().contains("train.jsonl"), "{error}");
+    assert!(!bench.out("out").exists());
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_without_a_result() {
+    let bench = Bench::new();
+    let wild = ["training.learning_rate=1e38", "training.max_grad_norm=0", "training.logging_steps=1"];
+    let error = train(&bench.recipe("out", &wild), &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
+    assert!(matches!(error, Error::Diverged { .. }), "{error}");
+    assert!(!bench.out("out").join("adapter_config.json").exists());
+    let last = [&wild[..], &["training.max_steps=1", "training.learning_rate=1e300"]].concat();
+    let error = train(&bench.recipe("out", &last), &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
+    assert!(matches!(error, Error::NotFinite { step: 1, .. }), "{error}");
+}
