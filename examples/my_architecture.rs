@@ -68,7 +68,8 @@ fn main() -> Result<()> {
     checkpoint::save(&made, None, folder.path())?;
 
     // From here on it is a model like any other: `explain`, targets, heads, files.
-    let base = checkpoint::load(folder.path(), &AutoClass::SEQUENCE_CLASSIFICATION, &LoadOptions::default(), &device)?.base;
+    let base =
+        checkpoint::load(folder.path(), &AutoClass::SEQUENCE_CLASSIFICATION, &LoadOptions::default(), &device)?.base;
     let config = PeftConfig::new(PeftType::LORA, Some(TaskType::SEQ_CLS))?.with("target_modules", "all-linear")?;
     let explanation = Explanation::new(&base, &config)?;
     assert_eq!(explanation.targeted, ["hidden"]);

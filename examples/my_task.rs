@@ -9,7 +9,8 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 use peft::{
-    AutoClass, Explanation, Labels, ModelInfo, Outputs, PeftConfig, PeftModel, PeftType, Result, Task, TaskPlugin, TaskType,
+    AutoClass, Explanation, Labels, ModelInfo, Outputs, PeftConfig, PeftModel, PeftType, Result, Task, TaskPlugin,
+    TaskType,
     example::{EncodeContext, Example, Label, Row, collate},
     inventory,
     loss::mse,
@@ -74,7 +75,12 @@ impl Task for Ordinal {
         let mut off = 0.0;
         for judged in rows {
             let rank = judged.row.text(context.column("label"))?.parse::<f64>().unwrap_or(0.0);
-            off += judged.examples.iter().flat_map(|(_, s)| s.iter().flatten()).map(|s| (f64::from(*s).round() - rank).abs()).sum::<f64>();
+            off += judged
+                .examples
+                .iter()
+                .flat_map(|(_, s)| s.iter().flatten())
+                .map(|s| (f64::from(*s).round() - rank).abs())
+                .sum::<f64>();
         }
         Ok([("mean_absolute_error".to_owned(), off / rows.len().max(1) as f64)].into_iter().collect())
     }
@@ -113,7 +119,8 @@ fn main() -> Result<()> {
         doc_stride: 0,
         labelled: true,
     };
-    let examples: Vec<Example> = rows.iter().map(|row| Ordinal.encode(row, &context)).collect::<Result<Vec<_>>>()?.concat();
+    let examples: Vec<Example> =
+        rows.iter().map(|row| Ordinal.encode(row, &context)).collect::<Result<Vec<_>>>()?.concat();
     let batch = collate(&examples.iter().collect::<Vec<_>>(), 0, true, &device);
     let mut optimizer = burn::optim::AdamWConfig::new().init();
     let first = model.loss(&batch)?.0.into_scalar::<f32>();

@@ -12,8 +12,8 @@ use burn::{
     tensor::{Device, Distribution, Tensor},
 };
 use peft::{
-    BaseModel, DynTensor, Forward, Inputs, ModelInfo, ModuleKind, ModuleTree, Outputs, PeftConfig, PeftModel, PeftType, Plan,
-    Result, Tuner, TunerPlugin, adapted_linear, inventory,
+    BaseModel, DynTensor, Forward, Inputs, ModelInfo, ModuleKind, ModuleTree, Outputs, PeftConfig, PeftModel, PeftType,
+    Plan, Result, Tuner, TunerPlugin, adapted_linear, inventory,
     plan::{Adapted, TaskRules},
     tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
     tuners::select::{Rules, Targets},
@@ -33,7 +33,8 @@ struct OutputScale {
 impl Tuner for OutputScale {
     fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan> {
         let supported = &[ModuleKind::Linear];
-        let rules = Rules { tuner: "OutputScale", supported, defaults: None, shorten: true, strict: !config.inference_mode };
+        let rules =
+            Rules { tuner: "OutputScale", supported, defaults: None, shorten: true, strict: !config.inference_mode };
         let selection = self.targets.select(model, info, task, rules)?;
         let layer = |(module, reason): &(String, String)| {
             let (_, d_out) = model.get(module)?.weight_dims()?;

@@ -26,7 +26,8 @@ fn main() -> Result<()> {
     let mut model = PeftModel::new(base, config, &device, 0)?;
     println!("{}", model.explanation()?.trainable_sentence());
 
-    let texts = ["i love this phone", "great sound, very happy", "a terrible waste of money", "i hate the broken screen"];
+    let texts =
+        ["i love this phone", "great sound, very happy", "a terrible waste of money", "i hate the broken screen"];
     let batch = encode(&HfTokenizer::from_folder(&folder)?, &texts, &[1, 1, 0, 0], &device)?;
     model.base().info.check(&batch)?;
 
@@ -54,8 +55,11 @@ fn main() -> Result<()> {
 fn encode(tokenizer: &dyn Tokenizer, texts: &[&str], classes: &[i64], device: &Device) -> Result<Batch> {
     let rows = texts.iter().map(|text| tokenizer.encode(text, None, 32)).collect::<Result<Vec<_>>>()?;
     let width = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
-    let cell = |row: usize, at: usize| rows[row].ids.get(at).map_or((i64::from(tokenizer.pad_id()), 0), |id| (i64::from(*id), 1));
-    let cells: Vec<(i64, i64)> = (0..rows.len()).flat_map(|row| (0..width).map(move |at| (row, at))).map(|(r, a)| cell(r, a)).collect();
+    let cell = |row: usize, at: usize| {
+        rows[row].ids.get(at).map_or((i64::from(tokenizer.pad_id()), 0), |id| (i64::from(*id), 1))
+    };
+    let cells: Vec<(i64, i64)> =
+        (0..rows.len()).flat_map(|row| (0..width).map(move |at| (row, at))).map(|(r, a)| cell(r, a)).collect();
     let tensor = |values: Vec<i64>| Tensor::from_data(TensorData::new(values, [texts.len(), width]), device);
     let inputs = Inputs {
         input_ids: Some(tensor(cells.iter().map(|(id, _)| *id).collect())),

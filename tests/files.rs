@@ -77,7 +77,12 @@ fn broken_files_are_errors_with_the_file_name_and_the_documented_exit_code() {
     let table: [(&str, Break, u8, &str); 6] = [
         ("truncated", |f| cut(f, 100), 3, ADAPTER_WEIGHTS),
         ("header longer than the file", |f| fs::write(f.join(ADAPTER_WEIGHTS), [255; 64]).unwrap(), 3, ADAPTER_WEIGHTS),
-        ("foreign", |f| fs::write(f.join(ADAPTER_WEIGHTS), b"PK\x03\x04 not a safetensors file").unwrap(), 3, ADAPTER_WEIGHTS),
+        (
+            "foreign",
+            |f| fs::write(f.join(ADAPTER_WEIGHTS), b"PK\x03\x04 not a safetensors file").unwrap(),
+            3,
+            ADAPTER_WEIGHTS,
+        ),
         ("no weights", |f| fs::remove_file(f.join(ADAPTER_WEIGHTS)).unwrap(), 6, ADAPTER_WEIGHTS),
         ("no configuration", |f| fs::remove_file(f.join(ADAPTER_CONFIG)).unwrap(), 6, ADAPTER_CONFIG),
         ("configuration is no JSON", |f| fs::write(f.join(ADAPTER_CONFIG), "{").unwrap(), 2, ADAPTER_CONFIG),

@@ -34,9 +34,7 @@ pub(crate) fn model(case: &Path) -> PeftModel {
 pub(crate) fn batch(case: &Path) -> Batch {
     let tensors = TensorFile::read(&case.join("inputs.safetensors"), "inputs").unwrap().tensors;
     let device = Device::flex();
-    let ids = |name: &str| {
-        tensors.get(name).map(|data| Tensor::from_data(data.clone().convert::<i64>(), &device))
-    };
+    let ids = |name: &str| tensors.get(name).map(|data| Tensor::from_data(data.clone().convert::<i64>(), &device));
     let inputs = Inputs {
         input_ids: ids("input_ids"),
         attention_mask: ids("attention_mask"),

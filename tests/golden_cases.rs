@@ -1,6 +1,6 @@
 //! Everything that Python PEFT computed for the cases in `golden/`, computed here.
 
-use peft::{Explanation, model::KEY_PREFIX, files::AdapterFolder};
+use peft::{Explanation, files::AdapterFolder, model::KEY_PREFIX};
 use serde_json::Value;
 
 use crate::fixture::{assert_close, base, batch, case, expected, golden, model};

@@ -28,11 +28,20 @@ fn only_the_adapter_receives_gradients_and_every_tensor_of_it_does() {
 }
 
 /// `sum(y ⊙ probe)` of a LoRA layer in f64.
-fn value(layer: &LoraLinear, x: &Tensor<2>, w: &Tensor<2>, probe: &Tensor<2>, a: &Tensor<2>, b: &Tensor<2>) -> Tensor<1> {
+fn value(
+    layer: &LoraLinear,
+    x: &Tensor<2>,
+    w: &Tensor<2>,
+    probe: &Tensor<2>,
+    a: &Tensor<2>,
+    b: &Tensor<2>,
+) -> Tensor<1> {
     let named = [("lora_A.weight", a), ("lora_B.weight", b)];
     let params: Vec<_> = named
         .iter()
-        .map(|(name, tensor)| ((*name).into(), DynParam::R2(burn::module::Param::initialized(ParamId::new(), (*tensor).clone()))))
+        .map(|(name, tensor)| {
+            ((*name).into(), DynParam::R2(burn::module::Param::initialized(ParamId::new(), (*tensor).clone())))
+        })
         .collect();
     let call = LinearCall { input: x.clone(), weight: w.clone(), bias: None, training: false };
     let output = layer.forward(&peft::tuner::Tensors::new(&params), &call, x.clone().matmul(w.clone()));

@@ -1,6 +1,9 @@
 //! What the facade links.
 
-use peft::{ArchitecturePlugin, Error, TaskPlugin, TunerPlugin, registry::{Plugin, find, plugins}};
+use peft::{
+    ArchitecturePlugin, Error, TaskPlugin, TunerPlugin,
+    registry::{Plugin, find, plugins},
+};
 
 fn names<P: Plugin>() -> Vec<&'static str> {
     plugins::<P>().iter().map(|plugin| plugin.name()).collect()
@@ -8,22 +11,29 @@ fn names<P: Plugin>() -> Vec<&'static str> {
 
 #[test]
 fn every_feature_of_the_facade_links_its_plugins() {
-    assert_eq!(names::<TaskPlugin>(), ["CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS"]);
+    assert_eq!(
+        names::<TaskPlugin>(),
+        ["CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS"]
+    );
     assert_eq!(names::<TunerPlugin>(), ["LORA"]);
     assert_eq!(names::<ArchitecturePlugin>(), ["bert", "llama"]);
 }
 
 #[test]
 fn the_task_types_decide_what_peft_decides() {
-    let table: Vec<_> = plugins::<TaskPlugin>().iter().map(|t| (t.name, t.wrapper, t.heads, t.num_transformer_submodules)).collect();
-    assert_eq!(table, [
-        ("CAUSAL_LM", "PeftModelForCausalLM", &[][..], 1),
-        ("FEATURE_EXTRACTION", "PeftModelForFeatureExtraction", &[], 1),
-        ("QUESTION_ANS", "PeftModelForQuestionAnswering", &["qa_outputs"], 1),
-        ("SEQ_2_SEQ_LM", "PeftModelForSeq2SeqLM", &[], 2),
-        ("SEQ_CLS", "PeftModelForSequenceClassification", &["classifier", "score"], 1),
-        ("TOKEN_CLS", "PeftModelForTokenClassification", &["classifier", "score"], 1),
-    ]);
+    let table: Vec<_> =
+        plugins::<TaskPlugin>().iter().map(|t| (t.name, t.wrapper, t.heads, t.num_transformer_submodules)).collect();
+    assert_eq!(
+        table,
+        [
+            ("CAUSAL_LM", "PeftModelForCausalLM", &[][..], 1),
+            ("FEATURE_EXTRACTION", "PeftModelForFeatureExtraction", &[], 1),
+            ("QUESTION_ANS", "PeftModelForQuestionAnswering", &["qa_outputs"], 1),
+            ("SEQ_2_SEQ_LM", "PeftModelForSeq2SeqLM", &[], 2),
+            ("SEQ_CLS", "PeftModelForSequenceClassification", &["classifier", "score"], 1),
+            ("TOKEN_CLS", "PeftModelForTokenClassification", &["classifier", "score"], 1),
+        ]
+    );
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Rules about the tree that no lint checks.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -30,7 +33,11 @@ fn only_the_backends_have_unsafe_code() {
     let outside = all.iter().filter(|path| !path.components().any(|c| c.as_os_str() == "peft-backends"));
     for path in outside {
         let text = fs::read_to_string(path).unwrap();
-        assert!(!text.lines().any(|line| line.trim_start().starts_with("unsafe") || line.contains(" unsafe {")), "{}", path.display());
+        assert!(
+            !text.lines().any(|line| line.trim_start().starts_with("unsafe") || line.contains(" unsafe {")),
+            "{}",
+            path.display()
+        );
     }
 }
 
@@ -63,7 +70,11 @@ fn every_idea_has_a_name() {
     sources(&root().join("crates"), &mut all);
     for path in all {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        assert!(!["mod.rs", "utils.rs", "util.rs", "common.rs", "helpers.rs", "misc.rs"].contains(&name.as_str()), "{}", path.display());
+        assert!(
+            !["mod.rs", "utils.rs", "util.rs", "common.rs", "helpers.rs", "misc.rs"].contains(&name.as_str()),
+            "{}",
+            path.display()
+        );
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= 700, "{} has {lines} lines: does it hold one idea?", path.display());
     }

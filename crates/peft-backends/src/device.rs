@@ -15,7 +15,9 @@ pub enum DeviceError {
         name: String,
     },
     /// The backend is not part of this program.
-    #[error("device `{backend}` is not built into this program (built in: {built_in}): build it with `--features {backend}`")]
+    #[error(
+        "device `{backend}` is not built into this program (built in: {built_in}): build it with `--features {backend}`"
+    )]
     NotBuiltIn {
         /// The backend, which is also the name of the cargo feature.
         backend: &'static str,
@@ -73,7 +75,7 @@ pub fn parse(name: Option<&str>) -> Result<Device, DeviceError> {
 #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(unused_variables, reason = "the CPU has no index"))]
 fn open(backend: &str, index: Option<usize>) -> Result<Device, DeviceError> {
     match backend {
-            "cpu" => Ok(Device::flex()),
+        "cpu" => Ok(Device::flex()),
         #[cfg(feature = "wgpu")]
         "wgpu" => gpu::open("wgpu", burn::tensor::DeviceType::Wgpu, index, |index| match index {
             None => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
@@ -123,7 +125,8 @@ pub fn report() -> Vec<DeviceReport> {
 
 fn processor() -> DeviceReport {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let model =
+        cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let mut notes = vec![format!("{threads} threads")];
     notes.extend(instruction_sets().into_iter().map(str::to_owned));
@@ -174,7 +177,9 @@ mod gpu {
         let found = guarded(|| Device::enumerate(device_type).into_vec()).map_err(unavailable)?;
         let device = match index {
             _ if found.is_empty() => return Err(unavailable("no GPU or no driver was found".to_owned())),
-            Some(at) => found.get(at).cloned().ok_or_else(|| unavailable(format!("there are {} of them", found.len())))?,
+            Some(at) => {
+                found.get(at).cloned().ok_or_else(|| unavailable(format!("there are {} of them", found.len())))?
+            }
             None => default(None),
         };
         guarded(|| Tensor::<1>::ones([1], &device).sum().try_into_data().map(drop))
@@ -203,9 +208,12 @@ mod gpu {
                             works: true,
                         }
                     }
-                    Err(note) => {
-                        DeviceReport { name: format!("{backend}:{index}"), kind: "unnamed".to_owned(), note, works: false }
-                    }
+                    Err(note) => DeviceReport {
+                        name: format!("{backend}:{index}"),
+                        kind: "unnamed".to_owned(),
+                        note,
+                        works: false,
+                    },
                 })
                 .collect(),
         }

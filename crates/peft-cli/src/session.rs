@@ -52,7 +52,8 @@ impl ModelArgs {
             terminal::note(globals, format!("note: `{key}` in {ADAPTER_CONFIG} is unknown here and has no effect"));
         }
         let class = auto_class(&first.config)?;
-        let options = LoadOptions { dtype: dtype(globals)?, labels: labels(&self.model, first)?, ..LoadOptions::default() };
+        let options =
+            LoadOptions { dtype: dtype(globals)?, labels: labels(&self.model, first)?, ..LoadOptions::default() };
         let loaded = checkpoint::load(&self.model, &class, &options, &device)?;
         let heads = saved_heads(first);
         for head in loaded.initialised.iter().filter(|name| !heads.iter().any(|head| name.starts_with(head))) {
@@ -112,10 +113,11 @@ pub(crate) fn labels(model: &Path, folder: &AdapterFolder) -> Result<Option<Labe
         return Ok(None);
     }
     let heads = folder.config.task()?.map_or(&[][..], |task| task.heads);
-    let rows = heads.iter().flat_map(|head| [format!("{head}.weight"), format!("{head}.out_proj.weight")]).find_map(|key| {
-        let data = folder.tensors.get(&format!("base_model.model.{key}"))?;
-        data.shape().as_slice().first().copied()
-    });
+    let rows =
+        heads.iter().flat_map(|head| [format!("{head}.weight"), format!("{head}.out_proj.weight")]).find_map(|key| {
+            let data = folder.tensors.get(&format!("base_model.model.{key}"))?;
+            data.shape().as_slice().first().copied()
+        });
     // Transformers' own default, and no head of classes for question answering.
     let counted = rows.filter(|rows| *rows != 2 && folder.config.task_type != Some(peft::TaskType::QUESTION_ANS));
     Ok(counted.map(|rows| LabelSet {

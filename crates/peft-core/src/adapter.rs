@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use burn::{
-    module::{Devices, Flag, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param, Reparameterization},
+    module::{
+        Devices, Flag, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param,
+        Reparameterization,
+    },
     tensor::{Device, Tensor},
 };
 

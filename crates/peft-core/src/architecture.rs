@@ -146,7 +146,8 @@ impl ModelInfo {
 
     /// Sets the classes of a head and the kind of problem, as a data set has them.
     pub fn set_labels(config: &mut Map<String, Value>, labels: &[String], problem_type: &str) {
-        let by_id = labels.iter().enumerate().map(|(id, label)| (id.to_string(), Value::from(label.as_str()))).collect();
+        let by_id =
+            labels.iter().enumerate().map(|(id, label)| (id.to_string(), Value::from(label.as_str()))).collect();
         let by_label = labels.iter().enumerate().map(|(id, label)| (label.clone(), Value::from(id))).collect();
         config.insert("id2label".to_owned(), Value::Object(by_id));
         config.insert("label2id".to_owned(), Value::Object(by_label));

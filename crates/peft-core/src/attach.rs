@@ -30,7 +30,9 @@ pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(
             let value = (Arc::clone(&tensor.name), tensor.param.clone());
             match entries.last_mut() {
                 Some(last) if last.adapter == name => last.tensors.push(value),
-                _ => entries.push(Entry { adapter: Arc::clone(&name), role: tensor.role.clone(), tensors: vec![value] }),
+                _ => {
+                    entries.push(Entry { adapter: Arc::clone(&name), role: tensor.role.clone(), tensors: vec![value] })
+                }
             }
         }
     }

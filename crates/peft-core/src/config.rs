@@ -109,7 +109,9 @@ impl PeftConfig {
         config.inference_mode = match keys.remove("inference_mode") {
             None | Some(Value::Null) => false,
             Some(Value::Bool(value)) => value,
-            Some(other) => return Err(Error::config("inference_mode", format!("expected true or false, found {other}"))),
+            Some(other) => {
+                return Err(Error::config("inference_mode", format!("expected true or false, found {other}")));
+            }
         };
         // PEFT never writes it and ignores it where it is found.
         keys.remove("runtime_config");

@@ -47,7 +47,12 @@ pub trait DynModule: Send + Debug {
     /// Takes the gradients of this model's parameters.
     fn gradients(&self, gradients: &mut Gradients) -> GradientsParams;
     /// One step of the optimiser.
-    fn step(self: Box<Self>, optimizer: &mut ModuleOptimizer, lr: f64, gradients: GradientsParams) -> Box<dyn DynModule>;
+    fn step(
+        self: Box<Self>,
+        optimizer: &mut ModuleOptimizer,
+        lr: f64,
+        gradients: GradientsParams,
+    ) -> Box<dyn DynModule>;
     /// Moves the model.
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule>;
 }
@@ -100,7 +105,12 @@ impl<M: Module + Forward + 'static> DynModule for M {
         GradientsParams::from_module(gradients, self)
     }
 
-    fn step(self: Box<Self>, optimizer: &mut ModuleOptimizer, lr: f64, gradients: GradientsParams) -> Box<dyn DynModule> {
+    fn step(
+        self: Box<Self>,
+        optimizer: &mut ModuleOptimizer,
+        lr: f64,
+        gradients: GradientsParams,
+    ) -> Box<dyn DynModule> {
         Box::new(optimizer.step(lr, *self, gradients))
     }
 

@@ -94,7 +94,9 @@ pub enum Error {
     #[error("{0}")]
     Adapter(String),
     /// A merge that would write values that are not finite.
-    #[error("not-finite values in the merged `{parameter}`: adapter `{adapter}` seems to be broken; nothing was merged")]
+    #[error(
+        "not-finite values in the merged `{parameter}`: adapter `{adapter}` seems to be broken; nothing was merged"
+    )]
     NotFinite {
         /// The parameter of the base model.
         parameter: String,

@@ -111,13 +111,8 @@ impl Explanation {
                 params: a.layer.tensors().iter().filter(|t| t.trainable).map(|t| size(&t.shape)).sum(),
             })
             .collect();
-        let fixed: usize = plan
-            .adapted
-            .iter()
-            .flat_map(|a| a.layer.tensors())
-            .filter(|t| !t.trainable)
-            .map(|t| size(&t.shape))
-            .sum();
+        let fixed: usize =
+            plan.adapted.iter().flat_map(|a| a.layer.tensors()).filter(|t| !t.trainable).map(|t| size(&t.shape)).sum();
         let saved_names: HashSet<String> = plan.saved_params(tree).into_iter().collect();
         let count = |wanted: &dyn Fn(&String) -> bool| {
             let mut seen = HashSet::new();

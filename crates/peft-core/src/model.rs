@@ -10,14 +10,14 @@ use std::{
 use burn::{
     module::ParamId,
     optim::{GradientsParams, ModuleOptimizer},
-    tensor::{Device, DType, Distribution, Tensor, TensorData},
+    tensor::{DType, Device, Distribution, Tensor, TensorData},
 };
 use indexmap::IndexMap;
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
-    Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, ModuleKind, ModuleTree, Outputs,
-    PeftConfig, Plan, Result, TaskPlugin,
+    Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, ModuleKind, ModuleTree,
+    Outputs, PeftConfig, Plan, Result, TaskPlugin,
     adapter::{AdapterTensor, Role},
     explain,
     files::AdapterFolder,
@@ -136,10 +136,13 @@ impl PeftModel {
             Ok(TensorData::new(vec![0.0_f32; shape.iter().product()], shape))
         })?;
         // With `bias` PEFT also writes the biases inside a saved module's wrapper: the copy again, and the base's own.
-        let is_double = |key: &str| adapter.plan.saved.iter().any(|module| {
-            let inside = key.strip_prefix(KEY_PREFIX).and_then(|key| key.strip_prefix(module.as_str()));
-            inside.is_some_and(|rest| rest.starts_with(".modules_to_save.") || rest.starts_with(".original_module."))
-        });
+        let is_double = |key: &str| {
+            adapter.plan.saved.iter().any(|module| {
+                let inside = key.strip_prefix(KEY_PREFIX).and_then(|key| key.strip_prefix(module.as_str()));
+                inside
+                    .is_some_and(|rest| rest.starts_with(".modules_to_save.") || rest.starts_with(".original_module."))
+            })
+        };
         let mut left: Vec<_> = left.into_iter().filter(|key| !is_double(key)).collect();
         left.sort_unstable();
         problems.extend(left.into_iter().map(|key| format!("`{key}`: nothing in the model takes this tensor")));
@@ -161,7 +164,8 @@ impl PeftModel {
         if first.config.task_type != config.task_type {
             return Err(Error::Adapter(format!("adapter `{name}` is for another task type than `{other}`")));
         }
-        let biased = |config: &PeftConfig| config.options.get("bias").is_some_and(|bias| bias != "none" && !bias.is_null());
+        let biased =
+            |config: &PeftConfig| config.options.get("bias").is_some_and(|bias| bias != "none" && !bias.is_null());
         if biased(config) && self.adapters.values().any(|a| biased(&a.config)) {
             return Err(Error::Adapter("only one adapter can train biases: they belong to the base model".to_owned()));
         }
@@ -293,8 +297,12 @@ impl PeftModel {
     }
 
     fn reattach(&mut self) {
-        let active: Vec<(&str, &Adapter)> =
-            self.active.iter().filter_map(|name| self.adapters.get_key_value(name)).map(|(n, a)| (n.as_str(), a)).collect();
+        let active: Vec<(&str, &Adapter)> = self
+            .active
+            .iter()
+            .filter_map(|name| self.adapters.get_key_value(name))
+            .map(|(n, a)| (n.as_str(), a))
+            .collect();
         let info = &self.base.info;
         let module = self.base.module.attach(&|path| info.rename(path), &active, self.enabled);
         self.module = module.set_training(self.training);
@@ -460,7 +468,9 @@ impl PeftModel {
             let Some(tensors) = hung.get(name) else { return param };
             let merged = merge_one(&param, tensors);
             if !is_finite(&merged) {
-                broken = broken.take().or_else(|| tensors.first().map(|(adapter, _)| (name.to_owned(), (*adapter).to_owned())));
+                broken = broken
+                    .take()
+                    .or_else(|| tensors.first().map(|(adapter, _)| (name.to_owned(), (*adapter).to_owned())));
             }
             with_value(param, merged)
         });

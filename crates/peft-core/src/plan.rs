@@ -105,7 +105,8 @@ pub struct Plan {
 impl Plan {
     /// The parameters inside the saved modules, by full name.
     pub fn saved_params(&self, tree: &ModuleTree) -> Vec<String> {
-        let inside = |name: &str| self.saved.iter().any(|m| name.strip_prefix(m.as_str()).is_some_and(|r| r.starts_with('.')));
+        let inside =
+            |name: &str| self.saved.iter().any(|m| name.strip_prefix(m.as_str()).is_some_and(|r| r.starts_with('.')));
         tree.params().map(|(name, _)| name).filter(|name| inside(name)).collect()
     }
 }

@@ -93,7 +93,10 @@ impl<'a> Tensors<'a> {
     ///
     /// # Panics
     /// If [`LayerTuner::tensors`] describes no tensor of this name and rank: a mistake in the tuner.
-    #[expect(clippy::panic, reason = "unreachable from input: files are checked against the tuner's own list on loading")]
+    #[expect(
+        clippy::panic,
+        reason = "unreachable from input: files are checked against the tuner's own list on loading"
+    )]
     pub fn get<const D: usize>(&self, name: &str) -> Tensor<D> {
         match self.0.iter().find(|(n, _)| &**n == name).and_then(|(_, param)| param.val()) {
             Some(tensor) => tensor,

@@ -8,8 +8,8 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_embedding, adapted_linear,
-    inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_embedding,
+    adapted_linear, inventory,
 };
 use serde_json::{Map, Value};
 

@@ -66,9 +66,8 @@ pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device:
     if let Some(LabelSet { labels, problem_type }) = &options.labels {
         ModelInfo::set_labels(&mut config, labels, problem_type);
     }
-    let wrong = |problem: String| {
-        Error::Config { origin: path.display().to_string(), key: "model_type".to_owned(), problem }
-    };
+    let wrong =
+        |problem: String| Error::Config { origin: path.display().to_string(), key: "model_type".to_owned(), problem };
     let model_type = match config.get("model_type") {
         Some(Value::String(model_type)) => model_type.as_str(),
         Some(other) => return Err(wrong(format!("should be the name of an architecture, found {other}"))),

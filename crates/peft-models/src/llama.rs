@@ -13,8 +13,8 @@ use peft_core::{
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, Fields, Heads, Layers, Rotary, RotaryTables, attend, dropout, embed, last_token, positions,
-    split_span_logits,
+    Activation, AttentionMask, Fields, Heads, Layers, Rotary, RotaryTables, attend, dropout, embed, last_token,
+    positions, split_span_logits,
 };
 
 inventory::submit! {
@@ -197,7 +197,8 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         info.clone()
     };
     if *class == AutoClass::CAUSAL_LM {
-        let mut info = ModelInfo { output_embedding: Some("lm_head".to_owned()), ..finish("LlamaForCausalLM", "model.", &[]) };
+        let mut info =
+            ModelInfo { output_embedding: Some("lm_head".to_owned()), ..finish("LlamaForCausalLM", "model.", &[]) };
         let lm_head = if fields.flag_or("tie_word_embeddings", false)? {
             info.tied = vec![("lm_head.weight".to_owned(), "model.embed_tokens.weight".to_owned())];
             tied(&backbone.embed_tokens, device)
@@ -206,7 +207,8 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         };
         Ok(BaseModel { module: Box::new(LlamaForCausalLM { model: backbone, lm_head }), info: Arc::new(info) })
     } else if *class == AutoClass::SEQUENCE_CLASSIFICATION {
-        let info = ModelInfo { pools_last_token: true, ..finish("LlamaForSequenceClassification", "model.", &["score"]) };
+        let info =
+            ModelInfo { pools_last_token: true, ..finish("LlamaForSequenceClassification", "model.", &["score"]) };
         let module = LlamaForSequenceClassification {
             model: backbone,
             score: layers.linear(hidden, labels, false),

@@ -52,7 +52,8 @@ impl HfTokenizer {
         let path = folder.join("tokenizer.json");
         let text = read_text(&path, "a tokenizer in the format of the `tokenizers` library")?;
         let broken = |problem: String| Error::File { path: path.clone(), problem };
-        let mut whole = text.parse::<tokenizers::Tokenizer>().map_err(|error| broken(format!("no tokenizer: {error}")))?;
+        let mut whole =
+            text.parse::<tokenizers::Tokenizer>().map_err(|error| broken(format!("no tokenizer: {error}")))?;
         let padding = whole.get_padding().map(|padding| padding.pad_id);
         whole.with_padding(None);
         whole.with_truncation(None).map_err(|error| broken(error.to_string()))?;
@@ -86,7 +87,11 @@ impl HfTokenizer {
         let params = TruncationParams {
             max_length: cut.max_length,
             stride: cut.stride.unwrap_or(0),
-            strategy: if cut.stride.is_some() { TruncationStrategy::OnlySecond } else { TruncationStrategy::LongestFirst },
+            strategy: if cut.stride.is_some() {
+                TruncationStrategy::OnlySecond
+            } else {
+                TruncationStrategy::LongestFirst
+            },
             direction: TruncationDirection::Right,
         };
         tokenizer.with_truncation(Some(params)).map_err(failed)?;
@@ -191,5 +196,6 @@ fn optional_object(path: &Path) -> Result<Map<String, Value>> {
         return Ok(Map::new());
     }
     let text = read_text(path, "a tokenizer file")?;
-    serde_json::from_str(&text).map_err(|e| Error::File { path: path.to_owned(), problem: format!("not a JSON object: {e}") })
+    serde_json::from_str(&text)
+        .map_err(|e| Error::File { path: path.to_owned(), problem: format!("not a JSON object: {e}") })
 }

@@ -114,7 +114,10 @@ fn a_skeleton_has_the_names_and_shapes_of_the_loaded_model() {
 #[test]
 fn backbones_load_with_and_without_a_prefix() {
     let backbone = open(&golden("bert.SEQ_CLS.default"), &AutoClass::MODEL).unwrap();
-    assert_eq!((backbone.initialised.len(), backbone.ignored), (0, vec!["classifier.bias".into(), "classifier.weight".into()]));
+    assert_eq!(
+        (backbone.initialised.len(), backbone.ignored),
+        (0, vec!["classifier.bias".into(), "classifier.weight".into()])
+    );
 
     let headed = open(&golden("bert.FEATURE_EXTRACTION.default"), &SEQ_CLS).unwrap();
     assert_eq!(headed.initialised, ["classifier.weight", "classifier.bias"]);
@@ -127,7 +130,10 @@ fn backbones_load_with_and_without_a_prefix() {
 #[test]
 fn the_pooler_may_be_missing_or_too_much() {
     let without = changed("bert.FEATURE_EXTRACTION.default", |all| all.retain(|name, _| !name.starts_with("pooler")));
-    assert_eq!(open(without.path(), &AutoClass::MODEL).unwrap().initialised, ["pooler.dense.weight", "pooler.dense.bias"]);
+    assert_eq!(
+        open(without.path(), &AutoClass::MODEL).unwrap().initialised,
+        ["pooler.dense.weight", "pooler.dense.bias"]
+    );
     let tokens = open(&golden("bert.FEATURE_EXTRACTION.default"), &AutoClass::TOKEN_CLASSIFICATION).unwrap();
     assert_eq!(tokens.ignored, ["pooler.dense.bias", "pooler.dense.weight"]);
 }
@@ -185,7 +191,9 @@ fn every_misfit_is_reported_at_once() {
 #[test]
 fn norms_of_converted_checkpoints_are_found() {
     let folder = changed("bert.SEQ_CLS.default", |all| {
-        let old = |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let old = |name: &str| {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        };
         *all = std::mem::take(all).into_iter().map(|(name, data)| (old(&name), data)).collect();
     });
     assert_eq!(open(folder.path(), &SEQ_CLS).unwrap().initialised, Vec::<String>::new());

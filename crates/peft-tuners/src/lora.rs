@@ -9,8 +9,7 @@ mod layer;
 use std::sync::Arc;
 
 use peft_core::{
-    Error, ModelInfo, ModuleKind, ModuleTree, PeftConfig, Plan, Result, Tuner, TunerPlugin,
-    inventory,
+    Error, ModelInfo, ModuleKind, ModuleTree, PeftConfig, Plan, Result, Tuner, TunerPlugin, inventory,
     plan::{Adapted, TaskRules},
 };
 use serde_json::Value;

@@ -147,7 +147,11 @@ impl Targets {
             Some(given) => (given.clone(), Origin::Given),
             None => match rules.defaults {
                 Some(names) => {
-                    notes.push(format!("target_modules: not given; {} are adapted at {}", info.model_type, names.join(", ")));
+                    notes.push(format!(
+                        "target_modules: not given; {} are adapted at {}",
+                        info.model_type,
+                        names.join(", ")
+                    ));
                     (OneOrMany::Many(names.iter().map(|name| (*name).to_owned()).collect()), Origin::Default)
                 }
                 None => return Err(Error::config("target_modules", no_default(tree, info))),
@@ -161,7 +165,8 @@ impl Targets {
         let exclude = self.exclude_modules.as_ref().map(|value| Matcher::new("exclude_modules", value)).transpose()?;
         let layers = Layers::new(self)?;
 
-        let mut selection = Selection { adapted: Vec::new(), skipped: Vec::new(), saved, target_modules: targets.clone(), notes };
+        let mut selection =
+            Selection { adapted: Vec::new(), skipped: Vec::new(), saved, target_modules: targets.clone(), notes };
         let mut used: BTreeSet<String> = BTreeSet::new();
         let mut excluded = 0;
         for module in &tree.modules {
@@ -393,7 +398,8 @@ fn unmatched(
         Some(near) => format!("`{entry}` (did you mean `{near}`?)"),
         None => format!("`{entry}`"),
     });
-    let problem = format!("{} match no module; linear layers here: {}", each.collect::<Vec<_>>().join(", "), words.join(", "));
+    let problem =
+        format!("{} match no module; linear layers here: {}", each.collect::<Vec<_>>().join(", "), words.join(", "));
     if strict {
         return Err(Error::config("target_modules", problem));
     }

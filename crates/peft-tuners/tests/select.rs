@@ -72,40 +72,51 @@ fn refused(tree: &ModuleTree, task: &TaskRules, targets: Value, words: &[&str]) 
 
 #[test]
 fn an_entry_of_a_list_matches_whole_name_parts_from_the_end() {
-    check(&bert(), &seq_cls(), json!({"target_modules": ["query"]}), &[
-        "bert.encoder.layer.0.query",
-        "bert.encoder.layer.1.query",
-    ]);
+    check(
+        &bert(),
+        &seq_cls(),
+        json!({"target_modules": ["query"]}),
+        &["bert.encoder.layer.0.query", "bert.encoder.layer.1.query"],
+    );
     check(&bert(), &seq_cls(), json!({"target_modules": ["1.query"]}), &["bert.encoder.layer.1.query"]);
     refused(&bert(), &seq_cls(), json!({"target_modules": ["uery"]}), &["uery", "did you mean query"]);
 }
 
 #[test]
 fn a_string_is_a_regular_expression_for_the_whole_name() {
-    check(&llama(), &TaskRules::default(), json!({"target_modules": r".*\.0\.(q|v)_proj"}), &[
-        "model.layers.0.q_proj",
-        "model.layers.0.v_proj",
-    ]);
+    check(
+        &llama(),
+        &TaskRules::default(),
+        json!({"target_modules": r".*\.0\.(q|v)_proj"}),
+        &["model.layers.0.q_proj", "model.layers.0.v_proj"],
+    );
     refused(&llama(), &TaskRules::default(), json!({"target_modules": "q_proj"}), &["q_proj", "select no module"]);
-    refused(&llama(), &TaskRules::default(), json!({"target_modules": "("}), &["target_modules", "not a regular expression"]);
+    refused(
+        &llama(),
+        &TaskRules::default(),
+        json!({"target_modules": "("}),
+        &["target_modules", "not a regular expression"],
+    );
 }
 
 #[test]
 fn a_regular_expression_that_names_a_container_means_the_layers_it_also_names() {
-    check(&llama(), &TaskRules::default(), json!({"target_modules": r"model\.layers\.0.*"}), &[
-        "model.layers.0.q_proj",
-        "model.layers.0.v_proj",
-    ]);
+    check(
+        &llama(),
+        &TaskRules::default(),
+        json!({"target_modules": r"model\.layers\.0.*"}),
+        &["model.layers.0.q_proj", "model.layers.0.v_proj"],
+    );
 }
 
 #[test]
 fn all_linear_skips_the_output_embedding_and_the_heads() {
-    check(&llama(), &TaskRules::default(), json!({"target_modules": "ALL-linear"}), &[
-        "model.layers.0.q_proj",
-        "model.layers.0.v_proj",
-        "model.layers.1.q_proj",
-        "model.layers.1.v_proj",
-    ]);
+    check(
+        &llama(),
+        &TaskRules::default(),
+        json!({"target_modules": "ALL-linear"}),
+        &["model.layers.0.q_proj", "model.layers.0.v_proj", "model.layers.1.q_proj", "model.layers.1.v_proj"],
+    );
     let selection = select(&bert(), &seq_cls(), json!({"target_modules": "all-linear"}), true).unwrap();
     assert!(selection.adapted.iter().any(|(name, _)| name == "bert.pooler.dense"));
     let head = selection.skipped.iter().find(|s| s.module == "classifier").unwrap();
@@ -118,7 +129,12 @@ fn all_linear_skips_the_output_embedding_and_the_heads() {
 fn all_linear_leaves_the_heads_of_every_task_alone() {
     // PEFT adapts these heads and then fails to wrap them.
     let task = TaskRules { task_type: Some("QUESTION_ANS".to_owned()), heads: vec!["qa_outputs".to_owned()] };
-    check(&tree(1, "layer", &["query"], &["qa_outputs"]), &task, json!({"target_modules": "all-linear"}), &["layer.0.query"]);
+    check(
+        &tree(1, "layer", &["query"], &["qa_outputs"]),
+        &task,
+        json!({"target_modules": "all-linear"}),
+        &["layer.0.query"],
+    );
 }
 
 #[test]
@@ -129,13 +145,24 @@ fn a_head_without_a_task_is_a_layer_like_any_other() {
 
 #[test]
 fn excluded_modules_are_never_adapted() {
-    check(&bert(), &seq_cls(), json!({"target_modules": ["query", "value"], "exclude_modules": ["0.query", "value"]}), &[
-        "bert.encoder.layer.1.query",
-    ]);
-    check(&bert(), &seq_cls(), json!({"target_modules": ["query"], "exclude_modules": r".*\.0\..*"}), &[
-        "bert.encoder.layer.1.query",
-    ]);
-    refused(&bert(), &seq_cls(), json!({"target_modules": ["query"], "exclude_modules": ["query"]}), &["exclude_modules"]);
+    check(
+        &bert(),
+        &seq_cls(),
+        json!({"target_modules": ["query", "value"], "exclude_modules": ["0.query", "value"]}),
+        &["bert.encoder.layer.1.query"],
+    );
+    check(
+        &bert(),
+        &seq_cls(),
+        json!({"target_modules": ["query"], "exclude_modules": r".*\.0\..*"}),
+        &["bert.encoder.layer.1.query"],
+    );
+    refused(
+        &bert(),
+        &seq_cls(),
+        json!({"target_modules": ["query"], "exclude_modules": ["query"]}),
+        &["exclude_modules"],
+    );
 }
 
 #[test]

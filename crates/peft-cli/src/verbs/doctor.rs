@@ -17,7 +17,8 @@ impl Doctor {
         let absent: Vec<_> = ["wgpu", "cuda"].into_iter().filter(|b| !built_in.contains(b)).collect();
         // A device counts as working when it multiplies two matrices.
         let chosen = crate::session::device(globals)?;
-        let product = burn::tensor::Tensor::<2>::ones([8, 8], &chosen).matmul(burn::tensor::Tensor::ones([8, 8], &chosen));
+        let product =
+            burn::tensor::Tensor::<2>::ones([8, 8], &chosen).matmul(burn::tensor::Tensor::ones([8, 8], &chosen));
         let works = product.sum().into_scalar::<f32>() == 512.0;
         if globals.json {
             let rows: Vec<_> =

@@ -12,7 +12,9 @@ use crate::{CliError, Globals, session, terminal};
 
 /// Say what a configuration decides for a model, and why
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  peft explain --model bert --adapter out\n  peft explain --model bert --config adapter_config.json --json")]
+#[command(
+    after_help = "Examples:\n  peft explain --model bert --adapter out\n  peft explain --model bert --config adapter_config.json --json"
+)]
 pub(crate) struct Explain {
     /// Folder of the base model; only its configuration is read.
     #[arg(long, value_name = "DIR")]

@@ -14,7 +14,9 @@ use crate::{CliError, Globals, session::ModelArgs, terminal};
 
 /// Run a model on tensors and write its outputs, loss and gradients
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  peft forward --model bert --adapter out --inputs in.safetensors --output out.safetensors --gradients")]
+#[command(
+    after_help = "Example:\n  peft forward --model bert --adapter out --inputs in.safetensors --output out.safetensors --gradients"
+)]
 pub(crate) struct Forward {
     #[command(flatten)]
     model: ModelArgs,
@@ -89,7 +91,9 @@ fn loss(model: &PeftModel, outputs: &Outputs, batch: &Batch) -> Result<Option<Te
         return Ok(Some(hidden.square().mean()));
     }
     match model.task()? {
-        Some(task) if !batch.labels.is_empty() => Ok(Some(task.task.loss(outputs, &batch.labels, &model.base().info)?)),
+        Some(task) if !batch.labels.is_empty() => {
+            Ok(Some(task.task.loss(outputs, &batch.labels, &model.base().info)?))
+        }
         _ => Ok(None),
     }
 }
@@ -126,8 +130,14 @@ fn batch(file: TensorFile, device: &Device) -> Result<Batch, CliError> {
         return Err(Error::File { path, problem: "has no `input_ids`".to_owned() }.into());
     };
     let shape = ids.dims();
-    let same = [("attention_mask", &inputs.attention_mask), ("token_type_ids", &inputs.token_type_ids), ("position_ids", &inputs.position_ids)];
-    if let Some((name, other)) = same.iter().find_map(|(name, t)| t.as_ref().map(|t| (name, t.dims())).filter(|(_, d)| *d != shape)) {
+    let same = [
+        ("attention_mask", &inputs.attention_mask),
+        ("token_type_ids", &inputs.token_type_ids),
+        ("position_ids", &inputs.position_ids),
+    ];
+    if let Some((name, other)) =
+        same.iter().find_map(|(name, t)| t.as_ref().map(|t| (name, t.dims())).filter(|(_, d)| *d != shape))
+    {
         let problem = format!("`{name}` is {other:?}, `input_ids` is {shape:?}: they must agree");
         return Err(Error::File { path, problem }.into());
     }

@@ -66,7 +66,13 @@ impl Inspect {
         let mut lines: Vec<String> = facts.iter().map(|(key, value)| format!("{key:<13} {value}")).collect();
         for t in &tensors {
             let broken = if t.finite { "" } else { "  NOT FINITE" };
-            lines.push(format!("{:<80} {:>5} {:<14} norm {:.4}{broken}", t.name, t.dtype, format!("{:?}", t.shape), t.norm));
+            lines.push(format!(
+                "{:<80} {:>5} {:<14} norm {:.4}{broken}",
+                t.name,
+                t.dtype,
+                format!("{:?}", t.shape),
+                t.norm
+            ));
         }
         terminal::result(lines.join("\n"))
     }

@@ -37,7 +37,8 @@ impl Plugins {
         }
         let mut lines = vec!["tasks".to_owned()];
         for t in tasks {
-            let heads = if t.heads.is_empty() { "no head".to_owned() } else { format!("trains {}", t.heads.join(", ")) };
+            let heads =
+                if t.heads.is_empty() { "no head".to_owned() } else { format!("trains {}", t.heads.join(", ")) };
             lines.push(format!("  {:<19} {} ({heads})", t.name, t.wrapper));
         }
         lines.push("  (none)              PeftModel, the default wrapper: forwards, no head, no loss".to_owned());

@@ -54,7 +54,12 @@ impl AdapterFolder {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn write(folder: &Path, adapter_name: &str, config: &PeftConfig, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
+    pub fn write(
+        folder: &Path,
+        adapter_name: &str,
+        config: &PeftConfig,
+        tensors: &BTreeMap<String, TensorData>,
+    ) -> Result<()> {
         if folder.is_file() {
             let source = std::io::Error::new(std::io::ErrorKind::NotADirectory, "it is a file");
             return Err(Error::Io { path: folder.to_owned(), action: "write an adapter folder", source });

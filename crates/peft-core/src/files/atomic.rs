@@ -9,7 +9,11 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Io`].
 pub fn create_folder(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).map_err(|source| Error::Io { path: path.to_owned(), action: "create the folder", source })
+    std::fs::create_dir_all(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        action: "create the folder",
+        source,
+    })
 }
 
 /// Writes to a temporary name in the same folder, syncs, and renames.

@@ -9,7 +9,10 @@ pub fn model_card(config: &PeftConfig) -> String {
     let mut front = format!("---\nlibrary_name: peft\ntags:\n- {kind}\n");
     if !base.is_empty() {
         // A folder of this machine is no name on a hub, but it is where the base came from.
-        front = format!("---\nbase_model: {}\nlibrary_name: peft\ntags:\n- base_model:adapter:{base}\n- {kind}\n", quoted(base));
+        front = format!(
+            "---\nbase_model: {}\nlibrary_name: peft\ntags:\n- base_model:adapter:{base}\n- {kind}\n",
+            quoted(base)
+        );
     }
     let task = config.task_type.as_ref().map_or("none: the default wrapper", |task| task.as_str());
     format!(

@@ -29,7 +29,8 @@ impl TensorFile {
     pub fn read(path: &Path, what: &str) -> Result<Self> {
         let bytes = read_bytes(path, what)?;
         let file = |problem: String| Error::File { path: path.to_owned(), problem };
-        let parsed = SafeTensors::deserialize(&bytes).map_err(|e| file(format!("not a whole safetensors file: {e}")))?;
+        let parsed =
+            SafeTensors::deserialize(&bytes).map_err(|e| file(format!("not a whole safetensors file: {e}")))?;
         let mut tensors = BTreeMap::new();
         for (name, view) in parsed.iter() {
             let data = from_view(&view).map_err(|problem| file(format!("tensor `{name}`: {problem}")))?;

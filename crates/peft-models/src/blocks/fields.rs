@@ -113,7 +113,9 @@ impl<'a> Fields<'a> {
     /// [`Error::Config`] if the key has another value than `only`.
     pub fn only(&self, key: &str, only: &Value) -> Result<()> {
         match self.get(key) {
-            Some(value) if value != only => Err(Self::error(key, format!("{value} is not supported (supported: {only})"))),
+            Some(value) if value != only => {
+                Err(Self::error(key, format!("{value} is not supported (supported: {only})")))
+            }
             _ => Ok(()),
         }
     }

@@ -63,7 +63,8 @@ impl Matching {
         let mut left: BTreeSet<&str> = stored.keys().map(String::as_str).collect();
         for module in &tree.modules {
             for param in &module.params {
-                let name = if module.name.is_empty() { param.name.clone() } else { format!("{}.{}", module.name, param.name) };
+                let name =
+                    if module.name.is_empty() { param.name.clone() } else { format!("{}.{}", module.name, param.name) };
                 let key = prefixes.in_file(&name);
                 let mut slot = Slot { source: Source::Fresh, kind: module.kind.clone(), shape: param.shape.clone() };
                 left.remove(key.as_str());
@@ -107,7 +108,9 @@ fn top(name: &str) -> &str {
 }
 
 fn is_head(info: &ModelInfo, module: &str) -> bool {
-    info.head_modules.iter().any(|head| module.strip_prefix(head.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    info.head_modules
+        .iter()
+        .any(|head| module.strip_prefix(head.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 /// Checkpoints converted from TensorFlow name the parameters of norms differently.

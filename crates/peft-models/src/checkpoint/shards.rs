@@ -50,9 +50,10 @@ impl Shards {
             shards.add(&folder.join(file))?;
         }
         match weight_map.iter().find(|(name, _)| !shards.tensors.contains_key(*name)) {
-            Some((name, file)) => {
-                Err(Error::File { path: index, problem: format!("tensor `{name}` should be in `{file}` and is not there") })
-            }
+            Some((name, file)) => Err(Error::File {
+                path: index,
+                problem: format!("tensor `{name}` should be in `{file}` and is not there"),
+            }),
             None => Ok(shards),
         }
     }
@@ -62,8 +63,10 @@ impl Shards {
             ErrorKind::NotFound => Error::NotFound { path: path.to_owned(), what: "a model's weights".to_owned() },
             _ => Error::Io { path: path.to_owned(), action: "read", source },
         })?;
-        let (header, metadata) = SafeTensors::read_metadata(mapped.as_slice())
-            .map_err(|e| Error::File { path: path.to_owned(), problem: format!("not a whole safetensors file: {e}") })?;
+        let (header, metadata) = SafeTensors::read_metadata(mapped.as_slice()).map_err(|e| Error::File {
+            path: path.to_owned(),
+            problem: format!("not a whole safetensors file: {e}"),
+        })?;
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let data = LENGTH_BYTES + header;

@@ -21,7 +21,14 @@ use super::{
 };
 
 /// Fills every parameter as the matching says. Parameters that are tied share memory.
-pub(super) fn fill(model: BaseModel, plan: &Matching, shards: &Shards, dtype: DType, seed: u64, device: &Device) -> BaseModel {
+pub(super) fn fill(
+    model: BaseModel,
+    plan: &Matching,
+    shards: &Shards,
+    dtype: DType,
+    seed: u64,
+    device: &Device,
+) -> BaseModel {
     let info = Arc::clone(&model.info);
     let std = info.config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
     // As it lies in the file.
@@ -79,8 +86,12 @@ fn floats(view: &TensorView<'_>, dtype: DType) -> TensorData {
     let singles = match view.dtype() {
         Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-        Dtype::F16 if dtype == DType::F16 => return TensorData::new(halves().reinterpret_cast::<f16>().to_vec(), shape),
-        Dtype::BF16 if dtype == DType::BF16 => return TensorData::new(halves().reinterpret_cast::<bf16>().to_vec(), shape),
+        Dtype::F16 if dtype == DType::F16 => {
+            return TensorData::new(halves().reinterpret_cast::<f16>().to_vec(), shape);
+        }
+        Dtype::BF16 if dtype == DType::BF16 => {
+            return TensorData::new(halves().reinterpret_cast::<bf16>().to_vec(), shape);
+        }
         Dtype::F16 => halves().reinterpret_cast::<f16>().to_f32_vec(),
         _ => halves().reinterpret_cast::<bf16>().to_f32_vec(),
     };

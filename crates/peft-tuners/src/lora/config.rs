@@ -153,7 +153,10 @@ impl Lora {
             return Err(Error::config("lora_alpha", format!("{}: must be a finite number", self.lora_alpha)));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(Error::config("lora_dropout", format!("{}: must be at least 0 and below 1", self.lora_dropout)));
+            return Err(Error::config(
+                "lora_dropout",
+                format!("{}: must be at least 0 and below 1", self.lora_dropout),
+            ));
         }
         if let InitLoraWeights::Named(word) = &self.init_lora_weights
             && word != "gaussian"
@@ -192,7 +195,11 @@ impl Lora {
 
 /// PEFT writes 8, not 8.0.
 fn whole_as_integer<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    if value.fract() == 0.0 && value.abs() < 1e9 { serializer.serialize_i64(*value as i64) } else { serializer.serialize_f64(*value) }
+    if value.fract() == 0.0 && value.abs() < 1e9 {
+        serializer.serialize_i64(*value as i64)
+    } else {
+        serializer.serialize_f64(*value)
+    }
 }
 
 fn null_as_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
