@@ -100,7 +100,16 @@ impl ModuleTree {
     pub fn of<M: Module>(module: &M, rename: &dyn Fn(&str) -> String) -> Self {
         let mut walk = Walk { path: Vec::new(), tree: Self::default(), rename };
         module.visit(&mut walk);
-        walk.tree
+        // Dropout and other modules without parameters are nothing that a rule could speak of.
+        let mut tree = walk.tree;
+        let holds = |outer: &str| {
+            let inside = |m: &ModuleInfo| m.name.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            tree.modules.iter().any(|m| !m.params.is_empty() && inside(m))
+        };
+        let kept: Vec<bool> = tree.modules.iter().map(|m| holds(&m.name)).collect();
+        let mut kept = kept.into_iter();
+        tree.modules.retain(|_| kept.next().unwrap_or(true));
+        tree
     }
 
     /// The module of that name.

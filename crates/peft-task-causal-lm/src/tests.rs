@@ -1,1 +1,174 @@
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use burn::tensor::{Device, TensorData};
+use peft_core::{
+    example::{Overflow, collate_labels},
+    registry::find,
+    tokenizer::{Encoding, Tokenizer},
+};
+
+use super::*;
+
+/// Two letters a token, whose code is that of the first; 2 ends a text.
+#[derive(Debug)]
+struct Twos;
+
+impl Tokenizer for Twos {
+    fn encode(&self, text: &str, _: Option<&str>, max_length: usize) -> Result<Encoding> {
+        let letters: Vec<char> = text.chars().collect();
+        let all: Vec<_> =
+            letters.chunks(2).enumerate().map(|(at, two)| (two[0] as u32, (2 * at, 2 * at + two.len()))).collect();
+        let truncated = all.len() > max_length;
+        let (ids, offsets): (Vec<_>, Vec<_>) = all.into_iter().take(max_length).unzip();
+        Ok(Encoding { sequences: vec![Some(0); ids.len()], ids, offsets, truncated, ..Encoding::default() })
+    }
+    fn encode_words(&self, _: &[String], _: usize) -> Result<Encoding> {
+        Ok(Encoding::default())
+    }
+    fn encode_windows(&self, _: &str, _: &str, _: usize, _: usize) -> Result<Vec<Encoding>> {
+        Ok(Vec::new())
+    }
+    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+    fn decode(&self, _: &[u32]) -> Result<String> {
+        Ok(String::new())
+    }
+    fn pad_id(&self) -> u32 {
+        0
+    }
+    fn eos_id(&self) -> Option<u32> {
+        Some(2)
+    }
+    fn token_to_id(&self, _: &str) -> Option<u32> {
+        None
+    }
+}
+
+fn row(line: usize, fields: Value) -> Row {
+    let Value::Object(fields) = fields else { panic!("a row is an object") };
+    Row { file: Arc::from(Path::new("train.jsonl")), line, fields }
+}
+
+fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
+    run(&EncodeContext {
+        tokenizer: &Twos,
+        info,
+        columns: &BTreeMap::new(),
+        max_length: 4,
+        overflow: Overflow::Truncate,
+        doc_stride: 2,
+        labelled,
+    })
+}
+
+fn encode(fields: Value, labelled: bool) -> Result<Vec<Example>> {
+    with_context(&ModelInfo::custom(), labelled, |context| CausalLm.encode(&row(1, fields.clone()), context))
+}
+
+fn check(fields: Value, labelled: bool, ids: &[u32], labels: &[i64]) {
+    let examples = encode(fields, labelled).unwrap();
+    assert_eq!(examples[0].input_ids, ids);
+    assert_eq!(examples[0].labels["labels"], Label::Tokens(labels.to_vec()));
+}
+
+const LOGITS: [[[f32; 3]; 4]; 2] = [
+    [[0.5, -1.0, 0.2], [2.0, 0.0, -0.3], [1.5, 0.25, 0.0], [9.0, 9.0, 0.0]],
+    [[-0.75, 1.0, 0.4], [0.0, 3.0, 1.0], [0.1, 0.2, 0.3], [5.0, 1.0, 2.0]],
+];
+
+fn outputs() -> Outputs {
+    Outputs::new().with("logits", Tensor::<3>::from_data(TensorData::from(LOGITS), &Device::default()))
+}
+
+fn close(found: f64, expected: f64) {
+    assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+}
+
+#[test]
+fn it_is_found_by_its_name() {
+    let plugin = find::<TaskPlugin>("CAUSAL_LM").unwrap();
+    assert_eq!(plugin.wrapper, "PeftModelForCausalLM");
+    assert_eq!(plugin.heads, [""; 0]);
+}
+
+#[test]
+fn every_token_of_a_text_is_learnt() {
+    check(json!({ "text": "abcd" }), true, &[97, 99, 2], &[97, 99, 2]);
+    // A text that was cut has not ended.
+    check(json!({ "text": "abcdefghij" }), true, &[97, 99, 101, 103], &[97, 99, 101, 103]);
+}
+
+#[test]
+fn a_prompt_is_read_but_not_learnt() {
+    check(json!({ "prompt": "ab", "completion": "cd" }), true, &[97, 99, 2], &[IGNORE, 99, 2]);
+    // The token "bc" reaches into the completion.
+    check(json!({ "prompt": "xab", "completion": "c" }), true, &[120, 98, 2], &[IGNORE, 98, 2]);
+    // Where there is nothing to say, the end is to be said.
+    check(json!({ "prompt": "ab", "completion": "" }), true, &[97, 2], &[IGNORE, 2]);
+}
+
+#[test]
+fn what_is_only_read_has_no_end_put_on_it() {
+    check(json!({ "text": "abcd" }), false, &[97, 99], &[97, 99]);
+    check(json!({ "prompt": "abcd" }), false, &[97, 99], &[97, 99]);
+    check(json!({ "prompt": "ab", "completion": "cd" }), false, &[97, 99], &[IGNORE, 99]);
+}
+
+#[test]
+fn nothing_counts_where_the_completion_was_cut() {
+    let examples = encode(json!({ "prompt": "abcdefgh", "completion": "ij" }), true).unwrap();
+    assert_eq!(CausalLm.loss_weight(&collate_labels(&[&examples[0]])).unwrap(), 0.0);
+}
+
+#[test]
+fn rows_without_text_are_refused() {
+    let error = |fields: Value| encode(fields, true).unwrap_err().to_string();
+    assert_eq!(error(json!({ "body": "a" })), "train.jsonl:1: no column `text` (columns: body)");
+    assert_eq!(error(json!({ "prompt": "a" })), "train.jsonl:1: no column `completion` (columns: prompt)");
+}
+
+#[test]
+fn each_token_is_told_from_those_before_it() {
+    // The number of PyTorch.
+    let labels = TensorData::from([[0_i64, 2, 1, 0], [1, IGNORE, 1, IGNORE]]);
+    let labels = Labels([("labels".to_owned(), labels)].into());
+    let loss = CausalLm.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
+    close(f64::from(loss), 0.942_055_686_651_751_3);
+    assert_eq!(CausalLm.loss_weight(&labels).unwrap(), 4.0);
+}
+
+#[test]
+fn virtual_tokens_before_the_text_have_no_label() {
+    // One virtual token: the first label counts as well, and is told from it. The number of PyTorch.
+    let labels = TensorData::from([[0_i64, 2, 1], [1, IGNORE, 1]]);
+    let labels = Labels([("labels".to_owned(), labels)].into());
+    let loss = CausalLm.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
+    close(f64::from(loss), 1.298_829_196_257_285);
+    let long = Labels([("labels".to_owned(), TensorData::from([[0_i64; 5]; 2]))].into());
+    let error = CausalLm.loss(&outputs(), &long, &ModelInfo::custom()).unwrap_err().to_string();
+    assert_eq!(error, "5 labels a row for 4 positions of logits");
+}
+
+#[test]
+fn perplexity_is_a_mean_over_all_tokens() {
+    let example = |labels: &[i64]| Example {
+        input_ids: vec![1; labels.len()],
+        labels: [("labels", Label::Tokens(labels.to_vec()))].into(),
+        ..Example::default()
+    };
+    // The second is one token shorter than the batch.
+    let examples = [example(&[0, 2, 1, 0]), example(&[1, IGNORE, 1])];
+    let scores = CausalLm.scores(&outputs(), &examples.each_ref(), &ModelInfo::custom()).unwrap();
+    close(f64::from(scores[0][0][0]), 3.598_376_727_050_72);
+    close(f64::from(scores[1][0][0]), 0.169_846_019_556_285_48);
+    assert_eq!((scores[0][0][1], scores[1][0][1]), (3.0, 1.0));
+    let row = row(1, json!({ "text": "" }));
+    let judged: Vec<_> = examples.iter().zip(&scores).map(|pair| Judged { row: &row, examples: vec![pair] }).collect();
+    with_context(&ModelInfo::custom(), true, |context| {
+        close(CausalLm.metrics(&judged, context).unwrap()["perplexity"], 0.942_055_686_651_751_3_f64.exp());
+        let answer = CausalLm.answer(&judged[1], context).unwrap();
+        assert_eq!(answer["tokens"], 1.0);
+        close(answer["perplexity"].as_f64().unwrap(), 0.169_846_019_556_285_48_f64.exp());
+    });
+}

@@ -57,12 +57,13 @@ impl Task for FeatureExtraction {
     }
 
     /// Always an error, which says what to use for training instead.
+    fn check_trainable(&self) -> Result<()> {
+        Err(no_loss())
+    }
+
+    /// Always the error of [`check_trainable`](Task::check_trainable).
     fn loss(&self, _outputs: &Outputs, _labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        Err(Error::Data(
-            "FEATURE_EXTRACTION has no loss to train with, because Transformers defines none for a bare backbone: \
-             use SEQ_CLS with `text_pair` and a number as label, or a task of your own"
-                .to_owned(),
-        ))
+        Err(no_loss())
     }
 
     /// Zero: no label counts for a loss, so that an evaluation goes without one.
@@ -122,6 +123,14 @@ impl Task for FeatureExtraction {
             _ => Value::Null,
         })
     }
+}
+
+fn no_loss() -> Error {
+    Error::config(
+        "task_type",
+        "FEATURE_EXTRACTION has no loss to train with, because Transformers defines none for a bare backbone: \
+         use SEQ_CLS with `text_pair` and a number as label, or a task of your own",
+    )
 }
 
 fn number(row: &Row, column: &str) -> Result<f32> {

@@ -1,1 +1,259 @@
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use burn::tensor::{Device, TensorData};
+use peft_core::{
+    example::{Overflow, collate_labels},
+    registry::find,
+    tokenizer::{Encoding, Tokenizer},
+};
+
+use super::*;
+
+/// One token a letter between `[CLS]` and `[SEP]`.
+#[derive(Debug)]
+struct Letters;
+
+impl Tokenizer for Letters {
+    fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoding> {
+        let segment = |text: &str, type_id: u32| {
+            text.chars().map(move |_| (9, type_id)).chain([(2, type_id)]).collect::<Vec<_>>()
+        };
+        let tokens = [vec![(1, 0)], segment(text, 0), pair.map(|pair| segment(pair, 1)).unwrap_or_default()].concat();
+        let truncated = tokens.len() > max_length;
+        let (ids, type_ids) = tokens.into_iter().take(max_length).unzip();
+        Ok(Encoding { ids, type_ids, truncated, ..Encoding::default() })
+    }
+    fn encode_words(&self, _: &[String], _: usize) -> Result<Encoding> {
+        Ok(Encoding::default())
+    }
+    fn encode_windows(&self, _: &str, _: &str, _: usize, _: usize) -> Result<Vec<Encoding>> {
+        Ok(Vec::new())
+    }
+    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+    fn decode(&self, _: &[u32]) -> Result<String> {
+        Ok(String::new())
+    }
+    fn pad_id(&self) -> u32 {
+        0
+    }
+    fn eos_id(&self) -> Option<u32> {
+        None
+    }
+    fn token_to_id(&self, _: &str) -> Option<u32> {
+        None
+    }
+}
+
+fn row(line: usize, fields: Value) -> Row {
+    let Value::Object(fields) = fields else { panic!("a row is an object") };
+    Row { file: Arc::from(Path::new("train.tsv")), line, fields }
+}
+
+fn labelled(labels: &[Value]) -> Vec<Row> {
+    (2..).zip(labels).map(|(line, label)| row(line, json!({ "text": "hi", "label": label }))).collect()
+}
+
+fn info(labels: &[&str], problem: &str) -> ModelInfo {
+    let mut info = ModelInfo::custom();
+    let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+    ModelInfo::set_labels(&mut info.config, &labels, problem);
+    info
+}
+
+fn with_context<T>(info: &ModelInfo, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
+    run(&EncodeContext {
+        tokenizer: &Letters,
+        info,
+        columns: &BTreeMap::new(),
+        max_length: 8,
+        overflow: Overflow::Raise,
+        doc_stride: 0,
+        labelled: true,
+    })
+}
+
+fn logits<const R: usize, const C: usize>(values: [[f32; C]; R]) -> Outputs {
+    Outputs::new().with("logits", Tensor::<2>::from_data(TensorData::from(values), &Device::default()))
+}
+
+fn labels(data: impl Into<TensorData>) -> Labels {
+    Labels([("labels".to_owned(), data.into())].into())
+}
+
+const LOGITS: [[f32; 3]; 2] = [[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]];
+
+fn check_loss(outputs: &Outputs, labels: &Labels, info: &ModelInfo, expected: f32) {
+    let loss = SequenceClassification.loss(outputs, labels, info).unwrap().into_scalar::<f32>();
+    assert!((loss - expected).abs() < 1e-6, "{loss} is not {expected}");
+}
+
+/// Metrics of labels and logits, through the way that an evaluation takes.
+fn check_metrics(info: &ModelInfo, data: &[(Value, &[f32])], expected: &[(&str, f64)]) {
+    let rows = labelled(&data.iter().map(|(label, _)| label.clone()).collect::<Vec<_>>());
+    let scores: Vec<Scores> = data.iter().map(|(_, logits)| vec![logits.to_vec()]).collect();
+    with_context(info, |context| {
+        let examples: Vec<_> =
+            rows.iter().flat_map(|row| SequenceClassification.encode(row, context).unwrap()).collect();
+        let judged: Vec<_> = rows.iter().zip(examples.iter().zip(&scores)).collect();
+        let judged: Vec<_> = judged.into_iter().map(|(row, pair)| Judged { row, examples: vec![pair] }).collect();
+        let metrics = SequenceClassification.metrics(&judged, context).unwrap();
+        assert_eq!(metrics.keys().collect::<Vec<_>>(), expected.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        for ((name, found), (_, expected)) in metrics.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{name}: {found} is not {expected}");
+        }
+    });
+}
+
+fn answer(info: &ModelInfo, logits: &[f32]) -> Value {
+    let (row, example, scores) = (row(2, json!({ "text": "hi" })), Example::default(), vec![logits.to_vec()]);
+    with_context(info, |context| {
+        let judged = Judged { row: &row, examples: vec![(&example, &scores)] };
+        SequenceClassification.answer(&judged, context).unwrap()
+    })
+}
+
+#[test]
+fn it_is_found_by_its_name() {
+    let plugin = find::<TaskPlugin>("SEQ_CLS").unwrap();
+    assert_eq!(plugin.wrapper, "PeftModelForSequenceClassification");
+    assert_eq!(plugin.heads, ["classifier", "score"]);
+}
+
+#[test]
+fn labels_decide_the_problem() {
+    let check = |labels: &[Value], problem, names: &[&str]| {
+        let set = SequenceClassification.labels(&labelled(labels), "label").unwrap().unwrap();
+        assert_eq!((set.problem_type, set.labels), (problem, names.iter().map(|name| (*name).to_owned()).collect()));
+    };
+    check(&[json!("pos"), json!("neg"), json!("pos")], "single_label_classification", &["neg", "pos"]);
+    check(&[json!("10"), json!("9"), json!("-1")], "single_label_classification", &["-1", "9", "10"]);
+    check(&[json!(1), json!(0)], "single_label_classification", &["0", "1"]);
+    check(&[json!("nan"), json!("inf")], "single_label_classification", &["inf", "nan"]);
+    check(&[json!("1.5"), json!("v2.0")], "single_label_classification", &["1.5", "v2.0"]);
+    check(&[json!("3.5"), json!("4"), json!("-1e-2")], "regression", &["LABEL_0"]);
+    check(&[json!(0.5), json!(2.0)], "regression", &["LABEL_0"]);
+    check(&[json!(["b", "a"]), json!([]), json!(["a"])], "multi_label_classification", &["a", "b"]);
+}
+
+#[test]
+fn labels_that_teach_nothing_are_refused() {
+    let check = |labels: &[Value], part: &str| {
+        let error = SequenceClassification.labels(&labelled(labels), "label").unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    check(&[json!("a"), json!("a")], "every row has the label `a`");
+    check(&[json!("a"), json!("")], "train.tsv:3: the label is empty");
+    check(&[json!(["a"]), json!("a")], "train.tsv:3: column `label` is a list in other rows, but not here");
+    check(&[json!("a"), json!({})], "train.tsv:3: label {} is no class");
+    let error = SequenceClassification.labels(&labelled(&[json!("a")]), "class").unwrap_err().to_string();
+    assert!(error.contains("no column `class` (columns: text, label)"), "{error}");
+}
+
+#[test]
+fn rows_become_examples() {
+    let rows = [json!({ "text": "ab", "label": "pos" }), json!({ "text": "a", "text_pair": "bc", "label": "neg" })];
+    let encoded = with_context(&info(&["neg", "pos"], "single_label_classification"), |context| {
+        rows.clone().map(|fields| SequenceClassification.encode(&row(2, fields), context).unwrap().remove(0))
+    });
+    assert_eq!(encoded[0].input_ids, [1, 9, 9, 2]);
+    assert_eq!(encoded[0].labels["labels"], Label::Class(1));
+    assert_eq!(encoded[1].type_ids, [0, 0, 0, 1, 1, 1]);
+    let batch = collate_labels(&encoded.iter().collect::<Vec<_>>());
+    assert_eq!(batch.integers("labels").unwrap(), [1, 0]);
+    assert_eq!(SequenceClassification.loss_weight(&batch).unwrap(), 2.0);
+}
+
+#[test]
+fn labels_become_what_the_problem_needs() {
+    let check = |info: &ModelInfo, label: Value, expected: Label| {
+        let rows = labelled(&[label]);
+        let examples = with_context(info, |context| SequenceClassification.encode(&rows[0], context).unwrap());
+        assert_eq!(examples[0].labels["labels"], expected);
+    };
+    check(&info(&["LABEL_0"], "regression"), json!("4.25"), Label::Float(4.25));
+    check(&info(&["a", "b"], "regression"), json!([1, 2.5]), Label::Floats(vec![1.0, 2.5]));
+    check(&info(&["a", "b", "c"], "multi_label_classification"), json!(["c", "a"]), Label::Floats(vec![1.0, 0.0, 1.0]));
+    // Without a configuration there are two classes without names.
+    check(&ModelInfo::custom(), json!(1), Label::Class(1));
+    check(&ModelInfo::custom(), json!(["LABEL_1"]), Label::Floats(vec![0.0, 1.0]));
+}
+
+#[test]
+fn labels_that_the_model_has_not_are_refused() {
+    let check = |info: &ModelInfo, label: Value, part: &str| {
+        let rows = labelled(&[label]);
+        let error =
+            with_context(info, |context| SequenceClassification.encode(&rows[0], context).unwrap_err().to_string());
+        assert!(error.starts_with("train.tsv:2: ") && error.contains(part), "{error}");
+    };
+    let classes = info(&["negative", "positive"], "single_label_classification");
+    check(&classes, json!("postive"), "label `postive` is no class of the model; did you mean `positive`?");
+    check(&classes, json!("1"), "it has: negative, positive");
+    check(&classes, json!(["positive"]), "is a list");
+    check(&ModelInfo::custom(), json!(2), "label `2` is no class");
+    check(&info(&["LABEL_0"], "regression"), json!("good"), "label `good` is no number");
+    check(&info(&["a", "b"], "regression"), json!([1]), "1 numbers for 2 outputs");
+    let long = row(7, json!({ "text": "too long", "label": "positive" }));
+    let error =
+        with_context(&classes, |context| SequenceClassification.encode(&long, context).unwrap_err().to_string());
+    assert!(error.starts_with("train.tsv:7: more than 8 tokens"), "{error}");
+}
+
+#[test]
+fn losses_are_those_of_transformers() {
+    // Numbers of PyTorch.
+    let flags = [[1.0_f32, 0.0, 1.0], [0.0, 0.0, 1.0]];
+    let classes = ["a", "b", "c"];
+    check_loss(&logits(LOGITS), &labels([2_i64, 1]), &info(&classes, "single_label_classification"), 0.910_991_95);
+    check_loss(&logits(LOGITS), &labels(flags), &info(&classes, "multi_label_classification"), 0.763_081_73);
+    check_loss(&logits(LOGITS), &labels(flags), &info(&classes, "regression"), 1.270_833_3);
+    check_loss(&logits([[0.5], [-1.0], [2.0]]), &labels([1.0_f32, 0.0, 2.5]), &info(&["x"], "regression"), 0.5);
+}
+
+#[test]
+fn without_a_problem_type_the_labels_decide_the_loss() {
+    let with = |outputs: usize| {
+        let mut info = ModelInfo::custom();
+        info.config.insert("num_labels".to_owned(), outputs.into());
+        info
+    };
+    check_loss(&logits(LOGITS), &labels([2_i64, 1]), &with(3), 0.910_991_95);
+    check_loss(&logits(LOGITS), &labels([[1.0_f32, 0.0, 1.0], [0.0, 0.0, 1.0]]), &with(3), 0.763_081_73);
+    check_loss(&logits([[0.5], [-1.0], [2.0]]), &labels([1.0_f32, 0.0, 2.5]), &with(1), 0.5);
+    let unknown = SequenceClassification.loss(&logits(LOGITS), &labels([2_i64, 1]), &info(&["a", "b", "c"], "ranking"));
+    assert!(unknown.unwrap_err().to_string().contains("`ranking` is none of regression"));
+}
+
+#[test]
+fn each_problem_has_its_metrics() {
+    let classes = info(&["a", "b"], "single_label_classification");
+    // Class a: precision 1, recall 1/2; class b: precision 1/2, recall 1.
+    let data: [(Value, &[f32]); 3] = [(json!("a"), &[1.0, 0.0]), (json!("a"), &[0.0, 1.0]), (json!("b"), &[0.0, 1.0])];
+    check_metrics(
+        &classes,
+        &data,
+        &[("accuracy", 2.0 / 3.0), ("f1", 2.0 / 3.0), ("f1_weighted", 2.0 / 3.0), ("matthews", 0.5)],
+    );
+    let number = info(&["LABEL_0"], "regression");
+    let data: [(Value, &[f32]); 3] = [(json!(1.0), &[2.0]), (json!(2.0), &[4.0]), (json!(3.0), &[6.0])];
+    check_metrics(&number, &data, &[("pearson", 1.0), ("spearman", 1.0), ("mse", 14.0 / 3.0)]);
+    let several = info(&["a", "b"], "multi_label_classification");
+    let data: [(Value, &[f32]); 2] = [(json!(["a", "b"]), &[1.0, -1.0]), (json!([]), &[-1.0, -1.0])];
+    check_metrics(&several, &data, &[("f1_micro", 2.0 / 3.0), ("f1_macro", 0.5), ("accuracy", 0.5)]);
+}
+
+#[test]
+fn answers_name_the_classes() {
+    let close = |value: &Value, expected: f64| assert!((value.as_f64().unwrap() - expected).abs() < 1e-9, "{value}");
+    let found = answer(&info(&["a", "b", "c"], "single_label_classification"), &LOGITS[0]);
+    assert_eq!(found["label"], "c");
+    close(&found["score"], 0.785_597_034_589_275_9);
+    close(&found["scores"]["b"], 0.039_112_573_270_687_456);
+    let found = answer(&info(&["a", "b", "c"], "multi_label_classification"), &LOGITS[1]);
+    assert_eq!(found["labels"], json!(["a", "b"]));
+    close(&found["scores"]["c"], 0.320_821_300_824_607);
+    assert_eq!(answer(&info(&["x"], "regression"), &[2.5]), json!({ "score": 2.5 }));
+    assert_eq!(answer(&info(&["x", "y"], "regression"), &[2.5, 1.0]), json!({ "scores": { "x": 2.5, "y": 1.0 } }));
+}

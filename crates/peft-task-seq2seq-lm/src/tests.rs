@@ -1,1 +1,131 @@
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use burn::tensor::{Device, TensorData};
+use peft_core::{
+    example::{Overflow, collate_labels},
+    registry::find,
+    tokenizer::{Encoding, Tokenizer},
+};
+
+use super::*;
+
+/// One token a letter; 2 ends a text, but is not put there.
+#[derive(Debug)]
+struct Letters;
+
+impl Tokenizer for Letters {
+    fn encode(&self, text: &str, _: Option<&str>, max_length: usize) -> Result<Encoding> {
+        let ids: Vec<u32> = text.chars().take(max_length).map(u32::from).collect();
+        Ok(Encoding { truncated: ids.len() < text.chars().count(), ids, ..Encoding::default() })
+    }
+    fn encode_words(&self, _: &[String], _: usize) -> Result<Encoding> {
+        Ok(Encoding::default())
+    }
+    fn encode_windows(&self, _: &str, _: &str, _: usize, _: usize) -> Result<Vec<Encoding>> {
+        Ok(Vec::new())
+    }
+    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+    fn decode(&self, _: &[u32]) -> Result<String> {
+        Ok(String::new())
+    }
+    fn pad_id(&self) -> u32 {
+        0
+    }
+    fn eos_id(&self) -> Option<u32> {
+        Some(2)
+    }
+    fn token_to_id(&self, _: &str) -> Option<u32> {
+        None
+    }
+}
+
+fn row(line: usize, fields: Value) -> Row {
+    let Value::Object(fields) = fields else { panic!("a row is an object") };
+    Row { file: Arc::from(Path::new("train.tsv")), line, fields }
+}
+
+fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
+    run(&EncodeContext {
+        tokenizer: &Letters,
+        info,
+        columns: &BTreeMap::new(),
+        max_length: 4,
+        overflow: Overflow::Truncate,
+        doc_stride: 2,
+        labelled,
+    })
+}
+
+fn encode(fields: Value, labelled: bool) -> Result<Vec<Example>> {
+    with_context(&ModelInfo::custom(), labelled, |context| Seq2SeqLm.encode(&row(1, fields.clone()), context))
+}
+
+const LOGITS: [[[f32; 3]; 4]; 2] = [
+    [[0.5, -1.0, 0.2], [2.0, 0.0, -0.3], [1.5, 0.25, 0.0], [9.0, 9.0, 0.0]],
+    [[-0.75, 1.0, 0.4], [0.0, 3.0, 1.0], [0.1, 0.2, 0.3], [5.0, 1.0, 2.0]],
+];
+
+fn outputs() -> Outputs {
+    Outputs::new().with("logits", Tensor::<3>::from_data(TensorData::from(LOGITS), &Device::default()))
+}
+
+fn close(found: f64, expected: f64) {
+    assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+}
+
+#[test]
+fn it_is_found_by_its_name() {
+    let plugin = find::<TaskPlugin>("SEQ_2_SEQ_LM").unwrap();
+    assert_eq!(plugin.wrapper, "PeftModelForSeq2SeqLM");
+    assert_eq!(plugin.num_transformer_submodules, 2);
+    assert_eq!(plugin.heads, [""; 0]);
+}
+
+#[test]
+fn the_target_is_closed_and_has_its_own_length() {
+    let examples = encode(json!({ "source": "ab", "target": "cde" }), true).unwrap();
+    assert_eq!(examples[0].input_ids, [97, 98]);
+    assert_eq!(examples[0].labels["labels"], Label::Tokens(vec![99, 100, 101, 2]));
+    // A target that ends already, and one that was cut.
+    let ended = encode(json!({ "source": "ab", "target": "c\u{2}" }), true).unwrap();
+    assert_eq!(ended[0].labels["labels"], Label::Tokens(vec![99, 2]));
+    let cut = encode(json!({ "source": "ab", "target": "cdefg" }), true).unwrap();
+    assert_eq!(cut[0].labels["labels"], Label::Tokens(vec![99, 100, 101, 102]));
+    let batch = collate_labels(&[&examples[0], &ended[0]]);
+    assert_eq!(batch.integers("labels").unwrap(), [99, 100, 101, 2, 99, 2, IGNORE, IGNORE]);
+    assert_eq!(Seq2SeqLm.loss_weight(&batch).unwrap(), 6.0);
+}
+
+#[test]
+fn a_target_is_needed_only_to_learn() {
+    assert!(encode(json!({ "source": "ab" }), false).unwrap()[0].labels.is_empty());
+    let error = encode(json!({ "source": "ab" }), true).unwrap_err().to_string();
+    assert_eq!(error, "train.tsv:1: no column `target` (columns: source)");
+}
+
+#[test]
+fn each_decoder_position_has_its_own_label() {
+    // The number of PyTorch.
+    let labels = TensorData::from([[0_i64, 2, 1, 0], [1, IGNORE, 1, IGNORE]]);
+    let labels = Labels([("labels".to_owned(), labels)].into());
+    let loss = Seq2SeqLm.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
+    close(f64::from(loss), 1.197_892_477_474_124_4);
+}
+
+#[test]
+fn perplexity_is_a_mean_over_all_tokens() {
+    let example =
+        |labels: &[i64]| Example { labels: [("labels", Label::Tokens(labels.to_vec()))].into(), ..Example::default() };
+    let examples = [example(&[0, 2, 1, 0]), example(&[1, IGNORE, 1])];
+    let scores = Seq2SeqLm.scores(&outputs(), &examples.each_ref(), &ModelInfo::custom()).unwrap();
+    close(f64::from(scores[0][0][0]), 5.541_585_610_609_039);
+    close(f64::from(scores[1][0][0]), 1.645_769_254_235_706_3);
+    let row = row(1, json!({ "source": "" }));
+    let judged: Vec<_> = examples.iter().zip(&scores).map(|pair| Judged { row: &row, examples: vec![pair] }).collect();
+    with_context(&ModelInfo::custom(), true, |context| {
+        close(Seq2SeqLm.metrics(&judged, context).unwrap()["perplexity"], 1.197_892_477_474_124_4_f64.exp());
+        assert_eq!(Seq2SeqLm.answer(&judged[1], context).unwrap()["tokens"], 2.0);
+    });
+}

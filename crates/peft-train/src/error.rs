@@ -18,7 +18,7 @@ pub enum Error {
     #[error("{place}: not valid TOML: {problem}")]
     Syntax {
         /// Where.
-        place: Place,
+        place: Box<Place>,
         /// What the parser said.
         problem: String,
     },
@@ -26,7 +26,7 @@ pub enum Error {
     #[error("{place}: unknown section [{section}]{}", hint(nearest.as_deref(), known))]
     UnknownSection {
         /// Where.
-        place: Place,
+        place: Box<Place>,
         /// The section.
         section: String,
         /// The section that was probably meant.
@@ -38,7 +38,7 @@ pub enum Error {
     #[error("{place}: unknown key `{key}` in [{section}]{}", hint(nearest.as_deref(), known))]
     UnknownKey {
         /// Where.
-        place: Place,
+        place: Box<Place>,
         /// The section.
         section: String,
         /// The key.
@@ -52,7 +52,7 @@ pub enum Error {
     #[error("{place}: `{key}` in [{section}]: {problem}")]
     Value {
         /// Where.
-        place: Place,
+        place: Box<Place>,
         /// The section.
         section: String,
         /// The key.

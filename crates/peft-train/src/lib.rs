@@ -3,6 +3,7 @@
 //! [`train`] turns a [`Recipe`] into an adapter folder; [`evaluate`](evaluate::evaluate) and [`predict`](evaluate::predict)
 //! use one. Everything that a recipe decides is resolved and judged before the first step.
 
+mod best_metric;
 pub mod checkpoint;
 pub mod data;
 pub mod dataset;
@@ -17,6 +18,7 @@ pub mod recipe;
 pub mod report;
 pub mod schedule;
 mod seeds;
+pub mod step_plan;
 pub mod trainer;
 pub mod trainer_log;
 

@@ -109,6 +109,7 @@ pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
         }
         .into());
     };
+    task.task.check_trainable().map_err(|error| error.in_file(&recipe.path))?;
     let folder = recipe.model_folder();
     if !folder.exists() {
         let what = "the base model of the recipe, beside it or in the working directory".to_owned();
@@ -142,8 +143,9 @@ pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
     if train.summary.loss_tokens == 0 {
         let path = recipe.locate(&recipe.data.train);
         let problem = format!(
-            "nothing to learn from: {} rows make {} examples with {} tokens, none of which counts for the loss",
-            train.summary.rows, train.summary.examples, train.summary.tokens
+            "nothing to learn from: none of the {} examples of its {} rows has anything that counts for the loss",
+            train.summary.examples + train.summary.without_loss,
+            train.summary.rows
         );
         return Err(PeftError::File { path, problem }.into());
     }

@@ -193,6 +193,8 @@ fn adapter(mut section: Section, recipe: &Path, model: &ModelArguments) -> Resul
     for key in section.entries.keys() {
         keys.extend(section.json(key)?.map(|value| (key.clone(), value)));
     }
+    // A file says true whoever wrote it; what is about to be trained is judged strictly.
+    keys.insert("inference_mode".to_owned(), false.into());
     let mut config = PeftConfig::from_map(keys, unknown_keys).map_err(|error| located(&section, error))?;
     config.base_model_name_or_path = Some(model.model_name_or_path.clone());
     Ok(config)

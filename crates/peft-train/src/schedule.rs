@@ -53,7 +53,6 @@ mod tests {
     use super::*;
 
     /// Numbers of Transformers 5.23.0: `get_scheduler(kind, optimizer, num_warmup_steps, 10)` at 2e-4.
-    #[expect(clippy::excessive_precision, clippy::unreadable_literal, reason = "as Python printed them")]
     fn expected() -> Vec<(SchedulerType, usize, [f64; 10])> {
         use SchedulerType::*;
         let flat = [0.0002; 10];

@@ -26,10 +26,11 @@ use peft::{
 };
 
 use crate::{
-    Dataset, Error, Event, Observer, Prepared, Recipe, Result, TrainReport,
+    Error, Event, Observer, Prepared, Recipe, Result, TrainReport,
+    best_metric::{chosen_metric, greater_is_better},
     checkpoint::{self, BestEvaluation, Identity, Snapshot, TrainerState},
     dataset::batch,
-    evaluate::{EVAL_LOSS, evaluate},
+    evaluate::evaluate,
     exact::Exact,
     gradients::Slots,
     labels,
@@ -38,6 +39,7 @@ use crate::{
     report::{median, peak_rss_bytes},
     schedule::Schedule,
     seeds,
+    step_plan::StepPlan,
     trainer_log::{EvalLine, TrainLine, TrainerLog},
 };
 
@@ -133,52 +135,6 @@ fn adamw(arguments: &TrainingArguments) -> ModuleOptimizer {
         .with_epsilon(arguments.adam_epsilon as f32)
         .with_weight_decay(arguments.weight_decay as f32)
         .init()
-}
-
-/// Which batches each step has.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepPlan {
-    /// Groups of examples in a batch.
-    pub groups_per_batch: usize,
-    /// Batches in a pass over the data.
-    pub batches_per_epoch: usize,
-    /// Batches in a step; the last step of an epoch may have fewer.
-    pub batches_per_step: usize,
-    /// Steps in a pass over the data.
-    pub steps_per_epoch: usize,
-    /// All steps.
-    pub total: usize,
-}
-
-impl StepPlan {
-    /// The steps that Transformers would do.
-    pub fn new(arguments: &TrainingArguments, data: &Dataset) -> Self {
-        let groups_per_batch = data.groups_per_batch(arguments.per_device_train_batch_size);
-        let batches_per_epoch = data.groups().div_ceil(groups_per_batch);
-        let steps_per_epoch = batches_per_epoch.div_ceil(arguments.gradient_accumulation_steps).max(1);
-        let by_epochs = (arguments.num_train_epochs * steps_per_epoch as f64).ceil() as usize;
-        let total = usize::try_from(arguments.max_steps).unwrap_or(by_epochs);
-        Self {
-            groups_per_batch,
-            batches_per_epoch,
-            batches_per_step: arguments.gradient_accumulation_steps,
-            steps_per_epoch,
-            total,
-        }
-    }
-
-    /// Passes over the data after so many steps.
-    pub fn epochs(&self, steps: usize) -> f64 {
-        steps as f64 / self.steps_per_epoch as f64
-    }
-
-    /// The positions in the epoch's order that each batch of a step takes.
-    fn batches(&self, step: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-        let first = (step % self.steps_per_epoch) * self.batches_per_step;
-        let last = (first + self.batches_per_step).min(self.batches_per_epoch);
-        let size = self.groups_per_batch;
-        (first..last).map(move |batch| batch * size..(batch + 1) * size)
-    }
 }
 
 struct Run<'a> {
@@ -492,83 +448,4 @@ fn is_finite(data: &TensorData) -> bool {
 fn read(values: Tensor<1>) -> Result<Vec<f32>> {
     let values = values.into_data().convert::<f32>().try_to_vec::<f32>();
     values.map_err(|error| PeftError::Data(format!("the loss cannot be read: {error:?}")).into())
-}
-
-/// The metric that picks the best adapter: the one asked for, else the task's first, else the loss.
-fn chosen_metric<'a>(metrics: &'a Metrics, wanted: Option<&str>) -> Result<(&'a str, f64)> {
-    let found = match wanted {
-        // Transformers puts `eval_` before every metric.
-        Some(wanted) => metrics.get_key_value(wanted).or_else(|| metrics.get_key_value(wanted.strip_prefix("eval_")?)),
-        None => metrics.iter().find(|(name, _)| *name != EVAL_LOSS).or_else(|| metrics.first()),
-    };
-    let wanted = wanted.unwrap_or("loss");
-    let found = found.or_else(|| metrics.get_key_value(&format!("eval_{wanted}")));
-    found.map(|(name, value)| (name.as_str(), *value)).ok_or_else(|| {
-        let there: Vec<_> = metrics.keys().map(String::as_str).collect();
-        PeftError::Config {
-            origin: "[training]".to_owned(),
-            key: "metric_for_best_model".to_owned(),
-            problem: format!("no metric `{wanted}` (there are: {})", there.join(", ")),
-        }
-        .into()
-    })
-}
-
-fn greater_is_better(metric: &str) -> bool {
-    !(metric.ends_with("loss") || matches!(metric, "perplexity" | "mse" | "rmse" | "mae"))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use crate::dataset::DataSummary;
-
-    fn plan(examples: usize, batch: usize, accumulation: usize, epochs: f64, max_steps: i64) -> StepPlan {
-        let data = Dataset {
-            rows: Vec::new(),
-            examples: vec![Example::default(); examples],
-            bound: 1,
-            summary: DataSummary::default(),
-        };
-        let arguments = TrainingArguments {
-            per_device_train_batch_size: batch,
-            gradient_accumulation_steps: accumulation,
-            num_train_epochs: epochs,
-            max_steps,
-            ..TrainingArguments::default()
-        };
-        StepPlan::new(&arguments, &data)
-    }
-
-    #[test]
-    fn steps_are_counted_as_transformers_counts_them() {
-        assert_eq!(plan(100, 16, 1, 3.0, -1).total, 21);
-        assert_eq!(plan(100, 16, 4, 3.0, -1).total, 6);
-        assert_eq!(plan(100, 16, 1, 0.5, -1).total, 4);
-        assert_eq!(plan(100, 16, 1, 3.0, 5).total, 5);
-        assert_eq!(plan(3, 16, 8, 1.0, -1).total, 1);
-    }
-
-    #[test]
-    fn the_steps_of_an_epoch_take_each_batch_once() {
-        let plan = plan(10, 2, 2, 2.0, -1);
-        let all: Vec<Vec<_>> = (0..3).map(|step| plan.batches(step).collect()).collect();
-        assert_eq!(all, [vec![0..2, 2..4], vec![4..6, 6..8], vec![8..10]]);
-        assert_eq!(plan.batches(3).collect::<Vec<_>>(), all[0]);
-        assert_eq!(plan.epochs(3), 1.0);
-    }
-
-    #[test]
-    fn the_best_is_picked_by_the_tasks_first_metric() {
-        let metrics =
-            Metrics::from_iter([("eval_loss".to_owned(), 0.5), ("accuracy".to_owned(), 0.9), ("f1".to_owned(), 0.8)]);
-        let pick = |wanted| chosen_metric(&metrics, wanted).unwrap().0;
-        assert_eq!([pick(None), pick(Some("f1")), pick(Some("eval_f1"))], ["accuracy", "f1", "f1"]);
-        assert_eq!([pick(Some("loss")), pick(Some("eval_loss"))], ["eval_loss", "eval_loss"]);
-        assert!(chosen_metric(&metrics, Some("bleu")).unwrap_err().to_string().contains("accuracy"));
-        let loss_only = Metrics::from_iter([("eval_loss".to_owned(), 0.5)]);
-        assert_eq!(chosen_metric(&loss_only, None).unwrap().0, "eval_loss");
-        assert!(greater_is_better("accuracy") && !greater_is_better("eval_loss") && !greater_is_better("perplexity"));
-    }
 }

@@ -283,6 +283,17 @@ fn rows_without_anything_to_learn_end_before_the_first_step() {
 }
 
 #[test]
+fn a_task_without_a_loss_is_refused_before_anything_is_read() {
+    let bench = Bench::new();
+    let overrides = ["adapter.task_type=FEATURE_EXTRACTION", "data.train=nowhere.tsv"];
+    let recipe = RECIPE.replace("eval = \"train.jsonl\"\n", "");
+    fs::write(bench.out("recipe.toml"), recipe).unwrap();
+    let error = prepare(&bench.recipe("out", &overrides), &Device::flex()).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    assert!(error.to_string().contains("recipe.toml: `task_type`: FEATURE_EXTRACTION has no loss"), "{error}");
+}
+
+#[test]
 fn a_loss_that_is_no_number_ends_the_run_without_a_result() {
     let bench = Bench::new();
     let wild = ["training.learning_rate=1e38", "training.max_grad_norm=0", "training.logging_steps=1"];

@@ -22,13 +22,16 @@ impl Doctor {
         let works = product.sum().into_scalar::<f32>() == 512.0;
         if globals.json {
             let rows: Vec<_> =
-                devices.iter().map(|d| json!({ "name": d.name, "kind": d.kind, "note": d.note })).collect();
+                devices.iter().map(|d| json!({ "name": d.name, "kind": d.kind, "note": d.note, "works": d.works })).collect();
             return terminal::json(&json!({
                 "version": env!("CARGO_PKG_VERSION"), "backends": built_in, "devices": rows, "self_test": works,
             }));
         }
         let mut lines = vec![format!("peft {}", env!("CARGO_PKG_VERSION")), "devices".to_owned()];
-        lines.extend(devices.iter().map(|d| format!("  {:<8} {} {}", d.kind, d.name, d.note)));
+        lines.extend(devices.iter().map(|d| {
+            let works = if d.works { "" } else { "DOES NOT WORK: " };
+            format!("  {:<8} {works}{} ({})", d.name, d.kind, d.note)
+        }));
         for backend in absent {
             lines.push(format!("  {backend:<8} not built in; cargo build --release -p peft-cli --features {backend}"));
         }

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use peft::{Explanation, task::Metrics};
 use peft_train::{
     Event, Observer, Prepared, Recipe, TrainOptions, TrainReport, dataset::DataSummary, prepare::prepare,
-    schedule::Schedule, trainer::StepPlan,
+    schedule::Schedule, step_plan::StepPlan,
 };
 use serde_json::json;
 

@@ -74,7 +74,7 @@ impl Document {
             Place::File { path: Arc::clone(&path), line: before.matches('\n').count() + 1, column }
         };
         let syntax = |error: toml::de::Error| Error::Syntax {
-            place: place(error.span().map_or(0, |span| span.start)),
+            place: Box::new(place(error.span().map_or(0, |span| span.start))),
             problem: error.message().to_owned(),
         };
         let located = DeTable::parse(text).map_err(syntax)?;
@@ -89,7 +89,12 @@ impl Document {
             let (DeValue::Table(keys), Some(toml::Value::Table(mut table))) = (section.get_ref(), values.remove(name))
             else {
                 let problem = format!("expected a section, found a {}; write [{name}]", section.get_ref().type_str());
-                return Err(Error::Value { place: at, section: name.to_owned(), key: name.to_owned(), problem });
+                return Err(Error::Value {
+                    place: Box::new(at),
+                    section: name.to_owned(),
+                    key: name.to_owned(),
+                    problem,
+                });
             };
             let entries = keys.iter().filter_map(|(key, value)| {
                 let found = table.remove(key.get_ref().as_ref())?;
@@ -134,7 +139,12 @@ impl Section {
     /// An error about a key's value; points at the section where the key is absent.
     pub(crate) fn error(&self, key: &str, problem: impl Into<String>) -> Error {
         let place = self.entries.get(key).map_or(&self.place, |entry| &entry.place).clone();
-        Error::Value { place, section: self.name.clone(), key: key.to_owned(), problem: problem.into() }
+        Error::Value {
+            place: Box::new(place),
+            section: self.name.clone(),
+            key: key.to_owned(),
+            problem: problem.into(),
+        }
     }
 
     /// Refuses a key that is not among `known`.
@@ -142,7 +152,7 @@ impl Section {
         match self.entries.iter().find(|(key, _)| !known.contains(&key.as_str())) {
             None => Ok(()),
             Some((key, entry)) => Err(Error::UnknownKey {
-                place: entry.key_place.clone(),
+                place: Box::new(entry.key_place.clone()),
                 section: self.name.clone(),
                 key: key.clone(),
                 nearest: nearest(key, known.iter().copied()).map(str::to_owned),
@@ -196,7 +206,7 @@ impl Section {
 
 fn unknown_section(section: &str, place: Place, known: &[&str]) -> Error {
     Error::UnknownSection {
-        place,
+        place: Box::new(place),
         section: section.to_owned(),
         nearest: nearest(section, known.iter().copied()).map(str::to_owned),
         known: known.iter().map(|section| (*section).to_owned()).collect(),

@@ -1,0 +1,201 @@
+//! The program as its users meet it: kills and resumes, exit codes, stdout and stderr.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize().unwrap()
+}
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case).canonicalize().unwrap()
+}
+
+fn peft(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
+    command.current_dir(folder).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    peft(folder, arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A folder with a recipe for a few steps on a few rows, dropout included.
+fn workplace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let data = fs::read_to_string(examples().join("data/vader-sentiment/train.tsv")).unwrap();
+    let rows: Vec<&str> = data.lines().take(49).collect();
+    fs::write(folder.path().join("train.tsv"), rows.join("\n") + "\n").unwrap();
+    let recipe = format!(
+        r#"[model]
+model_name_or_path = "{}"
+
+[adapter]
+peft_type = "LORA"
+task_type = "SEQ_CLS"
+r = 4
+lora_dropout = 0.1
+
+[data]
+train = "train.tsv"
+eval = "train.tsv"
+max_length = 32
+
+[training]
+output_dir = "out"
+max_steps = 9
+per_device_train_batch_size = 4
+gradient_accumulation_steps = 2
+learning_rate = 1e-3
+save_steps = 2
+eval_steps = 3
+load_best_model_at_end = false
+logging_steps = 2
+seed = 5
+"#,
+        examples().join("models/tiny-encoder").display()
+    );
+    fs::write(folder.path().join("recipe.toml"), recipe).unwrap();
+    folder
+}
+
+fn adapter(folder: &Path) -> Vec<u8> {
+    fs::read(folder.join("out/adapter_model.safetensors")).unwrap()
+}
+
+fn wait_for(path: &Path, child: &mut Child) {
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before {} was there", path.display());
+        assert!(start.elapsed() < Duration::from_secs(120), "no {}", path.display());
+        sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_adapter_and_a_killed_run_resumes_to_the_same_bits() {
+    let whole = workplace();
+    let done = run(whole.path(), &["train", "recipe.toml", "--quiet"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let expected = adapter(whole.path());
+
+    let again = workplace();
+    assert!(run(again.path(), &["train", "recipe.toml", "--quiet"]).status.success());
+    assert_eq!(adapter(again.path()), expected, "same seed, other bits");
+
+    let killed = workplace();
+    for checkpoint in ["out/checkpoint-2", "out/checkpoint-6"] {
+        let resume: &[&str] = if checkpoint.ends_with('2') { &[] } else { &["--resume"] };
+        let mut child = peft(killed.path(), &[&["train", "recipe.toml", "--quiet"], resume].concat()).spawn().unwrap();
+        wait_for(&killed.path().join(checkpoint), &mut child);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let resumed = run(killed.path(), &["train", "recipe.toml", "--quiet", "--resume"]);
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
+    assert_eq!(adapter(killed.path()), expected, "resumed to other bits");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_a_checkpoint_and_exit_code_130() {
+    let folder = workplace();
+    let arguments = ["train", "recipe.toml", "--quiet", "training.max_steps=2000", "training.save_steps=1900", "training.eval_steps=1900"];
+    let mut child = peft(folder.path(), &arguments).spawn().unwrap();
+    // The first line of the log says that training is under way and the handler stands.
+    wait_for(&folder.path().join("out/trainer_log.jsonl"), &mut child);
+    sleep(Duration::from_millis(300));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    let kept = fs::read_dir(folder.path().join("out")).unwrap();
+    let kept = kept.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("checkpoint-")).count();
+    assert_eq!(kept, 1);
+    assert!(text(&output.stderr).contains("--resume"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn wrong_input_ends_with_the_documented_exit_code_and_says_what_is_wrong() {
+    let folder = workplace();
+    fs::write(folder.path().join("ragged.tsv"), "text\tlabel\nfine\tpositive\nno label\n").unwrap();
+    fs::write(folder.path().join("typo.toml"), fs::read_to_string(folder.path().join("recipe.toml")).unwrap().replace("max_steps", "max_stpes")).unwrap();
+    fs::write(folder.path().join("file"), "in the way").unwrap();
+    let model = golden("bert.SEQ_CLS.default").join("model").display().to_string();
+    let adapter = golden("bert.SEQ_CLS.default").join("adapter").display().to_string();
+    let other = golden("llama.CAUSAL_LM.default").join("adapter").display().to_string();
+    let inputs = golden("bert.SEQ_CLS.default").join("inputs.safetensors").display().to_string();
+    let table: &[(&[&str], i32, &[&str])] = &[
+        (&["train", "nowhere.toml"], 6, &["nowhere.toml"]),
+        (&["train", "typo.toml"], 2, &["typo.toml:19", "max_stpes", "max_steps"]),
+        (&["train", "recipe.toml", "training.sede=1"], 2, &["sede", "seed"]),
+        (&["train", "recipe.toml", "training.seed=soon"], 2, &["seed", "soon"]),
+        (&["train", "recipe.toml", "adapter.r=0"], 2, &["`r`", "at least 1"]),
+        (&["train", "recipe.toml", "adapter.task_type=SEQ_CLASS"], 2, &["SEQ_CLASS", "SEQ_CLS"]),
+        (&["train", "recipe.toml", "adapter.peft_type=LORE"], 2, &["LORE", "LORA"]),
+        (&["train", "recipe.toml", "adapter.target_modules=[\"qery\"]"], 4, &["qery", "query"]),
+        (&["train", "recipe.toml", "data.train=nowhere.tsv"], 6, &["nowhere.tsv"]),
+        (&["train", "recipe.toml", "data.train=ragged.tsv"], 3, &["ragged.tsv:3"]),
+        (&["train", "recipe.toml", "model.model_name_or_path=nowhere"], 6, &["nowhere"]),
+        (&["train", "recipe.toml", "training.output_dir=file"], 1, &["file"]),
+        (&["explain", "--model", &model, "--adapter", "nowhere"], 6, &["nowhere"]),
+        (&["merge", "--model", &model, "--adapter", &other, "--output", "merged"], 4, &["q_proj"]),
+        (&["merge", "--model", &model, "--adapter", &adapter, "--output", &model], 2, &["--output"]),
+        (&["forward", "--model", &model, "--adapter", &adapter, "--inputs", "file", "--output", "o"], 3, &["file", "safetensors"]),
+        (&["forward", "--model", &model, "--adapter", &adapter, "--inputs", &inputs, "--output", "no/where"], 1, &["no/where"]),
+        (&["plugins", "--device", "cuda:0"], 0, &[]),
+        (&["doctor", "--device", "abacus"], 2, &["abacus", "cpu"]),
+        (&["inspect", "nowhere"], 6, &["nowhere"]),
+    ];
+    for (arguments, code, words) in table {
+        let output = run(folder.path(), arguments);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {message}");
+        assert!(!message.contains("panicked"), "{arguments:?}: {message}");
+        for word in *words {
+            assert!(message.contains(word), "{arguments:?}: `{message}` should say `{word}`");
+        }
+    }
+    assert!(!folder.path().join("merged").exists() && !folder.path().join("o").exists(), "something was half written");
+    assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "in the way");
+}
+
+#[test]
+fn results_are_on_stdout_and_everything_else_on_stderr() {
+    let folder = workplace();
+    let model = golden("bert.SEQ_CLS.default").join("model").display().to_string();
+    let adapter = golden("bert.SEQ_CLS.default").join("adapter").display().to_string();
+    for verb in [&["plugins"][..], &["doctor"], &["explain", "--model", &model, "--adapter", &adapter], &["inspect", &adapter]] {
+        let output = run(folder.path(), &[verb, &["--json"]].concat());
+        assert!(output.status.success(), "{verb:?}: {}", text(&output.stderr));
+        let document: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+        assert!(document.is_object(), "{verb:?}");
+        let plain = run(folder.path(), verb);
+        assert!(plain.status.success() && !plain.stdout.is_empty(), "{verb:?}");
+        assert!(!text(&plain.stdout).contains('\u{1b}'), "{verb:?}: colours without a terminal");
+    }
+    let trained = run(folder.path(), &["train", "recipe.toml", "--json", "training.max_steps=1"]);
+    let last: serde_json::Value = serde_json::from_str(text(&trained.stdout).lines().last().unwrap()).unwrap();
+    for key in ["train_loss", "eval_loss", "accuracy", "steps", "tokens_per_second", "step_seconds_median", "peak_rss_bytes", "output_dir"] {
+        assert!(last.get(key).is_some(), "no {key} in {last}");
+    }
+}
+
+#[test]
+fn every_verb_has_help_with_an_example() {
+    let folder = workplace();
+    for verb in ["train", "eval", "predict", "explain", "forward", "merge", "inspect", "plugins", "doctor"] {
+        let output = run(folder.path(), &[verb, "--help"]);
+        assert!(output.status.success() && text(&output.stdout).contains("Example"), "{verb}");
+    }
+}
