@@ -52,13 +52,14 @@ pub fn built_in() -> Vec<&'static str> {
         .collect()
 }
 
-/// The device of that name; without a name the first of [`built_in`] that works.
+/// The device of that name; without a name the first of [`built_in`] that works, other than a GPU imitated in software.
 ///
 /// # Errors
 /// [`DeviceError`] if the word names no device, the backend is not built in, or no such device works on this machine.
 pub fn parse(name: Option<&str>) -> Result<Device, DeviceError> {
     let Some(name) = name else {
-        let best = built_in().into_iter().find_map(|backend| open(backend, None).ok());
+        let mut working = built_in().into_iter().filter_map(|backend| open(backend, None).ok());
+        let best = working.find(|device| !is_imitation(device));
         return Ok(best.unwrap_or_else(Device::flex));
     };
     let unknown = || DeviceError::Unknown { name: name.to_owned() };
@@ -77,16 +78,24 @@ fn open(backend: &str, index: Option<usize>) -> Result<Device, DeviceError> {
     match backend {
         "cpu" => Ok(Device::flex()),
         #[cfg(feature = "wgpu")]
-        "wgpu" => gpu::open("wgpu", burn::tensor::DeviceType::Wgpu, index, |index| match index {
-            None => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-            Some(index) => Device::wgpu(burn::tensor::DeviceKind::DiscreteGpu(index)),
+        "wgpu" => gpu::open("wgpu", burn::tensor::DeviceType::Wgpu, index, || {
+            Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)
         }),
         #[cfg(feature = "cuda")]
-        "cuda" => gpu::open("cuda", burn::tensor::DeviceType::Cuda, index, |index| Device::cuda(index.unwrap_or(0))),
+        "cuda" => gpu::open("cuda", burn::tensor::DeviceType::Cuda, index, || Device::cuda(0_usize)),
         "wgpu" => Err(not_built_in("wgpu")),
         "cuda" => Err(not_built_in("cuda")),
         _ => Err(DeviceError::Unknown { name: backend.to_owned() }),
     }
+}
+
+/// Whether a graphics device is the processor after all, and slower than the processor's own backend.
+fn is_imitation(device: &Device) -> bool {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    let is_card = device.identity().is_some_and(|identity| identity.physical.is_some());
+    #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+    let is_card = false;
+    !is_host(device) && !is_card
 }
 
 fn not_built_in(backend: &'static str) -> DeviceError {
@@ -170,7 +179,7 @@ mod gpu {
         backend: &str,
         device_type: DeviceType,
         index: Option<usize>,
-        default: impl FnOnce(Option<usize>) -> Device,
+        default: impl FnOnce() -> Device,
     ) -> Result<Device, DeviceError> {
         let name = index.map_or_else(|| backend.to_owned(), |index| format!("{backend}:{index}"));
         let unavailable = |reason| DeviceError::Unavailable { name: name.clone(), reason };
@@ -180,7 +189,7 @@ mod gpu {
             Some(at) => {
                 found.get(at).cloned().ok_or_else(|| unavailable(format!("there are {} of them", found.len())))?
             }
-            None => default(None),
+            None => default(),
         };
         guarded(|| Tensor::<1>::ones([1], &device).sum().try_into_data().map(drop))
             .map_err(unavailable)?
@@ -240,7 +249,7 @@ mod gpu {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::unwrap_err_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 

@@ -111,7 +111,14 @@ fn the_same_seed_gives_the_same_adapter_and_a_killed_run_resumes_to_the_same_bit
 #[test]
 fn an_interrupt_leaves_a_checkpoint_and_exit_code_130() {
     let folder = workplace();
-    let arguments = ["train", "recipe.toml", "--quiet", "training.max_steps=2000", "training.save_steps=1900", "training.eval_steps=1900"];
+    let arguments = [
+        "train",
+        "recipe.toml",
+        "--quiet",
+        "training.max_steps=2000",
+        "training.save_steps=1900",
+        "training.eval_steps=1900",
+    ];
     let mut child = peft(folder.path(), &arguments).spawn().unwrap();
     // The first line of the log says that training is under way and the handler stands.
     wait_for(&folder.path().join("out/trainer_log.jsonl"), &mut child);
@@ -129,7 +136,11 @@ fn an_interrupt_leaves_a_checkpoint_and_exit_code_130() {
 fn wrong_input_ends_with_the_documented_exit_code_and_says_what_is_wrong() {
     let folder = workplace();
     fs::write(folder.path().join("ragged.tsv"), "text\tlabel\nfine\tpositive\nno label\n").unwrap();
-    fs::write(folder.path().join("typo.toml"), fs::read_to_string(folder.path().join("recipe.toml")).unwrap().replace("max_steps", "max_stpes")).unwrap();
+    fs::write(
+        folder.path().join("typo.toml"),
+        fs::read_to_string(folder.path().join("recipe.toml")).unwrap().replace("max_steps", "max_stpes"),
+    )
+    .unwrap();
     fs::write(folder.path().join("file"), "in the way").unwrap();
     let model = golden("bert.SEQ_CLS.default").join("model").display().to_string();
     let adapter = golden("bert.SEQ_CLS.default").join("adapter").display().to_string();
@@ -137,7 +148,7 @@ fn wrong_input_ends_with_the_documented_exit_code_and_says_what_is_wrong() {
     let inputs = golden("bert.SEQ_CLS.default").join("inputs.safetensors").display().to_string();
     let table: &[(&[&str], i32, &[&str])] = &[
         (&["train", "nowhere.toml"], 6, &["nowhere.toml"]),
-        (&["train", "typo.toml"], 2, &["typo.toml:19", "max_stpes", "max_steps"]),
+        (&["train", "typo.toml"], 2, &["typo.toml:17:1", "max_stpes", "max_steps"]),
         (&["train", "recipe.toml", "training.sede=1"], 2, &["sede", "seed"]),
         (&["train", "recipe.toml", "training.seed=soon"], 2, &["seed", "soon"]),
         (&["train", "recipe.toml", "adapter.r=0"], 2, &["`r`", "at least 1"]),
@@ -149,10 +160,18 @@ fn wrong_input_ends_with_the_documented_exit_code_and_says_what_is_wrong() {
         (&["train", "recipe.toml", "model.model_name_or_path=nowhere"], 6, &["nowhere"]),
         (&["train", "recipe.toml", "training.output_dir=file"], 1, &["file"]),
         (&["explain", "--model", &model, "--adapter", "nowhere"], 6, &["nowhere"]),
-        (&["merge", "--model", &model, "--adapter", &other, "--output", "merged"], 4, &["q_proj"]),
+        (&["merge", "--model", &model, "--adapter", &other, "--output", "merged"], 4, &["AutoModelForCausalLM"]),
         (&["merge", "--model", &model, "--adapter", &adapter, "--output", &model], 2, &["--output"]),
-        (&["forward", "--model", &model, "--adapter", &adapter, "--inputs", "file", "--output", "o"], 3, &["file", "safetensors"]),
-        (&["forward", "--model", &model, "--adapter", &adapter, "--inputs", &inputs, "--output", "no/where"], 1, &["no/where"]),
+        (
+            &["forward", "--model", &model, "--adapter", &adapter, "--inputs", "file", "--output", "o"],
+            3,
+            &["file", "safetensors"],
+        ),
+        (
+            &["forward", "--model", &model, "--adapter", &adapter, "--inputs", &inputs, "--output", "no/where"],
+            1,
+            &["no/where"],
+        ),
         (&["plugins", "--device", "cuda:0"], 0, &[]),
         (&["doctor", "--device", "abacus"], 2, &["abacus", "cpu"]),
         (&["inspect", "nowhere"], 6, &["nowhere"]),
@@ -175,7 +194,9 @@ fn results_are_on_stdout_and_everything_else_on_stderr() {
     let folder = workplace();
     let model = golden("bert.SEQ_CLS.default").join("model").display().to_string();
     let adapter = golden("bert.SEQ_CLS.default").join("adapter").display().to_string();
-    for verb in [&["plugins"][..], &["doctor"], &["explain", "--model", &model, "--adapter", &adapter], &["inspect", &adapter]] {
+    for verb in
+        [&["plugins"][..], &["doctor"], &["explain", "--model", &model, "--adapter", &adapter], &["inspect", &adapter]]
+    {
         let output = run(folder.path(), &[verb, &["--json"]].concat());
         assert!(output.status.success(), "{verb:?}: {}", text(&output.stderr));
         let document: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
@@ -186,7 +207,16 @@ fn results_are_on_stdout_and_everything_else_on_stderr() {
     }
     let trained = run(folder.path(), &["train", "recipe.toml", "--json", "training.max_steps=1"]);
     let last: serde_json::Value = serde_json::from_str(text(&trained.stdout).lines().last().unwrap()).unwrap();
-    for key in ["train_loss", "eval_loss", "accuracy", "steps", "tokens_per_second", "step_seconds_median", "peak_rss_bytes", "output_dir"] {
+    for key in [
+        "train_loss",
+        "eval_loss",
+        "accuracy",
+        "steps",
+        "tokens_per_second",
+        "step_seconds_median",
+        "peak_rss_bytes",
+        "output_dir",
+    ] {
         assert!(last.get(key).is_some(), "no {key} in {last}");
     }
 }

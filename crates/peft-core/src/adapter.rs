@@ -173,7 +173,7 @@ impl Module for AdapterSet {
 
     fn to_device(self, device: &Device) -> Self {
         let training = self.training.clone();
-        Self { entries: self.each(|param| param.to_device(device)), training }
+        Self { entries: self.each(|param| param.moved_to(device)), training }
     }
 
     fn fork(self, device: &Device) -> Self {

@@ -241,12 +241,12 @@ impl ArchitecturePlugin {
     /// Builds the model with the head of `class`.
     ///
     /// # Errors
-    /// [`Error::Config`] if the architecture has no such head or the configuration cannot be used.
+    /// [`Error::NoSuchHead`] if the architecture has none like it; [`Error::Config`] if the configuration cannot be used.
     pub fn build(&self, config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel> {
         if !self.classes.contains(class) {
             let has: Vec<_> = self.classes.iter().map(AutoClass::as_str).collect();
-            let problem = format!("`{}` has no {class} (it has {})", self.name, has.join(", "));
-            return Err(Error::Config { origin: "config.json".to_owned(), key: "model_type".to_owned(), problem });
+            let (model_type, class) = (self.name.to_owned(), class.to_string());
+            return Err(Error::NoSuchHead { model_type, class, has: has.join(", ") });
         }
         (self.build)(config, class, device)
     }

@@ -207,7 +207,7 @@ impl DynParam {
         ranks!(self, param => param.collect_devices(devices))
     }
 
-    pub(crate) fn to_device(self, device: &Device) -> Self {
+    pub(crate) fn moved_to(self, device: &Device) -> Self {
         keep_rank!(self, param => param.to_device(device))
     }
 

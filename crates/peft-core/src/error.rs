@@ -67,6 +67,16 @@ pub enum Error {
     /// Data given to a model that it cannot take.
     #[error("{0}")]
     Data(String),
+    /// The task asks for a head that the base model's architecture does not have.
+    #[error("`{model_type}` has no {class} (it has {has}): the task and the base model do not fit")]
+    NoSuchHead {
+        /// The architecture.
+        model_type: String,
+        /// The head asked for.
+        class: String,
+        /// The heads there are.
+        has: String,
+    },
     /// The target rules select nothing.
     #[error("{0}")]
     NothingTargeted(String),
@@ -125,7 +135,10 @@ impl Error {
         match self {
             Self::UnknownPlugin { .. } | Self::DuplicatePlugin { .. } | Self::Config { .. } | Self::Adapter(_) => 2,
             Self::File { .. } | Self::Data(_) => 3,
-            Self::NothingTargeted(_) | Self::UnsupportedModule { .. } | Self::Tensors { .. } => 4,
+            Self::NoSuchHead { .. }
+            | Self::NothingTargeted(_)
+            | Self::UnsupportedModule { .. }
+            | Self::Tensors { .. } => 4,
             Self::NotFound { .. } => 6,
             Self::NotFinite { .. } => 7,
             Self::Io { .. } => 1,

@@ -120,3 +120,67 @@ fn like(values: &Tensor<1>, targets: &[f32]) -> Result<Tensor<1>> {
 fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGITS: [[f32; 2]; 3] = [[0.5, -1.0], [2.0, 0.0], [1.5, 0.25]];
+
+    fn logits() -> Tensor<2> {
+        Tensor::from_data(TensorData::from(LOGITS), &Device::default())
+    }
+
+    fn scalar(loss: Result<Tensor<1>>) -> f64 {
+        f64::from(loss.unwrap().into_scalar::<f32>())
+    }
+
+    fn nll(row: [f32; 2], target: usize) -> f64 {
+        let powers = row.map(|logit| f64::from(logit).exp());
+        -(powers[target] / (powers[0] + powers[1])).ln()
+    }
+
+    #[test]
+    fn ignored_rows_do_not_count() {
+        let found = scalar(cross_entropy(logits(), &[0, IGNORE, 1]));
+        assert!((found - (nll(LOGITS[0], 0) + nll(LOGITS[2], 1)) / 2.0).abs() < 1e-6, "{found}");
+        assert!(scalar(cross_entropy(logits(), &[IGNORE; 3])).is_nan());
+    }
+
+    #[test]
+    fn the_gradient_reaches_only_rows_that_count() {
+        let logits = logits().autodiff().require_grad();
+        let gradients = cross_entropy(logits.clone(), &[0, IGNORE, IGNORE]).unwrap().backward();
+        let gradient = logits.grad(&gradients).unwrap().try_to_vec_as::<f32>().unwrap();
+        let other = 1.0 - (-nll(LOGITS[0], 0)).exp();
+        assert!((f64::from(gradient[0]) + other).abs() < 1e-6, "{gradient:?}");
+        assert_eq!(gradient[2..], [0.0; 4]);
+    }
+
+    #[test]
+    fn half_precision_is_widened() {
+        let loss = cross_entropies(logits().cast(FloatDType::BF16), &[0, 0, 0]).unwrap();
+        assert_eq!(loss.dtype(), DType::F32);
+        let found = loss.try_to_vec_as::<f32>().unwrap();
+        // These logits are exact in half precision, so that nothing is lost but what the loss itself would lose.
+        assert!((f64::from(found[1]) - nll(LOGITS[1], 0)).abs() < 1e-6, "{found:?}");
+    }
+
+    #[test]
+    fn sequences_are_summed_on_their_own() {
+        let logits = logits().reshape([1, 3, 2]);
+        let both = Tensor::cat(vec![logits.clone(), logits], 0);
+        let sums = sequence_losses(both.clone(), &[vec![0, IGNORE], vec![1, 1, 0]]).unwrap();
+        let second = nll(LOGITS[0], 1) + nll(LOGITS[1], 1) + nll(LOGITS[2], 0);
+        assert_eq!((sums[0].1, sums[1].1), (1, 3));
+        assert!((sums[0].0 - nll(LOGITS[0], 0)).abs() < 1e-6 && (sums[1].0 - second).abs() < 1e-6, "{sums:?}");
+        assert!(sequence_losses(both, &[vec![0; 4], vec![]]).is_err());
+    }
+
+    #[test]
+    fn unfit_labels_are_refused() {
+        let error = |targets: &[i64]| cross_entropy(logits(), targets).unwrap_err().to_string();
+        assert_eq!(error(&[0, 0, 2]), "label 2 is outside the model's 2 classes");
+        assert_eq!(error(&[0]), "1 labels for 3 rows of logits");
+    }
+}

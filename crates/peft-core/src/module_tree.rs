@@ -103,7 +103,9 @@ impl ModuleTree {
         // Dropout and other modules without parameters are nothing that a rule could speak of.
         let mut tree = walk.tree;
         let holds = |outer: &str| {
-            let inside = |m: &ModuleInfo| m.name.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+            let inside = |m: &ModuleInfo| {
+                m.name.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
             tree.modules.iter().any(|m| !m.params.is_empty() && inside(m))
         };
         let kept: Vec<bool> = tree.modules.iter().map(|m| holds(&m.name)).collect();

@@ -1,6 +1,6 @@
 //! What happens to checkpoints that are not exactly the model: other prefixes, missing heads, shards, broken files.
 
-#![allow(clippy::unwrap_used, clippy::unwrap_err_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{
     collections::BTreeMap,

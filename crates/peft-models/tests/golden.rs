@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance};
+use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance, s};
 use peft_core::{AutoClass, Batch, Inputs, files::TensorFile};
 use peft_models::checkpoint::{LoadOptions, load};
 
@@ -81,7 +81,7 @@ fn the_last_token_cannot_be_told_without_a_pad_token() {
     info.config.shift_remove("pad_token_id");
     let batch = Batch { inputs: inputs("llama.SEQ_CLS.default"), ..Batch::default() };
     assert!(info.check(&batch).unwrap_err().to_string().contains("`pad_token_id`"));
-    let ids = batch.inputs.input_ids.map(|ids| ids.slice([0..1]));
+    let ids = batch.inputs.input_ids.map(|ids| ids.slice(s![0..1]));
     let one = Batch { inputs: Inputs { input_ids: ids, ..Inputs::default() }, ..Batch::default() };
     info.check(&one).unwrap();
 }

@@ -21,8 +21,10 @@ impl Doctor {
             burn::tensor::Tensor::<2>::ones([8, 8], &chosen).matmul(burn::tensor::Tensor::ones([8, 8], &chosen));
         let works = product.sum().into_scalar::<f32>() == 512.0;
         if globals.json {
-            let rows: Vec<_> =
-                devices.iter().map(|d| json!({ "name": d.name, "kind": d.kind, "note": d.note, "works": d.works })).collect();
+            let rows: Vec<_> = devices
+                .iter()
+                .map(|d| json!({ "name": d.name, "kind": d.kind, "note": d.note, "works": d.works }))
+                .collect();
             return terminal::json(&json!({
                 "version": env!("CARGO_PKG_VERSION"), "backends": built_in, "devices": rows, "self_test": works,
             }));

@@ -123,7 +123,7 @@ impl<'a> Fields<'a> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::unwrap_err_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, reason = "tests")]
 
     use serde_json::json;
 

@@ -116,7 +116,7 @@ impl RotaryTables {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::unwrap_err_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, reason = "tests")]
 
     use serde_json::json;
 

@@ -4,11 +4,12 @@ use std::{collections::HashMap, sync::Arc};
 
 use burn::{
     module::{Param, ParamId},
-    tensor::{DType, Device, Tensor, TensorData},
+    tensor::{DType, Device, Element, Tensor, TensorData},
 };
 use half::{
     bf16, f16,
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+    vec::HalfBitsVecExt,
 };
 use peft_core::{BaseModel, DynParam, DynTensor};
 use safetensors::{Dtype, tensor::TensorView};
@@ -31,29 +32,31 @@ pub(super) fn fill(
 ) -> BaseModel {
     let info = Arc::clone(&model.info);
     let std = info.config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
-    // As it lies in the file.
-    let stored = |name: &str, slot: &Slot| {
-        let data = match &slot.source {
-            Source::Tensor(key) => floats(&shards.view(key)?, dtype),
-            Source::Fresh => fresh::value(name, &slot.kind, &slot.stored_shape(), std, seed).convert_dtype(dtype),
-            Source::Tied(_) => return None,
-        };
-        on_device(data, device)
+    let read = |name: &str, slot: &Slot| {
+        let transposed = slot.is_stored_transposed();
+        match &slot.source {
+            Source::Tensor(key) => on_device(floats(&shards.view(key)?, transposed, dtype), device),
+            Source::Fresh => {
+                let value = fresh::value(name, &slot.kind, &slot.stored_shape(), std, seed).convert_dtype(dtype);
+                on_device(value, device).map(|value| if transposed { value.transposed() } else { value })
+            }
+            Source::Tied(_) => None,
+        }
     };
     let originals = info.tied.iter().map(|(_, original)| original.as_str());
-    let shared: HashMap<&str, DynTensor> =
-        originals.filter_map(|name| Some((name, stored(name, plan.slots.get(name)?)?))).collect();
+    let shared: HashMap<&str, (&Slot, DynTensor)> = originals
+        .filter_map(|name| plan.slots.get(name).and_then(|slot| Some((name, (slot, read(name, slot)?)))))
+        .collect();
     let module = model.module.map_params(&|path| info.rename(path), &mut |name, param| {
         let Some(slot) = plan.slots.get(name) else { return param };
         let value = match &slot.source {
-            Source::Tied(original) => shared.get(original.as_str()).cloned(),
-            _ => shared.get(name).cloned().or_else(|| stored(name, slot)),
+            Source::Tied(original) => shared.get(original.as_str()).map(|(original, value)| {
+                let is_turned = original.is_stored_transposed() != slot.is_stored_transposed();
+                if is_turned { value.clone().transposed() } else { value.clone() }
+            }),
+            _ => shared.get(name).map(|(_, value)| value.clone()).or_else(|| read(name, slot)),
         };
-        match value {
-            Some(value) if slot.is_stored_transposed() => parameter(param.id(), value.transposed()),
-            Some(value) => parameter(param.id(), value),
-            None => param,
-        }
+        value.map_or_else(|| param.clone(), |value| parameter(param.id(), value))
     });
     BaseModel { module, info }
 }
@@ -79,21 +82,35 @@ fn on_device(data: TensorData, device: &Device) -> Option<DynTensor> {
     })
 }
 
-/// Copies a tensor out of the file and converts it on the way.
-fn floats(view: &TensorView<'_>, dtype: DType) -> TensorData {
-    let (bytes, shape) = (view.data(), view.shape().to_vec());
+/// Copies a tensor out of the file, converted, and in the orientation of memory.
+fn floats(view: &TensorView<'_>, transposed: bool, dtype: DType) -> TensorData {
+    let (bytes, shape) = (view.data(), view.shape());
     let halves = || bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect::<Vec<_>>();
     let singles = match view.dtype() {
         Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-        Dtype::F16 if dtype == DType::F16 => {
-            return TensorData::new(halves().reinterpret_cast::<f16>().to_vec(), shape);
-        }
-        Dtype::BF16 if dtype == DType::BF16 => {
-            return TensorData::new(halves().reinterpret_cast::<bf16>().to_vec(), shape);
-        }
+        Dtype::F16 if dtype == DType::F16 => return arranged(halves().reinterpret_into::<f16>(), shape, transposed),
+        Dtype::BF16 if dtype == DType::BF16 => return arranged(halves().reinterpret_into::<bf16>(), shape, transposed),
         Dtype::F16 => halves().reinterpret_cast::<f16>().to_f32_vec(),
         _ => halves().reinterpret_cast::<bf16>().to_f32_vec(),
     };
-    TensorData::new(singles, shape).convert_dtype(dtype)
+    arranged(singles, shape, transposed).convert_dtype(dtype)
+}
+
+/// The values with their two dimensions swapped, if they have two and `transposed` says so.
+fn arranged<E: Element + Default>(values: Vec<E>, shape: &[usize], transposed: bool) -> TensorData {
+    /// Lines of a cache that a block reads and writes at a time.
+    const BLOCK: usize = 32;
+    let (true, &[rows, columns]) = (transposed, shape) else { return TensorData::new(values, shape.to_vec()) };
+    let mut turned = vec![E::default(); values.len()];
+    for (block, band) in turned.chunks_mut((BLOCK * rows).max(1)).enumerate() {
+        for first in (0..rows).step_by(BLOCK) {
+            for (column, line) in (block * BLOCK..columns).zip(band.chunks_mut(rows)) {
+                for (row, value) in (first..rows.min(first + BLOCK)).zip(&mut line[first..]) {
+                    *value = values[row * columns + column];
+                }
+            }
+        }
+    }
+    TensorData::new(turned, [columns, rows])
 }

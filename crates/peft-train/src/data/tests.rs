@@ -221,23 +221,3 @@ proptest! {
         prop_assert_eq!(cells(parsed("x.jsonl", lines).unwrap()), table);
     }
 }
-
-#[test]
-fn scratch_real_files() {
-    fn walk(folder: &Path, out: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { walk(&path, out) } else { out.push(path) }
-        }
-    }
-    let mut files = Vec::new();
-    walk(Path::new("/work/shared/data"), &mut files);
-    files.sort();
-    for file in files.iter().filter(|f| !f.to_string_lossy().contains("LICENSES") && f.extension().unwrap() != "md") {
-        let start = std::time::Instant::now();
-        match read_rows(file) {
-            Ok(rows) => eprintln!("{} {} rows, {:?}, {:?} last line {}", file.display(), rows.len(), rows[0].fields.keys().collect::<Vec<_>>(), start.elapsed(), rows.last().unwrap().line),
-            Err(error) => eprintln!("{} ERROR {error}", file.display()),
-        }
-    }
-}
