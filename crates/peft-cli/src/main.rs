@@ -27,7 +27,7 @@ pub(crate) struct Globals {
     /// Print one machine-readable document on stdout.
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Where to compute: cpu, wgpu[:N] or cuda[:N]; the best that this build has when absent.
+    /// Where to compute: cpu, wgpu, wgpu:N, cuda or cuda:N; the best that this build has when absent.
     #[arg(long, global = true, value_name = "DEVICE")]
     pub(crate) device: Option<String>,
     /// Type of the base model's weights: f32, bf16 or f16.
