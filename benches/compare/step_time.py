@@ -26,7 +26,7 @@ train = "train.tsv"
 max_length = 128
 [training]
 output_dir = {json.dumps(str(tmp / "out"))}
-max_steps = 12
+max_steps = 6
 per_device_train_batch_size = 16
 learning_rate = 2e-4
 """)
@@ -34,7 +34,7 @@ learning_rate = 2e-4
         out = subprocess.run([binary, "train", str(tmp / "recipe.toml"), "--json"], capture_output=True, text=True, check=True)
         return json.loads(out.stdout.strip().splitlines()[-1])
     def theirs():
-        out = subprocess.run([python, str(here / "python_peft.py"), "--model", model, "--train", str(tmp / "train.tsv"), "--max-steps", "12"], capture_output=True, text=True, check=True)
+        out = subprocess.run([python, str(here / "python_peft.py"), "--model", model, "--train", str(tmp / "train.tsv"), "--max-steps", "6"], capture_output=True, text=True, check=True)
         return json.loads(out.stdout.strip().splitlines()[-1])
     ratios, memory = [], []
     for pair in range(pairs):
