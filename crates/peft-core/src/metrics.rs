@@ -14,7 +14,7 @@ pub mod squad;
 /// A prefix as in `eval_loss` changes nothing.
 pub fn greater_is_better(metric: &str) -> bool {
     let metric = metric.strip_prefix("eval_").unwrap_or(metric);
-    !matches!(metric, "loss" | "perplexity" | "mse")
+    !(metric.ends_with("loss") || matches!(metric, "perplexity" | "mse" | "rmse" | "mae"))
 }
 
 fn ratio(numerator: f64, denominator: f64) -> f64 {

@@ -24,14 +24,11 @@ pub(crate) fn chosen_metric<'a>(metrics: &'a Metrics, wanted: Option<&str>) -> R
     })
 }
 
-/// Whether more of a metric is better, where the recipe does not say.
-pub(crate) fn greater_is_better(metric: &str) -> bool {
-    !(metric.ends_with("loss") || matches!(metric, "perplexity" | "mse" | "rmse" | "mae"))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use peft::metrics::greater_is_better;
+
     use super::*;
 
     #[test]

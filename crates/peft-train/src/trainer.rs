@@ -27,7 +27,7 @@ use peft::{
 
 use crate::{
     Error, Event, Observer, Prepared, Recipe, Result, TrainReport,
-    best_metric::{chosen_metric, greater_is_better},
+    best_metric::chosen_metric,
     checkpoint::{self, BestEvaluation, Identity, Snapshot, TrainerState},
     dataset::batch,
     evaluate::evaluate,
@@ -361,7 +361,7 @@ impl Run<'_> {
     fn is_best(&mut self, metrics: &Metrics) -> Result<bool> {
         let arguments = &self.recipe.training;
         let (name, value) = chosen_metric(metrics, arguments.metric_for_best_model.as_deref())?;
-        let greater = arguments.greater_is_better.unwrap_or_else(|| greater_is_better(name));
+        let greater = arguments.greater_is_better.unwrap_or_else(|| peft::metrics::greater_is_better(name));
         let better = match &self.state.best {
             _ if value.is_nan() => false,
             None => true,
