@@ -83,7 +83,9 @@ fn open(backend: &str, index: Option<usize>) -> Result<Device, DeviceError> {
         }),
         #[cfg(feature = "cuda")]
         "cuda" => gpu::open("cuda", burn::tensor::DeviceType::Cuda, index, || Device::cuda(0_usize)),
+        #[cfg(not(feature = "wgpu"))]
         "wgpu" => Err(not_built_in("wgpu")),
+        #[cfg(not(feature = "cuda"))]
         "cuda" => Err(not_built_in("cuda")),
         _ => Err(DeviceError::Unknown { name: backend.to_owned() }),
     }
@@ -98,6 +100,7 @@ fn is_imitation(device: &Device) -> bool {
     !is_host(device) && !is_card
 }
 
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
 fn not_built_in(backend: &'static str) -> DeviceError {
     DeviceError::NotBuiltIn { backend, built_in: built_in().join(", ") }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::{DynTensor, Error, Result};
+use crate::{DynTensor, Error, PastKeyValues, Result};
 
 /// A model's inputs, on its device.
 #[derive(Debug, Clone, Default)]
@@ -21,8 +21,15 @@ pub struct Inputs {
     pub position_ids: Option<Tensor<2, Int>>,
     /// Decoder token ids, `[batch, target]`.
     pub decoder_input_ids: Option<Tensor<2, Int>>,
+    /// Embedded decoder inputs in place of `decoder_input_ids`, `[batch, target, hidden]`.
+    pub decoder_inputs_embeds: Option<Tensor<3>>,
     /// 1 where a decoder position counts, `[batch, target]`.
     pub decoder_attention_mask: Option<Tensor<2, Int>>,
+    /// What the encoder made of the source, so that it does not run again, `[batch, sequence, hidden]`.
+    pub encoder_outputs: Option<Tensor<3>>,
+    /// What stands before the input (before the decoder's, where there is one). The attention mask covers it too:
+    /// `[batch, past + sequence]`.
+    pub past_key_values: Option<PastKeyValues>,
 }
 
 /// The right answers of a batch, on the host, by the names that Transformers uses (`labels`, `start_positions`, …).

@@ -14,7 +14,7 @@ use peft_core::{
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, Fields, Heads, Layers, attend, dropout, embed, positions, split_span_logits,
+    Activation, AttentionMask, Fields, Heads, Layers, Scores, attend, dropout, embed, positions, split_span_logits,
 };
 
 inventory::submit! {
@@ -149,7 +149,7 @@ impl BertSelfAttention {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let project = |linear| self.heads.split(adapted_linear(linear, hidden.clone()));
         let (q, k, v) = (project(&self.query), project(&self.key), project(&self.value));
-        self.heads.merge(attend(q, k, v, mask, &self.dropout))
+        self.heads.merge(attend(q, k, v, mask, &self.dropout, &Scores::default()))
     }
 }
 

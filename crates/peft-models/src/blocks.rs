@@ -13,9 +13,9 @@ mod mask;
 mod rotary;
 
 pub use activation::Activation;
-pub use attention::{Heads, attend};
+pub use attention::{Heads, Scores, attend};
 pub use dropout::dropout;
-pub use embedding::{embed, last_token, positions, split_span_logits};
+pub use embedding::{embed, last_token, past_length, positions, split_span_logits};
 pub use fields::Fields;
 pub use layers::Layers;
 pub use mask::AttentionMask;

@@ -8,13 +8,14 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
+    adapted_linear, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, Fields, Heads, Layers, Rotary, RotaryTables, attend, dropout, embed, last_token,
-    positions, split_span_logits,
+    Activation, AttentionMask, Fields, Heads, Layers, Rotary, RotaryTables, Scores, attend, dropout, embed, last_token,
+    past_length, positions, split_span_logits,
 };
 
 inventory::submit! {
@@ -58,6 +59,8 @@ struct LlamaAttention {
     o_proj: Linear,
     dropout: Dropout,
     #[module(skip)]
+    layer: usize,
+    #[module(skip)]
     heads: Heads,
     #[module(skip)]
     key_heads: Heads,
@@ -99,35 +102,50 @@ struct LlamaForQuestionAnswering {
     qa_outputs: Linear,
 }
 
+/// What all layers of one forward pass share.
+struct Context<'a> {
+    mask: AttentionMask,
+    tables: RotaryTables,
+    past: Option<&'a PastKeyValues>,
+}
+
 impl Llama {
     /// The last hidden state, `[batch, sequence, hidden]`; none without input.
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let hidden = embed(&self.embed_tokens, inputs)?;
-        let mask = AttentionMask::causal(inputs.attention_mask.as_ref(), &hidden);
-        let tables = self.rotary.tables(positions(inputs, &hidden), hidden.dtype(), &hidden.device().inner());
-        let hidden = self.layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &tables, &mask));
+        let context = Context {
+            mask: AttentionMask::causal(inputs.attention_mask.as_ref(), &hidden, past_length(inputs)),
+            tables: self.rotary.tables(positions(inputs, &hidden), hidden.dtype(), &hidden.device().inner()),
+            past: inputs.past_key_values.as_ref(),
+        };
+        let hidden = self.layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &context));
         Some(self.norm.forward(hidden))
     }
 }
 
 impl LlamaLayer {
-    fn forward(&self, hidden: Tensor<3>, tables: &RotaryTables, mask: &AttentionMask) -> Tensor<3> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(hidden.clone()), tables, mask);
+    fn forward(&self, hidden: Tensor<3>, context: &Context<'_>) -> Tensor<3> {
+        let attended = self.self_attn.forward(self.input_layernorm.forward(hidden.clone()), context);
         let hidden = hidden + attended;
         hidden.clone() + self.mlp.forward(self.post_attention_layernorm.forward(hidden))
     }
 }
 
 impl LlamaAttention {
-    fn forward(&self, hidden: Tensor<3>, tables: &RotaryTables, mask: &AttentionMask) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, context: &Context<'_>) -> Tensor<3> {
         let [batch, length, _] = hidden.dims();
         let rotated = |linear, heads: Heads| {
             let x = adapted_linear(linear, hidden.clone()).reshape([batch, length, heads.count, heads.dim]);
-            tables.rotate(x).swap_dims(1, 2)
+            context.tables.rotate(x).swap_dims(1, 2)
         };
         let (q, k) = (rotated(&self.q_proj, self.heads), rotated(&self.k_proj, self.key_heads));
         let v = self.key_heads.split(adapted_linear(&self.v_proj, hidden));
-        adapted_linear(&self.o_proj, self.heads.merge(attend(q, k, v, mask, &self.dropout)))
+        let (k, v) = match context.past {
+            Some(past) => past.extend(self.layer, k, v),
+            None => (k, v),
+        };
+        let attended = attend(q, k, v, &context.mask, &self.dropout, &Scores::default());
+        adapted_linear(&self.o_proj, self.heads.merge(attended))
     }
 }
 
@@ -269,13 +287,14 @@ fn backbone(fields: Fields<'_>, layers: &Layers<'_>) -> Result<Llama> {
     let attention_drop = fields.probability_or("attention_dropout", 0.0)?;
     let activation = fields.activation_or("hidden_act", "silu")?;
     let rotary = Rotary::from_config(fields, dim)?;
-    let layer = |_| LlamaLayer {
+    let layer = |layer| LlamaLayer {
         self_attn: LlamaAttention {
             q_proj: layers.linear(hidden, count * dim, attention_bias),
             k_proj: layers.linear(hidden, key_count * dim, attention_bias),
             v_proj: layers.linear(hidden, key_count * dim, attention_bias),
             o_proj: layers.linear(count * dim, hidden, attention_bias),
             dropout: layers.dropout(attention_drop),
+            layer,
             heads,
             key_heads,
         },

@@ -31,35 +31,62 @@ impl Heads {
     }
 }
 
-/// `dropout(softmax(q kᵀ / √dim + mask)) v`.
+/// How scores differ from the plain `q kᵀ / √dim`.
+#[derive(Debug, Clone, Default)]
+pub struct Scores {
+    /// The factor in place of `1 / √dim`.
+    pub scale: Option<f64>,
+    /// Scores become `cap · tanh(score / cap)`, as in Gemma 2.
+    pub soft_cap: Option<f64>,
+    /// What is added to the scaled scores, `[batch or 1, heads or 1, queries, keys]`: relative positions.
+    pub bias: Option<Tensor<4>>,
+}
+
+/// `dropout(softmax(q kᵀ / √dim + mask)) v`, the scores changed as `scores` says.
 ///
 /// Without a graph and without dropout one kernel does it all. Otherwise the scale goes to the queries, which are smaller
 /// than the scores, and query heads that share a key head lie below each other in one product, so keys are not repeated.
 ///
 /// # Shapes
 /// - `q`: `[batch, heads, queries, dim]`
-/// - `k`, `v`: `[batch, key heads, keys, dim]`; `heads` is a multiple of `key heads`
-/// - returned: `[batch, heads, queries, dim]`
-pub fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask, drop: &Dropout) -> Tensor<4> {
+/// - `k`: `[batch, key heads, keys, dim]`; `heads` is a multiple of `key heads`
+/// - `v`: `[batch, key heads, keys, value dim]`
+/// - returned: `[batch, heads, queries, value dim]`
+pub fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: &AttentionMask,
+    drop: &Dropout,
+    scores: &Scores,
+) -> Tensor<4> {
     let [batch, heads, queries, dim] = q.dims();
     let [_, key_heads, keys, _] = k.dims();
-    let is_plain = !q.is_autodiff() && !k.is_autodiff() && !v.is_autodiff();
+    let width = v.dims()[3];
+    let is_plain = ![&q, &k, &v].into_iter().chain(&scores.bias).any(|tensor| tensor.is_autodiff());
     let drops = drop.training.is_enabled() && drop.prob > 0.0;
     // Burn's kernel shares key heads between query heads on the processor only.
     if is_plain && !drops && (heads == key_heads || is_host(&q.device())) {
-        let options = AttentionModuleOptions { is_causal: mask.only_causal(), ..Default::default() };
-        let hidden = if options.is_causal { None } else { mask.hidden() };
-        return module::attention(q, k, v, hidden, None, options);
+        let is_causal = mask.only_causal() && queries == keys;
+        let options = AttentionModuleOptions { is_causal, scale: scores.scale, softcap: scores.soft_cap };
+        let hidden = if is_causal { None } else { mask.hidden() };
+        return module::attention(q, k, v, hidden, scores.bias.clone(), options);
     }
     let stacked = queries * heads / key_heads;
-    let q = (q * (dim as f64).powf(-0.5)).reshape([batch, key_heads, stacked, dim]);
-    let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, heads, queries, keys]);
-    let scores = match mask.additive(scores.dtype()) {
-        Some(mask) => scores + mask,
-        None => scores,
-    };
-    let weights = dropout(drop, softmax(scores, 3));
-    weights.reshape([batch, key_heads, stacked, keys]).matmul(v).reshape([batch, heads, queries, dim])
+    let scale = scores.scale.unwrap_or_else(|| (dim as f64).powf(-0.5));
+    let q = (q * scale).reshape([batch, key_heads, stacked, dim]);
+    let mut products = q.matmul(k.swap_dims(2, 3)).reshape([batch, heads, queries, keys]);
+    if let Some(cap) = scores.soft_cap {
+        products = (products / cap).tanh() * cap;
+    }
+    if let Some(bias) = scores.bias.clone() {
+        products = products + bias;
+    }
+    if let Some(mask) = mask.additive(products.dtype()) {
+        products = products + mask;
+    }
+    let weights = dropout(drop, softmax(products, 3));
+    weights.reshape([batch, key_heads, stacked, keys]).matmul(v).reshape([batch, heads, queries, width])
 }
 
 #[cfg(test)]
@@ -82,12 +109,15 @@ mod tests {
         for causal in [false, true] {
             for padding in [None, Some(&padded)] {
                 let mask = match causal {
-                    true => AttentionMask::causal(padding, &hidden),
+                    true => AttentionMask::causal(padding, &hidden, 0),
                     false => AttentionMask::bidirectional(padding, &hidden),
                 };
-                let kernel = attend(q.clone(), k.clone(), v.clone(), &mask, &off);
-                let parts = attend(q.clone().autodiff(), k.clone(), v.clone(), &mask, &off);
-                kernel.into_data().assert_approx_eq::<f32>(&parts.into_data(), Tolerance::absolute(1e-6));
+                let bias = Some(random(4).slice([0..1, 0..4, 0..5, 0..5]));
+                for scores in [Scores::default(), Scores { scale: Some(0.5), soft_cap: Some(0.7), bias }] {
+                    let kernel = attend(q.clone(), k.clone(), v.clone(), &mask, &off, &scores);
+                    let parts = attend(q.clone().autodiff(), k.clone(), v.clone(), &mask, &off, &scores);
+                    kernel.into_data().assert_approx_eq::<f32>(&parts.into_data(), Tolerance::absolute(1e-6));
+                }
             }
         }
     }
@@ -98,9 +128,9 @@ mod tests {
         let off = Dropout { prob: 0.0, training: Param::from_bool(false) };
         let x = Tensor::<4>::random([1, 1, 3, 4], Distribution::Default, &plain);
         let left = Tensor::<2, Int>::from_data([[0, 0, 1]], &plain);
-        let mask = AttentionMask::causal(Some(&left), &Tensor::zeros([1, 3, 1], &plain));
+        let mask = AttentionMask::causal(Some(&left), &Tensor::zeros([1, 3, 1], &plain), 0);
         for q in [x.clone(), x.clone().autodiff()] {
-            let y = attend(q, x.clone(), x.clone(), &mask, &off).without_autodiff();
+            let y = attend(q, x.clone(), x.clone(), &mask, &off, &Scores::default()).without_autodiff();
             assert!(y.is_finite().all().into_scalar::<bool>());
         }
     }

@@ -4,7 +4,7 @@ use burn::{
     nn::Embedding,
     tensor::{Int, Tensor},
 };
-use peft_core::{Inputs, adapted_embedding};
+use peft_core::{Inputs, PastKeyValues, adapted_embedding};
 
 /// The embedded input: `inputs_embeds` where there are such, else the words of `input_ids`; none if both are absent.
 ///
@@ -15,14 +15,20 @@ pub fn embed(words: &Embedding, inputs: &Inputs) -> Option<Tensor<3>> {
     embedded.or_else(|| inputs.input_ids.clone().map(|ids| adapted_embedding(words, ids)))
 }
 
-/// The position of each token: `position_ids`, or 0, 1, … for all rows alike.
+/// How many positions stand before the input.
+pub fn past_length(inputs: &Inputs) -> usize {
+    inputs.past_key_values.as_ref().map_or(0, PastKeyValues::length)
+}
+
+/// The position of each token: `position_ids`, or counted from the end of the past for all rows alike.
 ///
 /// # Shapes
 /// - returned: `[batch, sequence]` or `[1, sequence]`
 pub fn positions(inputs: &Inputs, hidden: &Tensor<3>) -> Tensor<2, Int> {
     let counted = || {
-        let length = i64::try_from(hidden.dims()[1]).unwrap_or(i64::MAX);
-        Tensor::<1, Int>::arange(0..length, &hidden.device().inner()).unsqueeze()
+        let past = past_length(inputs);
+        let range = [past, past + hidden.dims()[1]].map(|place| i64::try_from(place).unwrap_or(i64::MAX));
+        Tensor::<1, Int>::arange(range[0]..range[1], &hidden.device().inner()).unsqueeze()
     };
     inputs.position_ids.clone().unwrap_or_else(counted)
 }

@@ -11,6 +11,8 @@ pub struct AttentionMask {
     /// True at padding, `[batch, keys]`.
     padding: Option<Tensor<2, Bool>>,
     causal: bool,
+    /// How many positions a token sees: of itself and what is before it, or to either side.
+    window: Option<Window>,
     batch: usize,
     queries: usize,
     keys: usize,
@@ -25,43 +27,72 @@ impl AttentionMask {
     /// # Shapes
     /// - `attention_mask`: `[batch, keys]`, 0 at padding
     pub fn bidirectional(attention_mask: Option<&Tensor<2, Int>>, hidden: &Tensor<3>) -> Self {
-        Self::new(attention_mask, hidden, false)
+        Self::new(attention_mask, hidden, false, 0)
     }
 
     /// A token looks at itself and what is before it, if that is no padding.
     ///
     /// # Shapes
-    /// - `attention_mask`: `[batch, keys]`, 0 at padding; `keys` may exceed the queries by what stands before them
-    pub fn causal(attention_mask: Option<&Tensor<2, Int>>, hidden: &Tensor<3>) -> Self {
-        Self::new(attention_mask, hidden, true)
+    /// - `attention_mask`: `[batch, past + queries]`, 0 at padding
+    /// - `past`: how many positions stand before the input
+    pub fn causal(attention_mask: Option<&Tensor<2, Int>>, hidden: &Tensor<3>, past: usize) -> Self {
+        Self::new(attention_mask, hidden, true, past)
     }
 
-    fn new(attention_mask: Option<&Tensor<2, Int>>, hidden: &Tensor<3>, causal: bool) -> Self {
+    /// The tokens of `hidden` look at the states of an encoder, `[batch, keys]`, that are no padding.
+    pub fn cross(attention_mask: Option<&Tensor<2, Int>>, hidden: &Tensor<3>, keys: usize) -> Self {
+        let queries = hidden.dims()[1];
+        Self { keys, ..Self::new(attention_mask, hidden, false, keys.saturating_sub(queries)) }
+    }
+
+    /// The same with a sliding window over it: of a causal mask a token sees `window` positions, itself the last; of another
+    /// those at most `window` away on either side.
+    #[must_use]
+    pub fn within(&self, window: usize) -> Self {
+        let window = i64::try_from(window).unwrap_or(i64::MAX);
+        let window = if self.causal {
+            Window { before: window.saturating_sub(1), after: 0 }
+        } else {
+            Window { before: window, after: window }
+        };
+        let (hidden, additive) = (OnceCell::new(), OnceCell::new());
+        Self {
+            padding: self.padding.clone(),
+            window: Some(window),
+            device: self.device.clone(),
+            hidden,
+            additive,
+            ..*self
+        }
+    }
+
+    fn new(attention_mask: Option<&Tensor<2, Int>>, hidden: &Tensor<3>, causal: bool, past: usize) -> Self {
         let [batch, queries, _] = hidden.dims();
         let device = hidden.device().inner();
-        let keys = attention_mask.map_or(queries, |mask| mask.dims()[1]);
+        let keys = attention_mask.map_or(past + queries, |mask| mask.dims()[1]);
         let padding = attention_mask.map(|mask| mask.clone().equal_scalar(0));
         // Most batches of equal length have no padding. On a GPU asking would cost more than a mask that hides nothing.
         let padding = padding.filter(|padding| !is_host(&device) || padding.clone().any().into_scalar::<bool>());
         let (hidden, additive) = (OnceCell::new(), OnceCell::new());
-        Self { padding, causal, batch, queries, keys, device, hidden, additive }
+        Self { padding, causal, window: None, batch, queries, keys, device, hidden, additive }
     }
 
     /// Whether a kernel should hide the future by itself, because nothing else is hidden.
     pub(super) fn only_causal(&self) -> bool {
-        self.causal && self.padding.is_none()
+        self.causal && self.padding.is_none() && self.window.is_none()
     }
 
     /// True where a key is hidden, `[batch or 1, 1, queries, keys]`; none if nothing is.
     pub(super) fn hidden(&self) -> Option<Tensor<4, Bool>> {
-        let build = || match (&self.padding, self.causal) {
-            (None, false) => None,
-            (None, true) => Some(self.future()),
-            (Some(padding), causal) => {
-                let keys = [self.batch, 1, self.queries, self.keys];
-                let padding = padding.clone().reshape([self.batch, 1, 1, self.keys]).expand(keys);
-                Some(if causal { padding.bool_or(self.future().expand(keys)) } else { padding })
-            }
+        let build = || {
+            let unseen = (self.causal && self.queries > 1 || self.window.is_some()).then(|| self.unseen());
+            let Some(padding) = &self.padding else { return unseen };
+            let all = [self.batch, 1, self.queries, self.keys];
+            let padding = padding.clone().reshape([self.batch, 1, 1, self.keys]).expand(all);
+            Some(match unseen {
+                Some(unseen) => padding.bool_or(unseen.expand(all)),
+                None => padding,
+            })
         };
         self.hidden.get_or_init(build).clone()
     }
@@ -74,7 +105,9 @@ impl AttentionMask {
     pub(super) fn additive(&self, dtype: DType) -> Option<Tensor<4>> {
         let build = || {
             let hidden = match &self.padding {
-                Some(padding) if !self.causal => padding.clone().reshape([self.batch, 1, 1, self.keys]),
+                Some(padding) if !self.causal && self.window.is_none() => {
+                    padding.clone().reshape([self.batch, 1, 1, self.keys])
+                }
                 _ => self.hidden()?,
             };
             let least = dtype.finfo().map_or(f64::from(f32::MIN), |info| info.min);
@@ -83,13 +116,50 @@ impl AttentionMask {
         self.additive.get_or_init(build).clone()
     }
 
-    /// True where a key is later than the query, `[1, 1, queries, keys]`.
-    fn future(&self) -> Tensor<4, Bool> {
+    /// True where a key is later than the query or outside its window, `[1, 1, queries, keys]`.
+    fn unseen(&self) -> Tensor<4, Bool> {
         let count = |n: usize| Tensor::<1, Int>::arange(0..i64::try_from(n).unwrap_or(i64::MAX), &self.device);
         let before = i64::try_from(self.keys.saturating_sub(self.queries)).unwrap_or(i64::MAX);
-        let queries = (count(self.queries) + before).reshape([1, 1, self.queries, 1]);
-        let keys = count(self.keys).reshape([1, 1, 1, self.keys]);
         let all = [1, 1, self.queries, self.keys];
-        keys.expand(all).greater(queries.expand(all))
+        let queries = (count(self.queries) + before).reshape([1, 1, self.queries, 1]).expand(all);
+        let keys = count(self.keys).reshape([1, 1, 1, self.keys]).expand(all);
+        let distance = keys - queries;
+        match self.window {
+            None => distance.greater_scalar(0),
+            Some(Window { before, after }) => {
+                distance.clone().lower_scalar(-before).bool_or(distance.greater_scalar(after))
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    before: i64,
+    after: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn seen(mask: &AttentionMask) -> Vec<String> {
+        let hidden = mask.hidden().unwrap();
+        let keys = hidden.dims()[3];
+        let rows = hidden.into_data().to_vec::<bool>().unwrap();
+        rows.chunks(keys).map(|row| row.iter().map(|hidden| if *hidden { '.' } else { 'x' }).collect()).collect()
+    }
+
+    #[test]
+    fn windows_past_and_padding_hide_together() {
+        let hidden = Tensor::<3>::zeros([1, 3, 2], &Device::flex());
+        let causal = AttentionMask::causal(None, &hidden, 2);
+        assert_eq!(seen(&causal), ["xxx..", "xxxx.", "xxxxx"]);
+        assert_eq!(seen(&causal.within(2)), [".xx..", "..xx.", "...xx"]);
+        let padded = Tensor::from_data([[0, 1, 1, 1, 1]], &Device::flex());
+        assert_eq!(seen(&AttentionMask::causal(Some(&padded), &hidden, 2)), [".xx..", ".xxx.", ".xxxx"]);
+        assert_eq!(seen(&AttentionMask::bidirectional(None, &hidden).within(1)), ["xx.", "xxx", ".xx"]);
     }
 }
