@@ -1,7 +1,8 @@
-//! Where tensors live: devices by name, and files mapped into memory.
+//! Where tensors live and what is computed fast: devices by name, fused operations, files mapped into memory.
 
 pub mod device;
 mod mapped_file;
+pub mod ops;
 
 pub use device::{DeviceError, DeviceReport};
 pub use mapped_file::MappedFile;

@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(past.length(), 0);
         past.extend(1, keys([[1.0, 2.0], [3.0, 4.0]]), keys([[0.0; 2]; 2]));
         let (grown, _) = past.extend(1, keys([[5.0, 6.0], [7.0, 8.0]]), keys([[0.0; 2]; 2]));
-        assert_eq!(grown.into_data().to_vec::<f32>().ok(), Some(vec![1.0, 2.0, 5.0, 6.0, 3.0, 4.0, 7.0, 8.0]));
+        assert_eq!(grown.into_data().try_to_vec::<f32>().ok(), Some(vec![1.0, 2.0, 5.0, 6.0, 3.0, 4.0, 7.0, 8.0]));
         assert_eq!(past.length(), 4);
         assert_eq!(past.extend(0, keys([[0.0; 2]; 2]), keys([[0.0; 2]; 2])).0.dims(), [2, 1, 2, 1]);
     }
@@ -106,7 +106,7 @@ mod tests {
         past.cross(0, || (keys([[9.0; 2], [8.0; 2]]), keys([[0.0; 2]; 2])));
         past.select(&Tensor::from_data([1, 1, 0], &Device::flex()));
         let (crossed, _) = past.cross(0, || (keys([[0.0; 2]; 2]), keys([[0.0; 2]; 2])));
-        assert_eq!(crossed.into_data().to_vec::<f32>().ok(), Some(vec![8.0, 8.0, 8.0, 8.0, 9.0, 9.0]));
+        assert_eq!(crossed.into_data().try_to_vec::<f32>().ok(), Some(vec![8.0, 8.0, 8.0, 8.0, 9.0, 9.0]));
         assert_eq!(
             past.extend(0, Tensor::zeros([3, 1, 1, 1], &Device::flex()), Tensor::zeros([3, 1, 1, 1], &Device::flex()))
                 .0

@@ -1,6 +1,7 @@
 //! Activation functions by the names of `hidden_act`.
 
 use burn::tensor::{Tensor, activation};
+use peft_backends::ops;
 
 /// A function between the two matrices of a feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Activation {
     /// Applies it to each element.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::Gelu => activation::gelu(x),
+            Self::Gelu => ops::gelu(x),
             // Burn's own takes `powf` for the cube, which costs more than the rest together.
             Self::GeluTanh => {
                 let cubic = x.clone() * (x.clone() * x.clone() * (0.044715 * SLOPE) + SLOPE);

@@ -2,9 +2,9 @@
 
 use burn::{
     nn::Dropout,
-    tensor::{Tensor, activation::softmax, module, ops::AttentionModuleOptions},
+    tensor::{Tensor, module, ops::AttentionModuleOptions},
 };
-use peft_backends::device::is_host;
+use peft_backends::{device::is_host, ops::softmax};
 
 use super::{AttentionMask, dropout};
 
@@ -85,7 +85,7 @@ pub fn attend(
     if let Some(mask) = mask.additive(products.dtype()) {
         products = products + mask;
     }
-    let weights = dropout(drop, softmax(products, 3));
+    let weights = dropout(drop, softmax(products));
     weights.reshape([batch, key_heads, stacked, keys]).matmul(v).reshape([batch, heads, queries, width])
 }
 

@@ -1,9 +1,7 @@
 //! Dropout that asks its own flag only.
 
-use burn::{
-    nn::Dropout,
-    tensor::{Distribution, Tensor},
-};
+use burn::{nn::Dropout, tensor::Tensor};
+use peft_backends::ops;
 
 /// Sets elements to zero with the module's probability and scales up the rest, while it is in training mode.
 ///
@@ -12,10 +10,7 @@ pub fn dropout<const D: usize>(dropout: &Dropout, x: Tensor<D>) -> Tensor<D> {
     if !dropout.training.is_enabled() || dropout.prob == 0.0 {
         return x;
     }
-    let keep = 1.0 - dropout.prob;
-    // The mask is scaled, not the product: that keeps one operation out of the backward pass.
-    let mask = x.clone().without_autodiff().random_like(Distribution::Bernoulli(keep)) / keep;
-    x * mask
+    ops::dropout(x, dropout.prob)
 }
 
 #[cfg(test)]

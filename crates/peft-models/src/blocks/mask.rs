@@ -148,7 +148,7 @@ mod tests {
     fn seen(mask: &AttentionMask) -> Vec<String> {
         let hidden = mask.hidden().unwrap();
         let keys = hidden.dims()[3];
-        let rows = hidden.into_data().to_vec::<bool>().unwrap();
+        let rows = hidden.into_data().try_to_vec::<bool>().unwrap();
         rows.chunks(keys).map(|row| row.iter().map(|hidden| if *hidden { '.' } else { 'x' }).collect()).collect()
     }
 
