@@ -7,6 +7,11 @@ use burn::{
     tensor::Tensor,
 };
 
+/// Whether a module or parameter is part of the module `outer`, and not `outer` itself.
+pub fn is_inside(name: &str, outer: &str) -> bool {
+    name.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
+}
+
 /// What a module is, as far as a tuner cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModuleKind {
@@ -103,10 +108,7 @@ impl ModuleTree {
         // Dropout and other modules without parameters are nothing that a rule could speak of.
         let mut tree = walk.tree;
         let holds = |outer: &str| {
-            let inside = |m: &ModuleInfo| {
-                m.name.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            };
-            tree.modules.iter().any(|m| !m.params.is_empty() && inside(m))
+            tree.modules.iter().any(|m| !m.params.is_empty() && (m.name == outer || is_inside(&m.name, outer)))
         };
         let kept: Vec<bool> = tree.modules.iter().map(|m| holds(&m.name)).collect();
         let mut kept = kept.into_iter();

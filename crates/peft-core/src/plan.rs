@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{ModuleTree, PeftConfig, tuner::LayerTuner};
+use crate::{ModuleTree, PeftConfig, module_tree::is_inside, tuner::LayerTuner};
 
 /// What the task asks of the target rules.
 #[derive(Debug, Clone, Default)]
@@ -105,8 +105,7 @@ pub struct Plan {
 impl Plan {
     /// The parameters inside the saved modules, by full name.
     pub fn saved_params(&self, tree: &ModuleTree) -> Vec<String> {
-        let inside =
-            |name: &str| self.saved.iter().any(|m| name.strip_prefix(m.as_str()).is_some_and(|r| r.starts_with('.')));
-        tree.params().map(|(name, _)| name).filter(|name| inside(name)).collect()
+        let saved = |name: &String| self.saved.iter().any(|module| is_inside(name, module));
+        tree.params().map(|(name, _)| name).filter(saved).collect()
     }
 }

@@ -4,6 +4,7 @@ use fancy_regex::Regex;
 use peft_core::{
     Error, ModuleTree, Result,
     error::nearest,
+    module_tree::is_inside,
     plan::{SkipReason, TaskRules},
     registry::plugins,
     task::TaskPlugin,
@@ -42,8 +43,7 @@ impl SavedModules {
         let mut modules: Vec<String> = Vec::new();
         let mut notes = Vec::new();
         for info in &tree.modules {
-            let inside =
-                |outer: &String| info.name.strip_prefix(outer.as_str()).is_some_and(|rest| rest.starts_with('.'));
+            let inside = |outer: &String| is_inside(&info.name, outer);
             if entries.iter().any(|entry| info.name.ends_with(entry.as_str())) && !modules.iter().any(inside) {
                 modules.push(info.name.clone());
             }
@@ -81,10 +81,7 @@ impl SavedModules {
             return Some(reason.clone());
         }
         // Saved by its ending alone (`pre_classifier`): PEFT would adapt it and then fail to copy it.
-        let outer = self
-            .modules
-            .iter()
-            .find(|m| module.strip_prefix(m.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))?;
+        let outer = self.modules.iter().find(|outer| module == outer.as_str() || is_inside(module, outer))?;
         let entry = self.entries.iter().find(|entry| outer.ends_with(entry.as_str()))?;
         Some(SkipReason::ModuleToSave { entry: entry.clone() })
     }

@@ -4,9 +4,9 @@
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     const LEAST: f32 = -87.3;
-    let vanishes = x < LEAST;
     /// Adding it leaves the nearest whole number in the low bits of a float.
     const ROUND: f32 = 12_582_912.0;
+    let vanishes = x < LEAST;
     let x = x.clamp(LEAST, 88.3);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let whole = shifted - ROUND;

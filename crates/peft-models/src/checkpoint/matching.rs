@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use peft_core::{BaseModel, ModelInfo, ModuleKind, ModuleTree};
+use peft_core::{BaseModel, ModelInfo, ModuleKind, ModuleTree, module_tree::is_inside};
 use safetensors::Dtype;
 
 use super::shards::Shards;
@@ -108,9 +108,7 @@ fn top(name: &str) -> &str {
 }
 
 fn is_head(info: &ModelInfo, module: &str) -> bool {
-    info.head_modules
-        .iter()
-        .any(|head| module.strip_prefix(head.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    info.head_modules.iter().any(|head| module == head || is_inside(module, head))
 }
 
 /// Checkpoints converted from TensorFlow name the parameters of norms differently.
