@@ -117,6 +117,8 @@ fn main() -> Result<()> {
         max_length: 16,
         overflow: peft::example::Overflow::Truncate,
         doc_stride: 0,
+        completion_only_loss: true,
+        assistant_only_loss: false,
         labelled: true,
     };
     let examples: Vec<Example> =

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod adapters;
+mod chat_templates;
 mod config;
 mod docs;
 mod files;

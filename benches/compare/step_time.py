@@ -24,6 +24,7 @@ target_modules = ["query", "value"]
 [data]
 train = "train.tsv"
 max_length = 128
+overflow = "truncate"
 [training]
 output_dir = {json.dumps(str(tmp / "out"))}
 max_steps = 6

@@ -51,6 +51,7 @@ lora_dropout = 0.1
 train = "train.tsv"
 eval = "train.tsv"
 max_length = 32
+overflow = "truncate"
 
 [training]
 output_dir = "out"
@@ -148,7 +149,7 @@ fn wrong_input_ends_with_the_documented_exit_code_and_says_what_is_wrong() {
     let inputs = golden("bert.SEQ_CLS.default").join("inputs.safetensors").display().to_string();
     let table: &[(&[&str], i32, &[&str])] = &[
         (&["train", "nowhere.toml"], 6, &["nowhere.toml"]),
-        (&["train", "typo.toml"], 2, &["typo.toml:17:1", "max_stpes", "max_steps"]),
+        (&["train", "typo.toml"], 2, &["typo.toml:18:1", "max_stpes", "max_steps"]),
         (&["train", "recipe.toml", "training.sede=1"], 2, &["sede", "seed"]),
         (&["train", "recipe.toml", "training.seed=soon"], 2, &["seed", "soon"]),
         (&["train", "recipe.toml", "adapter.r=0"], 2, &["`r`", "at least 1"]),

@@ -28,7 +28,12 @@ pub struct Row {
 impl Row {
     /// An error about this row.
     pub fn error(&self, problem: impl std::fmt::Display) -> Error {
-        Error::Data(format!("{}:{}: {problem}", self.file.display(), self.line))
+        Error::Data(format!("{}: {problem}", self.place()))
+    }
+
+    /// Its file and line, as messages name them.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.file.display(), self.line)
     }
 
     /// The text of a column.
@@ -95,6 +100,10 @@ pub struct EncodeContext<'a> {
     pub overflow: Overflow,
     /// Tokens that neighbouring windows of a long context share.
     pub doc_stride: usize,
+    /// Whether a prompt is only read, and its completion learnt.
+    pub completion_only_loss: bool,
+    /// Whether of a conversation only the assistant's turns are learnt.
+    pub assistant_only_loss: bool,
     /// Whether the rows carry labels: true in training and evaluation.
     pub labelled: bool,
 }
@@ -135,16 +144,21 @@ impl EncodeContext<'_> {
         })
     }
 
+    /// Whether a role was given a column by name.
+    pub fn names(&self, role: &str) -> bool {
+        self.columns.contains_key(role)
+    }
+
     /// An example of an encoded text, without labels; none if the row is too long and is to be dropped.
     ///
     /// # Errors
     /// [`Error::Data`] with file and line if the row is too long and is not to be cut.
     pub fn example(&self, row: &Row, encoding: &Encoding) -> Result<Option<Example>> {
         match self.overflow {
-            Overflow::Raise if encoding.truncated => {
-                Err(row
-                    .error(format!("more than {} tokens: raise max_length, or cut or drop long rows", self.max_length)))
-            }
+            Overflow::Raise if encoding.truncated => Err(row.error(format!(
+                "more than {} tokens: raise max_length, or set overflow to truncate or drop",
+                self.max_length
+            ))),
             Overflow::Drop if encoding.truncated => Ok(None),
             _ => Ok(Some(Example {
                 input_ids: encoding.ids.clone(),
@@ -189,6 +203,8 @@ pub struct Example {
     pub spans: Vec<Option<(usize, usize)>>,
     /// The first token of each word, for tasks that label words; past the end for a word without tokens.
     pub word_starts: Vec<usize>,
+    /// Lengths of the examples that were packed into this one, in order; empty for a single one.
+    pub parts: Vec<usize>,
 }
 
 /// Pads examples on the right to one length and puts them on a device.

@@ -10,7 +10,9 @@ pub use inventory;
 pub mod adapter;
 pub mod architecture;
 pub mod attach;
+pub mod bad_rows;
 pub mod batch;
+pub mod chat;
 pub mod config;
 pub mod dyn_module;
 pub mod dyn_tensor;
@@ -33,6 +35,7 @@ pub mod tuner;
 
 pub use adapter::{Adapter, AdapterSet};
 pub use architecture::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo};
+pub use bad_rows::BadRows;
 pub use batch::{Batch, Inputs, Labels, Outputs};
 pub use config::PeftConfig;
 pub use dyn_module::{DynModule, Forward};

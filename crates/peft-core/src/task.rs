@@ -58,6 +58,27 @@ pub trait Task: Debug + Send + Sync {
     /// [`Error::Data`](crate::Error::Data) with file and line.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>>;
 
+    /// Judges the rows together, before any is encoded: whether they are all of one shape.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) with file and line of the first ten rows that differ.
+    fn check_rows(&self, _rows: &[Row], _context: &EncodeContext<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Judges the examples together, before the first step: whether what must be learnt is.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) with what is not learnt.
+    fn check_examples(&self, _examples: &[Example], _context: &EncodeContext<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether examples may be packed into one sequence: only where every label belongs to a token.
+    fn packs(&self) -> bool {
+        false
+    }
+
     /// The inputs as the wrapper hands them to the base model.
     fn prepare(&self, inputs: Inputs) -> Inputs {
         inputs

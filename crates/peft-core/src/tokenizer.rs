@@ -2,7 +2,10 @@
 
 use std::fmt::Debug;
 
-use crate::Result;
+use crate::{
+    Error, Result,
+    chat::{Conversation, RenderedChat},
+};
 
 /// A text as token ids, with where each token came from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +22,18 @@ pub struct Encoding {
     pub sequences: Vec<Option<usize>>,
     /// Whether the text was cut.
     pub truncated: bool,
+}
+
+impl Encoding {
+    /// Leaves the first `length` tokens.
+    pub fn truncate(&mut self, length: usize) {
+        self.truncated |= self.ids.len() > length;
+        self.ids.truncate(length);
+        self.type_ids.truncate(length);
+        self.offsets.truncate(length);
+        self.words.truncate(length);
+        self.sequences.truncate(length);
+    }
 }
 
 /// Text to token ids and back.
@@ -62,4 +77,35 @@ pub trait Tokenizer: Debug + Send + Sync {
 
     /// The id of a token by its text.
     fn token_to_id(&self, token: &str) -> Option<u32>;
+
+    /// Encodes a text that holds its special tokens already, such as a rendered conversation, cut to `max_length` tokens.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
+    fn encode_rendered(&self, text: &str, max_length: usize) -> Result<Encoding> {
+        self.encode(text, None, max_length)
+    }
+
+    /// The text of a conversation in the words of the chat template.
+    ///
+    /// # Errors
+    /// If there is no chat template, or it refuses the conversation.
+    fn render_chat(&self, _conversation: &Conversation<'_>) -> Result<RenderedChat> {
+        Err(Error::Data("the tokenizer has no chat template".to_owned()))
+    }
+
+    /// Whether there is a chat template.
+    fn has_chat_template(&self) -> bool {
+        false
+    }
+
+    /// Whether a token marks something, such as the end of a turn, rather than being text.
+    fn is_special(&self, id: u32) -> bool {
+        self.eos_id() == Some(id)
+    }
+
+    /// A token as the vocabulary writes it.
+    fn id_to_token(&self, _id: u32) -> Option<String> {
+        None
+    }
 }

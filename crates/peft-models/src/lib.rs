@@ -4,6 +4,7 @@
 //! a folder as Transformers writes it, [`checkpoint::save`] writes one, [`HfTokenizer`] reads its `tokenizer.json`.
 
 pub mod blocks;
+mod chat_template;
 pub mod checkpoint;
 mod tokenizer;
 

@@ -9,6 +9,7 @@ use std::{
 
 use peft_core::{
     Error, Result,
+    chat::{Conversation, RenderedChat},
     files::read_text,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -17,6 +18,8 @@ use tokenizers::{
     EncodeInput, InputSequence, PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
+use crate::chat_template::ChatTemplate;
+
 /// A Hugging Face tokenizer.
 pub struct HfTokenizer {
     whole: tokenizers::Tokenizer,
@@ -24,7 +27,13 @@ pub struct HfTokenizer {
     cutting: RwLock<HashMap<Cut, Arc<tokenizers::Tokenizer>>>,
     pad_id: u32,
     eos_id: Option<u32>,
+    chat_template: Option<ChatTemplate>,
+    /// The special tokens' texts by their roles: `bos_token`, `eos_token`, ….
+    special_tokens: Map<String, Value>,
 }
+
+/// Roles of special tokens that chat templates may name.
+const ROLES: &[&str] = &["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// How texts are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,13 +70,14 @@ impl HfTokenizer {
         let files = ["tokenizer_config.json", "special_tokens_map.json"];
         let roles = files.map(|name| optional_object(&folder.join(name))).into_iter().collect::<Result<Vec<_>>>()?;
         let config = optional_object(&folder.join("config.json"))?;
-        let by_role = |role: &str| {
+        let text_of_role = |role: &str| {
             let content = |map: &Map<String, Value>| match map.get(role)? {
                 Value::Object(token) => token.get("content").and_then(Value::as_str).map(str::to_owned),
                 token => token.as_str().map(str::to_owned),
             };
-            roles.iter().find_map(content).and_then(|token| whole.token_to_id(&token))
+            roles.iter().find_map(content)
         };
+        let by_role = |role: &str| text_of_role(role).and_then(|token| whole.token_to_id(&token));
         let by_id = |key: &str| {
             let value = config.get(key)?;
             let first = value.as_array().and_then(|ids| ids.first()).unwrap_or(value);
@@ -75,7 +85,18 @@ impl HfTokenizer {
         };
         let eos_id = by_role("eos_token").or_else(|| by_id("eos_token_id"));
         let pad_id = by_role("pad_token").or_else(|| by_id("pad_token_id")).or(padding).or(eos_id).unwrap_or(0);
-        Ok(Self { whole, cutting: RwLock::default(), pad_id, eos_id })
+        let texts = ROLES.iter().filter_map(|role| Some(((*role).to_owned(), text_of_role(role)?.into())));
+        let special_tokens: Map<String, Value> = texts.collect();
+        let template = roles.first().and_then(|config| config.get("chat_template"));
+        let chat_template = ChatTemplate::of_folder(folder, template, special_tokens.clone())?;
+        Ok(Self { whole, cutting: RwLock::default(), pad_id, eos_id, chat_template, special_tokens })
+    }
+
+    /// The same tokenizer with another chat template, such as one that a checkpoint's metadata holds.
+    #[must_use]
+    pub fn with_chat_template(self, source: &str) -> Self {
+        let chat_template = Some(ChatTemplate::new(source, self.special_tokens.clone()));
+        Self { chat_template, ..self }
     }
 
     /// The tokenizer that cuts in this way, made at the first call.
@@ -171,6 +192,33 @@ impl Tokenizer for HfTokenizer {
 
     fn token_to_id(&self, token: &str) -> Option<u32> {
         self.whole.token_to_id(token)
+    }
+
+    fn encode_rendered(&self, text: &str, max_length: usize) -> Result<Encoding> {
+        let mut encoding = converted(&self.whole.encode_char_offsets(text, false).map_err(failed)?, false);
+        encoding.truncate(max_length);
+        Ok(encoding)
+    }
+
+    fn render_chat(&self, conversation: &Conversation<'_>) -> Result<RenderedChat> {
+        match &self.chat_template {
+            Some(template) => template.render(conversation),
+            None => Err(Error::Data(
+                "the tokenizer has no chat template: put a `chat_template.jinja` beside its tokenizer.json".to_owned(),
+            )),
+        }
+    }
+
+    fn has_chat_template(&self) -> bool {
+        self.chat_template.is_some()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.eos_id == Some(id) || self.whole.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+    }
+
+    fn id_to_token(&self, id: u32) -> Option<String> {
+        self.whole.id_to_token(id)
     }
 }
 

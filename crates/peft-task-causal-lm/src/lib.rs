@@ -1,5 +1,10 @@
 //! Causal language modelling: the next token, for each token of a text or of a completion.
 
+mod conversation;
+mod shape;
+
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
@@ -9,6 +14,9 @@ use peft_core::{
     task::{Column, Judged, Metrics, Scores},
 };
 use serde_json::{Value, json};
+
+use conversation::{Chat, messages, tools};
+use shape::Shape;
 
 inventory::submit! {
     TaskPlugin {
@@ -29,49 +37,62 @@ pub struct CausalLm;
 impl Task for CausalLm {
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "text", required: false, holds: "the whole text, if there is no prompt" },
-            Column { role: "prompt", required: false, holds: "the beginning of a text, which is not learnt" },
+            Column { role: "text", required: false, holds: "the whole text" },
+            Column { role: "prompt", required: false, holds: "the beginning of a text or conversation, only read" },
             Column { role: "completion", required: false, holds: "what follows the prompt" },
+            Column { role: "messages", required: false, holds: "a conversation: `role` and `content`" },
+            Column { role: "conversations", required: false, holds: "a conversation: `from` and `value` (ShareGPT)" },
+            Column { role: "tools", required: false, holds: "what the assistant may call" },
+            Column { role: "instruction", required: false, holds: "what is to be done (Alpaca)" },
+            Column { role: "input", required: false, holds: "what it is to be done with" },
+            Column { role: "output", required: false, holds: "what comes out" },
         ]
+    }
+
+    fn check_rows(&self, rows: &[Row], context: &EncodeContext<'_>) -> Result<()> {
+        shape::check(rows, context)
     }
 
     /// Prompt and completion are tokenized as one text; a token that reaches into the completion belongs to it.
     ///
     /// Where the whole completion was cut no label counts, which [`loss_weight`](Task::loss_weight) then says.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
-        let (text, prompt) = match context.optional("prompt", row) {
-            Some(column) => {
-                let (prompt, completion) = (row.text(column)?, context.column("completion"));
-                let completion =
-                    if context.labelled || row.fields.contains_key(completion) { row.text(completion)? } else { "" };
-                // Without a completion the prompt is a text to be judged.
-                let learnt_from = if completion.is_empty() && !context.labelled { 0 } else { prompt.chars().count() };
-                (format!("{prompt}{completion}"), learnt_from)
-            }
-            None => (row.text(context.column("text"))?.to_owned(), 0),
-        };
-        let encoding = context.tokenizer.encode(&text, None, context.max_length)?;
-        let Some(mut example) = context.example(row, &encoding)? else { return Ok(Vec::new()) };
-        let learnt = encoding.offsets.iter().zip(&encoding.sequences);
-        let first = learnt.into_iter().position(|((_, end), sequence)| sequence.is_some() && *end > prompt);
-        let ends = |ids: &[u32]| ids.last().copied() == context.tokenizer.eos_id();
-        if let Some(eos) = context.tokenizer.eos_id()
-            && context.labelled
-            && !encoding.truncated
-            && !ends(&example.input_ids)
-            && example.input_ids.len() < context.max_length
+        let Some(mut example) = encode_text(row, &Text::of(row, context)?, context)? else { return Ok(Vec::new()) };
+        // Labels of a text that is only read are all there are to judge it by.
+        if let Some(Label::Tokens(labels)) = example.labels.get_mut("labels")
+            && !context.labelled
+            && labels.iter().all(|label| *label == IGNORE)
         {
-            example.input_ids.push(eos);
-            if let Some(last) = example.type_ids.last().copied() {
-                example.type_ids.push(last);
-            }
+            *labels = example.input_ids.iter().map(|id| i64::from(*id)).collect();
         }
-        let first = first.unwrap_or(encoding.ids.len());
-        let labels =
-            example.input_ids.iter().enumerate().map(|(at, id)| if at < first { IGNORE } else { i64::from(*id) });
-        let labels: Vec<i64> = labels.collect();
-        example.labels.insert("labels", Label::Tokens(labels));
         Ok(vec![example])
+    }
+
+    /// A model that is taught answers must be taught where they end: of the examples with a part that is only read, one at
+    /// least has to have a special token among its labels.
+    fn check_examples(&self, examples: &[Example], context: &EncodeContext<'_>) -> Result<()> {
+        let special = |id: i64| u32::try_from(id).is_ok_and(|id| context.tokenizer.is_special(id));
+        let labels = |example: &Example| match example.labels.get("labels") {
+            Some(Label::Tokens(labels)) => labels.clone(),
+            _ => Vec::new(),
+        };
+        let answers: Vec<Vec<i64>> =
+            examples.iter().map(labels).filter(|l| counted(l) > 0 && l.iter().skip(1).any(|l| *l == IGNORE)).collect();
+        let has_end = context.tokenizer.eos_id().is_some()
+            || examples.iter().flat_map(|e| &e.input_ids).any(|id| special(i64::from(*id)));
+        if answers.is_empty() || !has_end || answers.iter().flatten().any(|label| special(*label)) {
+            return Ok(());
+        }
+        Err(Error::Data(
+            "the end of a turn is never learnt: no end-of-turn token counts for the loss in any row, so that the model \
+             would not learn to stop; put that token inside the chat template's {% generation %} block, or raise max_length \
+             if every row is cut"
+                .to_owned(),
+        ))
+    }
+
+    fn packs(&self) -> bool {
+        true
     }
 
     /// The cross-entropy of each token given those before it, `logits[:, :-1]` against `labels[:, 1:]`.
@@ -120,6 +141,119 @@ impl Task for CausalLm {
         let sum = Likelihood::of(row.examples.iter().map(|(_, scores)| *scores));
         Ok(json!({ "nll": sum.nll, "tokens": sum.tokens, "perplexity": sum.perplexity() }))
     }
+}
+
+/// A row as one text.
+struct Text {
+    text: String,
+    /// What is learnt of it, in code points.
+    learnt: Vec<Range<usize>>,
+    /// Whether a chat template wrote it, with its special tokens.
+    rendered: bool,
+}
+
+impl Text {
+    fn of(row: &Row, context: &EncodeContext<'_>) -> Result<Self> {
+        let shape = Shape::of(row, context)?;
+        let column = context.column(shape.role());
+        match shape {
+            Shape::Text => Ok(Self::plain(String::new(), row.text(column)?, context)),
+            Shape::Messages | Shape::Conversations => Self::chat(row, &messages(row, column)?, None, context),
+            Shape::Prompt if row.fields.get(column).is_some_and(Value::is_array) => {
+                let mut all = messages(row, column)?;
+                let prompt = all.len();
+                if context.labelled || context.optional("completion", row).is_some() {
+                    all.extend(messages(row, context.column("completion"))?);
+                }
+                Self::chat(row, &all, Some(prompt), context)
+            }
+            Shape::Prompt => {
+                let prompt = row.text(column)?.to_owned();
+                Ok(Self::plain(prompt, Self::answer(row, "completion", context)?, context))
+            }
+            Shape::Instruction => {
+                let instruction = row.text(column)?;
+                let output = Self::answer(row, "output", context)?;
+                let input = context.optional("input", row).map(|column| row.text(column)).transpose()?;
+                let input = input.filter(|input| !input.is_empty());
+                if context.tokenizer.has_chat_template() {
+                    let asked =
+                        input.map_or_else(|| instruction.to_owned(), |input| format!("{instruction}\n\n{input}"));
+                    let mut all = vec![json!({ "role": "user", "content": asked })];
+                    if context.labelled || !output.is_empty() {
+                        all.push(json!({ "role": "assistant", "content": output }));
+                    }
+                    return Self::chat(row, &all, Some(1), context);
+                }
+                let input = input.map(|input| format!("### Input:\n{input}\n\n")).unwrap_or_default();
+                let prompt = format!("### Instruction:\n{instruction}\n\n{input}### Response:\n");
+                Ok(Self::plain(prompt, output, context))
+            }
+        }
+    }
+
+    /// The text of a column that only labelled rows must have.
+    fn answer<'r>(row: &'r Row, role: &str, context: &EncodeContext<'_>) -> Result<&'r str> {
+        let column = context.column(role);
+        if context.labelled || row.fields.contains_key(column) { row.text(column) } else { Ok("") }
+    }
+
+    fn plain(prompt: String, completion: &str, context: &EncodeContext<'_>) -> Self {
+        let learnt_from = if context.completion_only_loss { prompt.chars().count() } else { 0 };
+        // The end of the text belongs to the completion, whatever its length.
+        Self { text: prompt + completion, learnt: std::iter::once(learnt_from..usize::MAX).collect(), rendered: false }
+    }
+
+    /// A conversation, of which the first `prompt` messages are only read.
+    fn chat(row: &Row, messages: &[Value], prompt: Option<usize>, context: &EncodeContext<'_>) -> Result<Self> {
+        let tools = tools(row, context)?;
+        let chat = Chat { row, context, messages, tools: tools.as_ref() };
+        if prompt == Some(messages.len()) {
+            let text = chat.render(messages.len(), true)?.text;
+            return Ok(Self { text, learnt: Vec::new(), rendered: true });
+        }
+        let whole = chat.render(messages.len(), false)?;
+        let learnt = match prompt.filter(|_| context.completion_only_loss) {
+            Some(prompt) => vec![chat.after(prompt, &whole.text)?],
+            None if context.assistant_only_loss => chat.assistant(&whole)?,
+            None => std::iter::once(0..usize::MAX).collect(),
+        };
+        Ok(Self { text: whole.text, learnt, rendered: true })
+    }
+}
+
+/// The example of a text; none if it is dropped.
+fn encode_text(row: &Row, text: &Text, context: &EncodeContext<'_>) -> Result<Option<Example>> {
+    let encoding = match text.rendered {
+        true => context.tokenizer.encode_rendered(&text.text, context.max_length)?,
+        false => context.tokenizer.encode(&text.text, None, context.max_length)?,
+    };
+    let Some(mut example) = context.example(row, &encoding)? else { return Ok(None) };
+    let is_learnt = |(start, end): (usize, usize)| text.learnt.iter().any(|part| start < part.end && end > part.start);
+    // Special tokens around a text stand outside of it: they are learnt where the text beside them is.
+    let own = |at: usize| encoding.sequences.get(at).is_some_and(Option::is_some);
+    let first = (0..encoding.ids.len()).find(|at| own(*at)).unwrap_or(encoding.ids.len());
+    let mut learnt: Vec<bool> = Vec::with_capacity(encoding.ids.len() + 1);
+    for (at, offset) in encoding.offsets.iter().enumerate() {
+        let is = if own(at) { is_learnt(*offset) } else { at > first && learnt.last() == Some(&true) };
+        learnt.push(is);
+    }
+    if let Some(eos) = context.tokenizer.eos_id()
+        && context.labelled
+        && !text.rendered
+        && !encoding.truncated
+        && example.input_ids.last() != Some(&eos)
+        && example.input_ids.len() < context.max_length
+    {
+        example.input_ids.push(eos);
+        learnt.push(true);
+        if let Some(last) = example.type_ids.last().copied() {
+            example.type_ids.push(last);
+        }
+    }
+    let labels = example.input_ids.iter().zip(learnt).map(|(id, is)| if is { i64::from(*id) } else { IGNORE });
+    example.labels.insert("labels", Label::Tokens(labels.collect()));
+    Ok(Some(example))
 }
 
 /// The target of each of `length` positions: the label after it. Positions before the labels are virtual tokens.

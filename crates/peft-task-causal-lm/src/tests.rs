@@ -58,6 +58,8 @@ fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext
         max_length: 4,
         overflow: Overflow::Truncate,
         doc_stride: 2,
+        completion_only_loss: true,
+        assistant_only_loss: false,
         labelled,
     })
 }
@@ -124,7 +126,7 @@ fn nothing_counts_where_the_completion_was_cut() {
 #[test]
 fn rows_without_text_are_refused() {
     let error = |fields: Value| encode(fields, true).unwrap_err().to_string();
-    assert_eq!(error(json!({ "body": "a" })), "train.jsonl:1: no column `text` (columns: body)");
+    assert!(error(json!({ "body": "a" })).ends_with("or `instruction` or `text` (columns: body)"));
     assert_eq!(error(json!({ "prompt": "a" })), "train.jsonl:1: no column `completion` (columns: prompt)");
 }
 

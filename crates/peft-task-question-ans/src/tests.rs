@@ -65,6 +65,8 @@ fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext
         max_length: 11,
         overflow: Overflow::Truncate,
         doc_stride: 2,
+        completion_only_loss: true,
+        assistant_only_loss: false,
         labelled,
     })
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use burn::tensor::Tensor;
 use peft_core::{
-    AutoClass, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    AutoClass, BadRows, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, Example, Label, Row},
     inventory, loss,
     metrics::{
@@ -80,9 +80,11 @@ impl Task for SequenceClassification {
     fn labels(&self, rows: &[Row], label_column: &str) -> Result<Option<LabelSet>> {
         let mut classes = BTreeSet::new();
         let (mut lists, mut numbers, mut fractions) = (0, 0, 0);
+        let mut bad = BadRows::default();
         for row in rows {
-            let value = row.fields.get(label_column).ok_or_else(|| row.missing(label_column))?;
-            let texts = class_texts(row, value)?;
+            let value = row.fields.get(label_column).ok_or_else(|| row.missing(label_column));
+            let Some(value) = bad.take(value)? else { continue };
+            let Some(texts) = bad.take(class_texts(row, value))? else { continue };
             lists += usize::from(value.is_array());
             if let ([text], false) = (texts.as_slice(), value.is_array()) {
                 numbers += usize::from(is_number(text));
@@ -90,6 +92,7 @@ impl Task for SequenceClassification {
             }
             classes.extend(texts);
         }
+        bad.finish()?;
         let problem = match (lists, fractions) {
             (0, 1..) if numbers == rows.len() => Problem::Regression,
             (0, _) => Problem::SingleLabel,

@@ -70,6 +70,8 @@ fn with_context<T>(info: &ModelInfo, run: impl Fn(&EncodeContext<'_>) -> T) -> T
         max_length: 8,
         overflow: Overflow::Raise,
         doc_stride: 0,
+        completion_only_loss: true,
+        assistant_only_loss: false,
         labelled: true,
     })
 }

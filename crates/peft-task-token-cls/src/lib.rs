@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use burn::tensor::Tensor;
 use peft_core::{
-    AutoClass, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    AutoClass, BadRows, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, Example, IGNORE, Label, Row},
     inventory, loss,
     metrics::{
@@ -44,9 +44,11 @@ impl Task for TokenClassification {
 
     fn labels(&self, rows: &[Row], label_column: &str) -> Result<Option<LabelSet>> {
         let mut tags = BTreeSet::new();
+        let mut bad = BadRows::default();
         for row in rows {
-            tags.extend(row.words(label_column)?);
+            tags.extend(bad.take(row.words(label_column))?.unwrap_or_default());
         }
+        bad.finish()?;
         let labels: Vec<String> = tags.into_iter().collect();
         Ok((!labels.is_empty()).then_some(LabelSet { labels, problem_type: "single_label_classification" }))
     }

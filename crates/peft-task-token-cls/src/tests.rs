@@ -66,6 +66,8 @@ fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext
         max_length: 7,
         overflow: Overflow::Truncate,
         doc_stride: 2,
+        completion_only_loss: true,
+        assistant_only_loss: false,
         labelled,
     })
 }

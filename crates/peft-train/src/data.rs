@@ -7,6 +7,7 @@ mod bad_rows;
 mod conll;
 mod conllu;
 mod csv;
+mod folder;
 mod header;
 mod json;
 mod jsonl;
@@ -19,6 +20,7 @@ use peft::{Error, Result, error::nearest, example::Row, files::read_bytes};
 use serde_json::{Map, Value};
 
 use bad_rows::BadRows;
+pub use folder::{Part, has_part, read_part};
 
 /// A layout of data files.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use burn::tensor::Device;
 use peft::{
-    Batch, Error as PeftError, ModelInfo, Task,
+    BadRows, Batch, Error as PeftError, ModelInfo, Task,
     example::{EncodeContext, Example, Label, Row, collate, collate_labels},
     tokenizer::Tokenizer,
 };
@@ -63,10 +63,15 @@ impl Dataset {
         let mut summary = DataSummary { rows: rows.len(), ..DataSummary::default() };
         let mut examples = Vec::with_capacity(rows.len());
         let mut loss_tokens = 0.0;
+        task.check_rows(&rows, context)?;
+        let mut bad = BadRows::default();
         for (index, row) in rows.iter().enumerate() {
-            for mut example in task.encode(row, context)? {
+            let encoded = task.encode(row, context).map_err(|error| at_row(row, error));
+            for mut example in bad.take(encoded)?.unwrap_or_default() {
                 example.row = index;
-                check(&example, row, context.info)?;
+                if bad.take(check(&example, row, context.info))?.is_none() {
+                    continue;
+                }
                 // Of bound examples only the whole group has a loss.
                 if context.labelled && bound == 1 {
                     let weight = task.loss_weight(&collate_labels(&[&example])).map_err(|error| at_row(row, error))?;
@@ -80,6 +85,7 @@ impl Dataset {
                 examples.push(example);
             }
         }
+        bad.finish()?;
         if context.labelled && bound > 1 {
             for group in examples.chunks(bound) {
                 loss_tokens += task.loss_weight(&collate_labels(&group.iter().collect::<Vec<_>>()))?;
@@ -127,6 +133,7 @@ impl Dataset {
         for example in &self.examples {
             example.input_ids.hash(&mut hasher);
             example.type_ids.hash(&mut hasher);
+            example.parts.hash(&mut hasher);
             for (name, label) in &example.labels {
                 name.hash(&mut hasher);
                 match label {
@@ -176,13 +183,13 @@ pub fn split(rows: Vec<Row>, share: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row
 }
 
 /// Judges an example on the host, where nothing has to be read back from a device.
-fn check(example: &Example, row: &Row, info: &ModelInfo) -> Result<()> {
+fn check(example: &Example, row: &Row, info: &ModelInfo) -> peft::Result<()> {
     if example.input_ids.is_empty() {
-        return Err(row.error("has no tokens").into());
+        return Err(row.error("has no tokens"));
     }
     if let Some(most) = info.max_positions.filter(|most| example.input_ids.len() > *most) {
         let problem = format!("has {} tokens: the model has {most} positions; set max_length", example.input_ids.len());
-        return Err(row.error(problem).into());
+        return Err(row.error(problem));
     }
     for (what, ids, limit) in
         [("token", &example.input_ids, "vocab_size"), ("segment", &example.type_ids, "type_vocab_size")]
@@ -190,17 +197,18 @@ fn check(example: &Example, row: &Row, info: &ModelInfo) -> Result<()> {
         let Some(limit) = info.number(limit) else { continue };
         if let Some(id) = ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= limit)) {
             let last = limit.saturating_sub(1);
-            return Err(row
-                .error(format!("{what} id {id} is outside the model's 0 to {last}: is the tokenizer its own?"))
-                .into());
+            return Err(
+                row.error(format!("{what} id {id} is outside the model's 0 to {last}: is the tokenizer its own?"))
+            );
         }
     }
     Ok(())
 }
 
+/// The same error with the row's place, if it does not say so itself.
 fn at_row(row: &Row, error: PeftError) -> PeftError {
     match error {
-        PeftError::Data(problem) => row.error(problem),
+        PeftError::Data(problem) if !problem.starts_with(&row.place()) => row.error(problem),
         other => other,
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use burn::tensor::Device;
 use peft::{
     BaseModel, Error as PeftError, ModelInfo, Task, TaskPlugin,
-    example::{EncodeContext, Overflow, Row},
+    example::{EncodeContext, Overflow},
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions, Loaded},
@@ -16,7 +16,7 @@ use peft::{
 
 use crate::{
     Dataset, Error, Recipe, Result,
-    data::read_rows,
+    data::{Part, has_part, read_part},
     dataset,
     recipe::{DataArguments, RECIPE_FILE},
 };
@@ -56,6 +56,10 @@ pub struct Encoding {
     pub overflow: Overflow,
     /// Tokens that neighbouring windows of a long context share.
     pub doc_stride: usize,
+    /// Whether a prompt is only read, and its completion learnt.
+    pub completion_only_loss: bool,
+    /// Whether of a conversation only the assistant's turns are learnt.
+    pub assistant_only_loss: bool,
 }
 
 impl Encoding {
@@ -73,6 +77,8 @@ impl Encoding {
             columns: data.columns,
             overflow: data.overflow.into(),
             doc_stride: data.doc_stride,
+            completion_only_loss: data.completion_only_loss,
+            assistant_only_loss: data.assistant_only_loss,
         })
     }
 
@@ -90,6 +96,8 @@ impl Encoding {
             max_length: self.max_length,
             overflow: self.overflow,
             doc_stride: self.doc_stride,
+            completion_only_loss: self.completion_only_loss,
+            assistant_only_loss: self.assistant_only_loss,
             labelled,
         }
     }
@@ -115,9 +123,13 @@ pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
         let what = "the base model of the recipe, beside it or in the working directory".to_owned();
         return Err(PeftError::NotFound { path: folder, what }.into());
     }
-    let train = rows(&recipe.locate(&recipe.data.train))?;
+    let source = recipe.locate(&recipe.data.train);
+    let train = read_part(&source, Part::Train)?;
     let (train, eval) = match (&recipe.data.eval, recipe.data.eval_split) {
-        (Some(eval), _) => (train, Some(rows(&recipe.locate(eval))?)),
+        (Some(eval), _) => (train, Some(read_part(&recipe.locate(eval), Part::Validation)?)),
+        (None, None) if source.is_dir() && has_part(&source, Part::Validation)? => {
+            (train, Some(read_part(&source, Part::Validation)?))
+        }
         (None, Some(share)) => {
             dataset::split(train, share, recipe.training.seed).map(|(train, eval)| (train, Some(eval)))?
         }
@@ -137,6 +149,8 @@ pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
         max_length,
         overflow: recipe.data.overflow.into(),
         doc_stride: recipe.data.doc_stride,
+        completion_only_loss: recipe.data.completion_only_loss,
+        assistant_only_loss: recipe.data.assistant_only_loss,
     };
     let context = encoding.context(&*tokenizer, &base.info, true);
     let train = Dataset::for_training(train, task.task, &context)?;
@@ -149,21 +163,10 @@ pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
         );
         return Err(PeftError::File { path, problem }.into());
     }
+    task.task.check_examples(&train.examples, &context)?;
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
     let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
     Ok(Prepared { base, initialised, task: task.task, tokenizer, labels, train, eval, encoding })
-}
-
-/// Reads the rows of a file.
-///
-/// # Errors
-/// If it cannot be read, or has none.
-pub fn rows(path: &Path) -> Result<Vec<Row>> {
-    let rows = read_rows(path)?;
-    if rows.is_empty() {
-        return Err(PeftError::File { path: path.to_owned(), problem: "has no rows".to_owned() }.into());
-    }
-    Ok(rows)
 }
 
 /// The column that holds what is to be learnt.

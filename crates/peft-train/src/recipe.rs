@@ -226,7 +226,17 @@ fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<BTreeMap<
     let mut roles: Vec<&str> = roles.chain(ROLES.iter().copied()).collect();
     roles.sort_unstable();
     roles.dedup();
-    let keys = ["train", "eval", "eval_split", "max_length", "overflow", "doc_stride"];
+    let keys = [
+        "train",
+        "eval",
+        "eval_split",
+        "max_length",
+        "overflow",
+        "doc_stride",
+        "packing",
+        "completion_only_loss",
+        "assistant_only_loss",
+    ];
     section.check_keys(&keys.into_iter().chain(roles.iter().copied()).collect::<Vec<_>>())?;
 
     let task = adapter.task()?;

@@ -10,8 +10,10 @@ use peft::{
 };
 use peft_train::{
     Dataset, Silent,
+    data::{Part, read_part},
     evaluate::evaluate,
-    prepare::{Encoding, rows},
+    prepare::Encoding,
+    recipe::OverflowRule,
 };
 use serde_json::{Value, json};
 
@@ -56,7 +58,7 @@ impl Eval {
 /// Which rows, and how they become examples.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataArgs {
-    /// The rows: .tsv, .csv, .jsonl, .json (SQuAD), .conll, .conllu or .txt.
+    /// The rows: .tsv, .csv, .jsonl, .json (SQuAD), .conll, .conllu or .txt; or a folder with a test or validation file.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Examples of a batch.
@@ -68,6 +70,9 @@ pub(crate) struct DataArgs {
     /// Most tokens of an example.
     #[arg(long, value_name = "N", value_parser = positive)]
     max_length: Option<usize>,
+    /// What happens to a longer row: raise, truncate or drop.
+    #[arg(long, value_name = "RULE", value_parser = overflow)]
+    overflow: Option<OverflowRule>,
     /// Tokens that neighbouring windows of a long context share.
     #[arg(long, value_name = "N")]
     doc_stride: Option<usize>,
@@ -80,6 +85,10 @@ fn positive(text: &str) -> Result<usize, String> {
 fn column(text: &str) -> Result<(String, String), String> {
     let (role, name) = text.split_once('=').ok_or_else(|| "must be ROLE=NAME".to_owned())?;
     Ok((role.to_owned(), name.to_owned()))
+}
+
+fn overflow(text: &str) -> Result<OverflowRule, String> {
+    serde_json::from_value(text.into()).map_err(|_| "must be raise, truncate or drop".to_owned())
 }
 
 /// Rows made ready for a model.
@@ -124,7 +133,7 @@ impl DataArgs {
             encoding.overflow = Overflow::Truncate;
         }
         let context = encoding.context(&tokenizer, info, labelled);
-        let data = Dataset::for_evaluation(rows(&self.data)?, plugin.task, &context)?;
+        let data = Dataset::for_evaluation(read_part(&self.data, Part::Test)?, plugin.task, &context)?;
         Ok(Opened { tokenizer, encoding, labelled, data })
     }
 
@@ -144,6 +153,7 @@ impl DataArgs {
             return Err(CliError::Usage(format!("--max-length {wanted} is more than the model's {most} positions")));
         }
         encoding.max_length = self.max_length.unwrap_or(encoding.max_length);
+        encoding.overflow = self.overflow.map_or(encoding.overflow, Into::into);
         encoding.doc_stride = self.doc_stride.unwrap_or(encoding.doc_stride);
         Ok(())
     }

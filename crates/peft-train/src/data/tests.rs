@@ -168,6 +168,29 @@ fn files_are_read_from_disk() {
     assert_eq!((rows[0].text("text").unwrap(), &*rows[0].file), ("hello", path.as_path()));
 }
 
+#[test]
+fn a_folder_holds_the_parts_of_a_data_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let texts = |part| -> Result<Vec<String>> {
+        Ok(read_part(folder.path(), part)?.iter().map(|row| row.text("text").unwrap().to_owned()).collect())
+    };
+    let message = texts(Part::Train).unwrap_err().to_string();
+    assert!(message.contains("no train.* in one of .tsv"), "{message}");
+    write("train-00001-of-00002.jsonl", "{\"text\": \"b\"}");
+    write("train-00000-of-00002.jsonl", "{\"text\": \"a\"}");
+    write("training-notes.txt", "no data");
+    assert_eq!(texts(Part::Train).unwrap(), ["a", "b"]);
+    assert!(!has_part(folder.path(), Part::Validation).unwrap());
+    write("dev.txt", "c");
+    assert_eq!((texts(Part::Validation).unwrap(), texts(Part::Test).unwrap()), (vec!["c".into()], vec!["c".into()]));
+    write("test.tsv", "text\nd\n");
+    assert_eq!(texts(Part::Test).unwrap(), ["d"]);
+    write("test.csv", "text\ne\n");
+    let message = texts(Part::Test).unwrap_err().to_string();
+    assert!(message.contains("several layouts (test.csv, test.tsv)"), "{message}");
+}
+
 /// A table of 1 to 4 columns and some rows; no cell holds what `tsv` cannot.
 fn table() -> impl Strategy<Value = (usize, Vec<Vec<String>>)> {
     (1..5_usize).prop_flat_map(|columns| {

@@ -48,9 +48,9 @@ impl From<WeightType> for DType {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataArguments {
-    /// File with the training rows.
+    /// File with the training rows, or a folder with `train`, `validation` and `test` files.
     pub train: String,
-    /// File with the evaluation rows.
+    /// File or folder with the evaluation rows; the folder of `train` when absent, if it has a validation file.
     pub eval: Option<String>,
     /// Share of the training rows that is evaluated on instead, in (0, 1).
     pub eval_split: Option<f64>,
@@ -60,6 +60,12 @@ pub struct DataArguments {
     pub overflow: OverflowRule,
     /// Tokens that neighbouring windows of a long context share.
     pub doc_stride: usize,
+    /// Whether examples are packed into sequences of `max_length`, each still seeing only itself.
+    pub packing: bool,
+    /// Whether a prompt is only read, and its completion learnt.
+    pub completion_only_loss: bool,
+    /// Whether of a conversation only the assistant's turns are learnt.
+    pub assistant_only_loss: bool,
     /// Column names by role, as far as they differ from the role's own name.
     #[serde(flatten)]
     pub columns: BTreeMap<String, String>,
@@ -72,8 +78,11 @@ impl Default for DataArguments {
             eval: None,
             eval_split: None,
             max_length: None,
-            overflow: OverflowRule::Truncate,
+            overflow: OverflowRule::Raise,
             doc_stride: 128,
+            packing: false,
+            completion_only_loss: true,
+            assistant_only_loss: false,
             columns: BTreeMap::new(),
         }
     }
