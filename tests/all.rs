@@ -9,5 +9,6 @@ mod files;
 mod fixture;
 mod golden_cases;
 mod gradients;
+mod packing;
 mod registry;
 mod tidiness;

@@ -49,6 +49,7 @@ enum Verb {
     Inspect(verbs::inspect::Inspect),
     Plugins(verbs::plugins::Plugins),
     Doctor(verbs::doctor::Doctor),
+    Data(verbs::data::Data),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Inspect(verb) => verb.run(&globals),
         Verb::Plugins(verb) => verb.run(&globals),
         Verb::Doctor(verb) => verb.run(&globals),
+        Verb::Data(verb) => verb.run(&globals),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod explain;

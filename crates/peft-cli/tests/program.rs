@@ -225,7 +225,7 @@ fn results_are_on_stdout_and_everything_else_on_stderr() {
 #[test]
 fn every_verb_has_help_with_an_example() {
     let folder = workplace();
-    for verb in ["train", "eval", "predict", "explain", "forward", "merge", "inspect", "plugins", "doctor"] {
+    for verb in ["train", "eval", "predict", "explain", "forward", "merge", "inspect", "plugins", "doctor", "data"] {
         let output = run(folder.path(), &[verb, "--help"]);
         assert!(output.status.success() && text(&output.stdout).contains("Example"), "{verb}");
     }

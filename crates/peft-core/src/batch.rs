@@ -13,7 +13,7 @@ pub struct Inputs {
     pub input_ids: Option<Tensor<2, Int>>,
     /// Embedded inputs in place of `input_ids`, `[batch, sequence, hidden]`.
     pub inputs_embeds: Option<Tensor<3>>,
-    /// 1 where a position counts, 0 at padding, `[batch, sequence]`.
+    /// 1 where a position counts, 0 at padding, `[batch, sequence]`. Packed examples are numbered from 1: each sees itself.
     pub attention_mask: Option<Tensor<2, Int>>,
     /// Segment of each token, `[batch, sequence]`.
     pub token_type_ids: Option<Tensor<2, Int>>,

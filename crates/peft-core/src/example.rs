@@ -207,7 +207,25 @@ pub struct Example {
     pub parts: Vec<usize>,
 }
 
+impl Example {
+    /// The number of the part that a token belongs to, from 1, and its place in it.
+    fn part(&self, token: usize) -> (i64, i64) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let (mut start, mut number) = (0, 1);
+        for length in self.parts.iter().take(self.parts.len().saturating_sub(1)) {
+            if token < start + length {
+                break;
+            }
+            start += length;
+            number += 1;
+        }
+        (number, count(token - start))
+    }
+}
+
 /// Pads examples on the right to one length and puts them on a device.
+///
+/// Where examples are packed, the attention mask numbers the parts of each row from 1 and the positions start anew in each.
 ///
 /// # Shapes
 /// All inputs `[examples, longest]`; labels `[examples]`, `[examples, classes]` or `[examples, longest]`.
@@ -220,12 +238,15 @@ pub fn collate(examples: &[&Example], pad_id: u32, type_ids: bool, device: &Devi
     };
     let ints = |data: TensorData| Tensor::<2, Int>::from_data(data, device);
     let ids = padded(&|e, at| e.input_ids.get(at).map(|id| i64::from(*id)), i64::from(pad_id), longest);
-    let mask = padded(&|e, at| (at < e.input_ids.len()).then_some(1), 0, longest);
+    let mask = padded(&|e, at| (at < e.input_ids.len()).then(|| e.part(at).0), 0, longest);
+    let places = || padded(&|e, at| Some(e.part(at).1), 0, longest);
+    let is_packed = examples.iter().any(|e| !e.parts.is_empty());
     let segments = || padded(&|e, at| e.type_ids.get(at).map(|id| i64::from(*id)), 0, longest);
     let inputs = Inputs {
         input_ids: Some(ints(ids)),
         attention_mask: Some(ints(mask)),
         token_type_ids: type_ids.then(|| ints(segments())),
+        position_ids: is_packed.then(|| ints(places())),
         ..Inputs::default()
     };
 

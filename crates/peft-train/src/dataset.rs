@@ -11,7 +11,7 @@ use peft::{
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, seeds};
+use crate::{Result, packing::pack, seeds};
 
 /// How much there is of a data set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -94,6 +94,14 @@ impl Dataset {
         summary.examples = examples.len();
         summary.loss_tokens = loss_tokens as usize;
         Ok(Self { rows, examples, bound, summary })
+    }
+
+    /// The same tokens in packed examples; see [`pack`].
+    #[must_use]
+    pub fn packed(self, max_length: usize) -> Self {
+        let examples = pack(self.examples, max_length);
+        let summary = DataSummary { examples: examples.len(), ..self.summary };
+        Self { examples, summary, ..self }
     }
 
     /// How many groups of examples that stay together there are.

@@ -13,6 +13,7 @@ mod exact;
 mod gradients;
 pub mod labels;
 pub mod observer;
+pub mod packing;
 pub mod prepare;
 pub mod recipe;
 pub mod report;

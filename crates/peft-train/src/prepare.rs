@@ -18,6 +18,7 @@ use crate::{
     Dataset, Error, Recipe, Result,
     data::{Part, has_part, read_part},
     dataset,
+    packing::check_kept_apart,
     recipe::{DataArguments, RECIPE_FILE},
 };
 
@@ -108,6 +109,18 @@ impl Encoding {
 /// # Errors
 /// Whatever is wrong with the recipe, the data or the model; file and line for a row.
 pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
+    resolve(recipe, device, true)
+}
+
+/// The same without the weights of the base model: for looking at the data.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn preview(recipe: &Recipe, device: &Device) -> Result<Prepared> {
+    resolve(recipe, device, false)
+}
+
+fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> {
     let Some(task) = recipe.adapter.task()? else {
         let problem = "missing: training needs a task; the default wrapper has no loss".to_owned();
         return Err(PeftError::Config {
@@ -140,7 +153,12 @@ pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
     let found = task.task.labels(&train, &label_column)?;
     let labels = if has_own_classes(&folder, task, found.as_ref())? { None } else { found.clone() };
     let options = LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
-    let Loaded { base, initialised, .. } = checkpoint::load(&folder, &task.auto_class, &options, device)?;
+    let (base, initialised) = if weights {
+        let Loaded { base, initialised, .. } = checkpoint::load(&folder, &task.auto_class, &options, device)?;
+        (base, initialised)
+    } else {
+        (checkpoint::skeleton(&folder, &task.auto_class, &options, device)?, Vec::new())
+    };
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&folder)?);
 
     let max_length = max_length(recipe, &base.info)?;
@@ -164,9 +182,31 @@ pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
         return Err(PeftError::File { path, problem }.into());
     }
     task.task.check_examples(&train.examples, &context)?;
+    let train = if recipe.data.packing {
+        check_packing(recipe, task)?;
+        if weights {
+            check_kept_apart(&base, &train.examples, tokenizer.pad_id(), device)?;
+        }
+        train.packed(max_length)
+    } else {
+        train
+    };
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
     let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
     Ok(Prepared { base, initialised, task: task.task, tokenizer, labels, train, eval, encoding })
+}
+
+fn check_packing(recipe: &Recipe, task: &TaskPlugin) -> Result<()> {
+    let wrong = |problem: String| -> Error {
+        PeftError::Config { origin: recipe.path.display().to_string(), key: "packing".to_owned(), problem }.into()
+    };
+    if !task.task.packs() {
+        return Err(wrong(format!("the examples of {} cannot be packed", task.name)));
+    }
+    if recipe.adapter.options.contains_key("num_virtual_tokens") {
+        return Err(wrong("virtual tokens stand before a whole sequence, not before each example in it".to_owned()));
+    }
+    Ok(())
 }
 
 /// The column that holds what is to be learnt.

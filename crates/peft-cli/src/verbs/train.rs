@@ -108,7 +108,7 @@ fn dry_run(recipe: &Recipe, prepared: &Prepared, globals: &Globals) -> Result<()
     terminal::result(format!("\n{}", recipe.to_toml().trim_end()))
 }
 
-fn data_lines(prepared: &Prepared) -> Vec<String> {
+pub(super) fn data_lines(prepared: &Prepared) -> Vec<String> {
     let line = |what: &str, data: &DataSummary| {
         let left_out = match data.without_loss {
             0 => String::new(),

@@ -10,6 +10,8 @@ use peft_backends::device::is_host;
 pub struct AttentionMask {
     /// True at padding, `[batch, keys]`.
     padding: Option<Tensor<2, Bool>>,
+    /// Which of the packed examples each position belongs to, `[batch, keys]`; none where there is one a row.
+    examples: Option<Tensor<2, Int>>,
     causal: bool,
     /// How many positions a token sees: of itself and what is before it, or to either side.
     window: Option<Window>,
@@ -33,10 +35,13 @@ impl AttentionMask {
     /// A token looks at itself and what is before it, if that is no padding.
     ///
     /// # Shapes
-    /// - `attention_mask`: `[batch, past + queries]`, 0 at padding
+    /// - `attention_mask`: `[batch, past + queries]`, 0 at padding; packed examples are numbered from 1
     /// - `past`: how many positions stand before the input
     pub fn causal(attention_mask: Option<&Tensor<2, Int>>, hidden: &Tensor<3>, past: usize) -> Self {
-        Self::new(attention_mask, hidden, true, past)
+        let mut mask = Self::new(attention_mask, hidden, true, past);
+        let is_packed = |mask: &Tensor<2, Int>| mask.clone().greater_scalar(1).any().into_scalar::<bool>();
+        mask.examples = attention_mask.filter(|mask| past == 0 && is_packed(mask)).cloned();
+        mask
     }
 
     /// The tokens of `hidden` look at the states of an encoder, `[batch, keys]`, that are no padding.
@@ -58,6 +63,7 @@ impl AttentionMask {
         let (hidden, additive) = (OnceCell::new(), OnceCell::new());
         Self {
             padding: self.padding.clone(),
+            examples: self.examples.clone(),
             window: Some(window),
             device: self.device.clone(),
             hidden,
@@ -74,18 +80,22 @@ impl AttentionMask {
         // Most batches of equal length have no padding. On a GPU asking would cost more than a mask that hides nothing.
         let padding = padding.filter(|padding| !is_host(&device) || padding.clone().any().into_scalar::<bool>());
         let (hidden, additive) = (OnceCell::new(), OnceCell::new());
-        Self { padding, causal, window: None, batch, queries, keys, device, hidden, additive }
+        Self { padding, examples: None, causal, window: None, batch, queries, keys, device, hidden, additive }
     }
 
     /// Whether a kernel should hide the future by itself, because nothing else is hidden.
     pub(super) fn only_causal(&self) -> bool {
-        self.causal && self.padding.is_none() && self.window.is_none()
+        self.causal && self.padding.is_none() && self.window.is_none() && self.examples.is_none()
     }
 
     /// True where a key is hidden, `[batch or 1, 1, queries, keys]`; none if nothing is.
     pub(super) fn hidden(&self) -> Option<Tensor<4, Bool>> {
         let build = || {
             let unseen = (self.causal && self.queries > 1 || self.window.is_some()).then(|| self.unseen());
+            let unseen = match (unseen, self.of_others()) {
+                (Some(unseen), Some(others)) => Some(unseen.expand(others.dims()).bool_or(others)),
+                (unseen, others) => unseen.or(others),
+            };
             let Some(padding) = &self.padding else { return unseen };
             let all = [self.batch, 1, self.queries, self.keys];
             let padding = padding.clone().reshape([self.batch, 1, 1, self.keys]).expand(all);
@@ -114,6 +124,14 @@ impl AttentionMask {
             Some(Tensor::zeros(hidden.dims(), (&self.device, dtype)).mask_fill(hidden, least))
         };
         self.additive.get_or_init(build).clone()
+    }
+
+    /// True where a key belongs to another of the packed examples, `[batch, 1, queries, keys]`.
+    fn of_others(&self) -> Option<Tensor<4, Bool>> {
+        let examples = self.examples.clone()?;
+        let all = [self.batch, 1, self.queries, self.keys];
+        let queries = examples.clone().reshape([self.batch, 1, self.keys, 1]).expand(all);
+        Some(queries.not_equal(examples.reshape([self.batch, 1, 1, self.keys]).expand(all)))
     }
 
     /// True where a key is later than the query or outside its window, `[1, 1, queries, keys]`.
@@ -160,6 +178,10 @@ mod tests {
         assert_eq!(seen(&causal.within(2)), [".xx..", "..xx.", "...xx"]);
         let padded = Tensor::from_data([[0, 1, 1, 1, 1]], &Device::flex());
         assert_eq!(seen(&AttentionMask::causal(Some(&padded), &hidden, 2)), [".xx..", ".xxx.", ".xxxx"]);
+        let hidden = Tensor::<3>::zeros([1, 4, 2], &Device::flex());
+        let packed = Tensor::from_data([[1, 1, 2, 2]], &Device::flex());
+        assert_eq!(seen(&AttentionMask::causal(Some(&packed), &hidden, 0)), ["x...", "xx..", "..x.", "..xx"]);
+        let hidden = Tensor::<3>::zeros([1, 3, 2], &Device::flex());
         assert_eq!(seen(&AttentionMask::bidirectional(None, &hidden).within(1)), ["xx.", "xxx", ".xx"]);
     }
 }

@@ -1,0 +1,197 @@
+//! Data as the program meets it: what it shows, and what it refuses.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_peft")).current_dir(folder).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A folder with the recipe of a task, and a model that is a configuration and a tokenizer with a chat template.
+fn workplace(task: &str, template: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    let config = fs::read_to_string(root().join("tests/golden/llama.CAUSAL_LM.default/model/config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["vocab_size"] = json!(300);
+    config["max_position_embeddings"] = json!(128);
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(root().join("tests/chat/tokenizer").join(file), model.join(file)).unwrap();
+    }
+    fs::copy(root().join(format!("tests/chat/templates/{template}.jinja")), model.join("chat_template.jinja")).unwrap();
+    let model = if task == "CAUSAL_LM" {
+        "model".to_owned()
+    } else {
+        root().join("examples/models/tiny-encoder").display().to_string()
+    };
+    let recipe = format!(
+        "[model]\nmodel_name_or_path = \"{model}\"\n[adapter]\npeft_type = \"LORA\"\ntask_type = \"{task}\"\n\
+         [data]\ntrain = \"train.jsonl\"\n[training]\noutput_dir = \"out\"\nmax_steps = 1\n"
+    );
+    fs::write(folder.path().join("recipe.toml"), recipe).unwrap();
+    folder
+}
+
+fn write_rows(folder: &Path, name: &str, rows: &[Value]) {
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    fs::write(folder.join(name), lines).unwrap();
+}
+
+fn dialogue() -> Value {
+    json!({ "messages": [{ "role": "user", "content": "Hi" }, { "role": "assistant", "content": "Ho" }] })
+}
+
+#[test]
+fn examples_are_shown_token_by_token_with_their_labels() {
+    let folder = workplace("CAUSAL_LM", "chatml");
+    write_rows(folder.path(), "train.jsonl", &[dialogue()]);
+    let wish = "data.assistant_only_loss=true";
+    let shown = run(folder.path(), &["data", "show", "recipe.toml", wish, "--json"]);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let document: Value = serde_json::from_str(&text(&shown.stdout)).unwrap();
+    let example = &document["examples"][0];
+    assert_eq!((&example["line"], &document["summary"]["loss_tokens"]), (&json!(1), &json!(3)));
+    let learnt = example["tokens"].as_array().unwrap().iter().filter(|token| token["label"] != -100);
+    let learnt: Vec<&str> = learnt.map(|token| token["token"].as_str().unwrap()).collect();
+    assert_eq!(learnt, ["H", "o", "<|im_end|>"]);
+
+    let shown = text(&run(folder.path(), &["data", "show", "recipe.toml", wish]).stdout);
+    assert!(shown.contains("1 rows, 1 examples") && shown.contains("3 loss tokens"), "{shown}");
+    let first = shown.lines().find(|line| line.ends_with('·')).unwrap();
+    assert!(first.contains("<|im_start|>"), "{shown}");
+    assert!(shown.lines().any(|line| line.trim_end().ends_with("<|im_end|>") && line.matches("im_end").count() == 2));
+}
+
+#[test]
+fn classes_are_shown_by_their_names() {
+    let folder = workplace("SEQ_CLS", "chatml");
+    write_rows(
+        folder.path(),
+        "train.jsonl",
+        &[json!({ "text": "fine", "label": "good" }), json!({ "text": "poor", "label": "bad" })],
+    );
+    let shown = text(&run(folder.path(), &["data", "show", "recipe.toml"]).stdout);
+    assert!(shown.contains("labels: \"good\"") && shown.contains("labels: bad, good"), "{shown}");
+}
+
+#[test]
+fn packed_examples_are_shown_as_one() {
+    let folder = workplace("CAUSAL_LM", "chatml");
+    write_rows(folder.path(), "train.jsonl", &[json!({ "text": "one" }), json!({ "text": "four" })]);
+    let shown = run(folder.path(), &["data", "show", "recipe.toml", "data.packing=true", "--json"]);
+    let document: Value = serde_json::from_str(&text(&shown.stdout)).unwrap();
+    assert_eq!(document["examples"][0]["packed"], json!([5, 4]));
+}
+
+/// What the program says of rows that it refuses with exit code 3.
+fn refused(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(folder, &[&["train", "recipe.toml", "--dry-run"], arguments].concat());
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{message}");
+    assert!(!message.contains("panicked") && !folder.join("out").exists(), "{message}");
+    message
+}
+
+/// A message that names the first ten of twelve rows, from line 2 on.
+fn check_ten(message: &str, says: &str) {
+    for line in 2..=11 {
+        assert!(message.contains(&format!("train.jsonl:{line}: ")), "{message}");
+    }
+    assert!(message.contains(says) && message.contains("and 2 more") && !message.contains("jsonl:12"), "{message}");
+}
+
+fn one_and_twelve(first: &Value, others: &Value) -> Vec<Value> {
+    [first].into_iter().chain(std::iter::repeat_n(others, 12)).cloned().collect()
+}
+
+#[test]
+fn bad_rows_are_told_of_together_before_anything_is_trained() {
+    let folder = workplace("SEQ_CLS", "chatml");
+    let good = json!({ "text": "fine", "label": "good" });
+    write_rows(folder.path(), "train.jsonl", &one_and_twelve(&good, &json!([])));
+    check_ten(&refused(folder.path(), &[]), "should hold a JSON object");
+    write_rows(folder.path(), "train.jsonl", &one_and_twelve(&good, &json!({ "text": "poor" })));
+    check_ten(&refused(folder.path(), &[]), "no column `label` (columns: text)");
+    write_rows(folder.path(), "train.jsonl", &one_and_twelve(&good, &json!({ "txt": "poor", "label": "bad" })));
+    check_ten(&refused(folder.path(), &[]), "no column `text` (columns: txt, label)");
+    let long = json!({ "text": "poor ".repeat(40), "label": "bad" });
+    write_rows(folder.path(), "train.jsonl", &one_and_twelve(&good, &long));
+    check_ten(
+        &refused(folder.path(), &["data.max_length=16"]),
+        "more than 16 tokens: raise max_length, or set overflow",
+    );
+    for rule in ["truncate", "drop"] {
+        let overflow = format!("data.overflow={rule}");
+        let shown = run(folder.path(), &["data", "show", "recipe.toml", "data.max_length=16", &overflow, "--json"]);
+        let document: Value = serde_json::from_str(&text(&shown.stdout)).unwrap();
+        assert_eq!(document["summary"]["examples"], if rule == "drop" { 1 } else { 13 });
+    }
+}
+
+#[test]
+fn labels_outside_the_models_are_named_with_the_nearest() {
+    let folder = workplace("SEQ_CLS", "chatml");
+    let rows = [json!({ "text": "fine", "label": "good" }), json!({ "text": "poor", "label": "bad" })];
+    write_rows(folder.path(), "train.jsonl", &rows);
+    write_rows(folder.path(), "eval.jsonl", &[rows[0].clone(), json!({ "text": "so", "label": "godo" })]);
+    let message = refused(folder.path(), &["data.eval=eval.jsonl"]);
+    assert!(message.contains("eval.jsonl:2: label `godo` is no class of the model; did you mean `good`?"), "{message}");
+}
+
+#[test]
+fn empty_files_are_refused() {
+    let folder = workplace("SEQ_CLS", "chatml");
+    fs::write(folder.path().join("train.jsonl"), "\n").unwrap();
+    assert!(refused(folder.path(), &[]).contains("no rows"));
+}
+
+#[test]
+fn rows_of_mixed_shapes_are_refused() {
+    let folder = workplace("CAUSAL_LM", "chatml");
+    write_rows(
+        folder.path(),
+        "train.jsonl",
+        &one_and_twelve(&dialogue(), &json!({ "prompt": "a", "completion": "b" })),
+    );
+    let output = run(folder.path(), &["data", "show", "recipe.toml"]);
+    assert_eq!(output.status.code(), Some(3));
+    check_ten(&text(&output.stderr), "a row of shape `prompt` among rows of shape `messages`");
+}
+
+#[test]
+fn a_run_without_anything_to_learn_is_refused() {
+    let folder = workplace("CAUSAL_LM", "chatml");
+    write_rows(folder.path(), "train.jsonl", &[json!({ "prompt": "a long beginning", "completion": "b" })]);
+    let output = run(folder.path(), &["data", "show", "recipe.toml", "data.max_length=8", "data.overflow=truncate"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("nothing to learn from"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_run_that_never_learns_to_stop_is_refused() {
+    let folder = workplace("CAUSAL_LM", "chatml");
+    write_rows(folder.path(), "train.jsonl", &[dialogue()]);
+    // The end of the turn outside of the block.
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m.role }} {% if m.role == 'assistant' %}{% generation %}\
+                    {{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}";
+    fs::write(folder.path().join("model/chat_template.jinja"), template).unwrap();
+    let output = run(folder.path(), &["data", "show", "recipe.toml", "data.assistant_only_loss=true"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("the end of a turn is never learnt"), "{}", text(&output.stderr));
+}
