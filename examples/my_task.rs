@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor};
 use peft::{
     AutoClass, Explanation, Labels, ModelInfo, Outputs, PeftConfig, PeftModel, PeftType, Result, Task, TaskPlugin,
     TaskType,
-    example::{EncodeContext, Example, Label, Row, collate},
+    example::{EncodeContext, EncodeOptions, Example, Label, Row, collate},
     inventory,
     loss::mse,
     models::{
@@ -50,7 +50,7 @@ impl Task for Ordinal {
     }
 
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
-        let encoding = context.tokenizer.encode(row.text(context.column("text"))?, None, context.max_length)?;
+        let encoding = context.tokenizer.encode(row.text(context.column("text"))?, None, context.options.max_length)?;
         let rank = row.text(context.column("label"))?;
         let rank = rank.parse::<f32>().map_err(|_| row.error(format!("`{rank}` is no rank")))?;
         let labels = [("labels", Label::Float(rank))].into();
@@ -110,17 +110,8 @@ fn main() -> Result<()> {
         fields: [("text".to_owned(), text.into()), ("label".to_owned(), rank.into())].into_iter().collect(),
     });
     let info = model.base().info.clone();
-    let context = EncodeContext {
-        tokenizer: &tokenizer,
-        info: &info,
-        columns: &Default::default(),
-        max_length: 16,
-        overflow: peft::example::Overflow::Truncate,
-        doc_stride: 0,
-        completion_only_loss: true,
-        assistant_only_loss: false,
-        labelled: true,
-    };
+    let options = EncodeOptions { max_length: 16, ..EncodeOptions::default() };
+    let context = EncodeContext { tokenizer: &tokenizer, info: &info, options: &options, labelled: true };
     let examples: Vec<Example> =
         rows.iter().map(|row| Ordinal.encode(row, &context)).collect::<Result<Vec<_>>>()?.concat();
     let batch = collate(&examples.iter().collect::<Vec<_>>(), 0, true, &device);

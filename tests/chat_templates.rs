@@ -1,12 +1,12 @@
 //! Conversations as text and as labels, against what Transformers makes of them (`chat/generate.py`).
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use peft::{
     ModelInfo, Result, Task,
     causal_lm::CausalLm,
     chat::Conversation,
-    example::{EncodeContext, Example, IGNORE, Label, Overflow, Row},
+    example::{EncodeContext, EncodeOptions, Example, IGNORE, Label, Overflow, Row},
     models::HfTokenizer,
     tokenizer::Tokenizer,
 };
@@ -80,17 +80,14 @@ fn row(line: usize, fields: Value) -> Row {
 }
 
 fn with_context<T>(tokenizer: &HfTokenizer, wish: Wish, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
-    run(&EncodeContext {
-        tokenizer,
-        info: &ModelInfo::custom(),
-        columns: &BTreeMap::new(),
+    let options = EncodeOptions {
         max_length: wish.max_length,
         overflow: Overflow::Truncate,
-        doc_stride: 0,
         completion_only_loss: wish.completion_only_loss,
         assistant_only_loss: wish.assistant_only_loss,
-        labelled: true,
-    })
+        ..EncodeOptions::default()
+    };
+    run(&EncodeContext { tokenizer, info: &ModelInfo::custom(), options: &options, labelled: true })
 }
 
 fn encode(template: &str, wish: Wish, fields: Value) -> Result<Example> {

@@ -1,5 +1,7 @@
 //! From rows of a data file to batches: the form in which a task hands its examples to a training loop.
 
+mod options;
+
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -10,6 +12,8 @@ use crate::{
     error::nearest,
     tokenizer::{Encoding, Tokenizer},
 };
+
+pub use options::{EncodeOptions, Overflow, Pooling};
 
 /// The label value that no loss counts.
 pub const IGNORE: i64 = -100;
@@ -74,17 +78,6 @@ impl Row {
     }
 }
 
-/// What happens to a row with more tokens than `max_length`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Overflow {
-    /// An error that names the row.
-    Raise,
-    /// The row is cut.
-    Truncate,
-    /// The row is left out.
-    Drop,
-}
-
 /// What a task needs to turn rows into examples.
 #[derive(Debug, Clone)]
 pub struct EncodeContext<'a> {
@@ -92,18 +85,8 @@ pub struct EncodeContext<'a> {
     pub tokenizer: &'a dyn Tokenizer,
     /// The model that the examples are for.
     pub info: &'a ModelInfo,
-    /// Column names by role: `text`, `text_pair`, `label`, `tokens`, `tags`, `question`, `context`, `answers`, `prompt`, …
-    pub columns: &'a BTreeMap<String, String>,
-    /// Most tokens of an example.
-    pub max_length: usize,
-    /// What happens to longer rows.
-    pub overflow: Overflow,
-    /// Tokens that neighbouring windows of a long context share.
-    pub doc_stride: usize,
-    /// Whether a prompt is only read, and its completion learnt.
-    pub completion_only_loss: bool,
-    /// Whether of a conversation only the assistant's turns are learnt.
-    pub assistant_only_loss: bool,
+    /// What the recipe says about it.
+    pub options: &'a EncodeOptions,
     /// Whether the rows carry labels: true in training and evaluation.
     pub labelled: bool,
 }
@@ -111,7 +94,7 @@ pub struct EncodeContext<'a> {
 impl EncodeContext<'_> {
     /// The column that plays a role; the role's own name unless the recipe says otherwise.
     pub fn column<'c>(&'c self, role: &'c str) -> &'c str {
-        self.columns.get(role).map_or(role, String::as_str)
+        self.options.columns.get(role).map_or(role, String::as_str)
     }
 
     /// The column that plays an optional role, if the row has it.
@@ -146,7 +129,7 @@ impl EncodeContext<'_> {
 
     /// Whether a role was given a column by name.
     pub fn names(&self, role: &str) -> bool {
-        self.columns.contains_key(role)
+        self.options.columns.contains_key(role)
     }
 
     /// An example of an encoded text, without labels; none if the row is too long and is to be dropped.
@@ -154,10 +137,10 @@ impl EncodeContext<'_> {
     /// # Errors
     /// [`Error::Data`] with file and line if the row is too long and is not to be cut.
     pub fn example(&self, row: &Row, encoding: &Encoding) -> Result<Option<Example>> {
-        match self.overflow {
+        match self.options.overflow {
             Overflow::Raise if encoding.truncated => Err(row.error(format!(
                 "more than {} tokens: raise max_length, or set overflow to truncate or drop",
-                self.max_length
+                self.options.max_length
             ))),
             Overflow::Drop if encoding.truncated => Ok(None),
             _ => Ok(Some(Example {

@@ -89,14 +89,6 @@ pub trait Task: Debug + Send + Sync {
         1
     }
 
-    /// Whether there is a loss to train with; asked before anything is read.
-    ///
-    /// # Errors
-    /// What to use instead, for a task that only measures and answers.
-    fn check_trainable(&self) -> Result<()> {
-        Ok(())
-    }
-
     /// The mean loss of a batch, as Transformers computes it, `[1]`.
     ///
     /// # Errors

@@ -199,7 +199,7 @@ impl Text {
     }
 
     fn plain(prompt: String, completion: &str, context: &EncodeContext<'_>) -> Self {
-        let learnt_from = if context.completion_only_loss { prompt.chars().count() } else { 0 };
+        let learnt_from = if context.options.completion_only_loss { prompt.chars().count() } else { 0 };
         // The end of the text belongs to the completion, whatever its length.
         Self { text: prompt + completion, learnt: std::iter::once(learnt_from..usize::MAX).collect(), rendered: false }
     }
@@ -213,9 +213,9 @@ impl Text {
             return Ok(Self { text, learnt: Vec::new(), rendered: true });
         }
         let whole = chat.render(messages.len(), false)?;
-        let learnt = match prompt.filter(|_| context.completion_only_loss) {
+        let learnt = match prompt.filter(|_| context.options.completion_only_loss) {
             Some(prompt) => vec![chat.after(prompt, &whole.text)?],
-            None if context.assistant_only_loss => chat.assistant(&whole)?,
+            None if context.options.assistant_only_loss => chat.assistant(&whole)?,
             None => std::iter::once(0..usize::MAX).collect(),
         };
         Ok(Self { text: whole.text, learnt, rendered: true })
@@ -225,8 +225,8 @@ impl Text {
 /// The example of a text; none if it is dropped.
 fn encode_text(row: &Row, text: &Text, context: &EncodeContext<'_>) -> Result<Option<Example>> {
     let encoding = match text.rendered {
-        true => context.tokenizer.encode_rendered(&text.text, context.max_length)?,
-        false => context.tokenizer.encode(&text.text, None, context.max_length)?,
+        true => context.tokenizer.encode_rendered(&text.text, context.options.max_length)?,
+        false => context.tokenizer.encode(&text.text, None, context.options.max_length)?,
     };
     let Some(mut example) = context.example(row, &encoding)? else { return Ok(None) };
     let is_learnt = |(start, end): (usize, usize)| text.learnt.iter().any(|part| start < part.end && end > part.start);
@@ -243,7 +243,7 @@ fn encode_text(row: &Row, text: &Text, context: &EncodeContext<'_>) -> Result<Op
         && !text.rendered
         && !encoding.truncated
         && example.input_ids.last() != Some(&eos)
-        && example.input_ids.len() < context.max_length
+        && example.input_ids.len() < context.options.max_length
     {
         example.input_ids.push(eos);
         learnt.push(true);

@@ -76,7 +76,7 @@ pub(crate) fn check(rows: &[Row], context: &EncodeContext<'_>) -> Result<()> {
     }
     bad.finish()?;
     match shape {
-        Some((_, shape)) if context.assistant_only_loss && !shape.is_conversation() => Err(Error::config(
+        Some((_, shape)) if context.options.assistant_only_loss && !shape.is_conversation() => Err(Error::config(
             "assistant_only_loss",
             format!("needs conversations (`messages` or `conversations`); the rows have the shape {shape}"),
         )),

@@ -1,8 +1,8 @@
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, TensorData};
 use peft_core::{
-    example::{Overflow, collate_labels},
+    example::{EncodeOptions, Overflow, collate_labels},
     registry::find,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -51,17 +51,8 @@ fn row(line: usize, fields: Value) -> Row {
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
-    run(&EncodeContext {
-        tokenizer: &Twos,
-        info,
-        columns: &BTreeMap::new(),
-        max_length: 4,
-        overflow: Overflow::Truncate,
-        doc_stride: 2,
-        completion_only_loss: true,
-        assistant_only_loss: false,
-        labelled,
-    })
+    let options = EncodeOptions { max_length: 4, overflow: Overflow::Truncate, ..EncodeOptions::default() };
+    run(&EncodeContext { tokenizer: &Twos, info, options: &options, labelled })
 }
 
 fn encode(fields: Value, labelled: bool) -> Result<Vec<Example>> {

@@ -1,13 +1,13 @@
-//! Feature extraction: a vector for a text, the mean of its last hidden states.
+//! Feature extraction: a vector for a text, pooled from its last hidden states.
 //!
-//! There is no loss: Transformers defines none for a bare backbone. Rows with `text_pair` and `score` can be evaluated: how
-//! well the cosine of the two vectors goes along with the score.
+//! Transformers defines no loss for a bare backbone. What is learnt here is what sentence-transformers'
+//! `CosineSimilarityLoss` learns: rows with `text_pair` and `score` teach that the cosine of the two vectors is the score.
 
-use burn::tensor::{FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use peft_core::{
-    AutoClass, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, Example, Label, Row},
-    inventory,
+    AutoClass, BadRows, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    example::{EncodeContext, Example, IGNORE, Label, Pooling, Row, collate_labels},
+    inventory, loss,
     metrics::correlation::{pearson, spearman},
     task::{Column, Judged, Metrics, Scores},
 };
@@ -38,61 +38,95 @@ impl Task for FeatureExtraction {
         ]
     }
 
+    /// Either every row is a pair or none is.
+    fn check_rows(&self, rows: &[Row], context: &EncodeContext<'_>) -> Result<()> {
+        let column = context.column("text_pair");
+        let is_pair = |row: &Row| row.fields.contains_key(column);
+        let mut bad = BadRows::default();
+        if rows.iter().any(is_pair) {
+            for row in rows.iter().filter(|row| !is_pair(row)) {
+                bad.push(row.error(format!("no column `{column}`, which other rows have")));
+            }
+        }
+        bad.finish()
+    }
+
     /// One example, or two for a row with `text_pair`.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
         let pair = context.optional("text_pair", row);
         let score = match (pair, context.optional("score", row)) {
-            (Some(_), Some(column)) if context.labelled => Some(Label::Float(number(row, column)?)),
+            (Some(_), Some(column)) if context.labelled => {
+                Some(Label::Float((number(row, column)? / context.options.score_scale) as f32))
+            }
             _ => None,
         };
         let mut examples = Vec::new();
         for column in [Some(context.column("text")), pair].into_iter().flatten() {
-            let encoding = context.tokenizer.encode(row.text(column)?, None, context.max_length)?;
+            let encoding = context.tokenizer.encode(row.text(column)?, None, context.options.max_length)?;
             // A pair of which one half is dropped is no pair.
             let Some(mut example) = context.example(row, &encoding)? else { return Ok(Vec::new()) };
+            let pooled = Pooled::of(context.options.pooling, example.input_ids.len());
+            example.labels.insert(pooled.name(), Label::Tokens(pooled.tokens));
             example.labels.extend(score.clone().map(|score| ("labels", score)));
             examples.push(example);
         }
         Ok(examples)
     }
 
-    /// Always an error, which says what to use for training instead.
-    fn check_trainable(&self) -> Result<()> {
-        Err(no_loss())
-    }
-
-    /// Always the error of [`check_trainable`](Task::check_trainable).
-    fn loss(&self, _outputs: &Outputs, _labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        Err(no_loss())
-    }
-
-    /// Zero: no label counts for a loss, so that an evaluation goes without one.
-    fn loss_weight(&self, _labels: &Labels) -> Result<f64> {
-        Ok(0.0)
-    }
-
-    /// One vector: the mean of the hidden states of the example's tokens.
-    fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
-        let hidden = outputs.get::<3>("last_hidden_state")?;
-        let [batch, length, width] = hidden.dims();
-        if examples.len() != batch {
-            return Err(Error::Data(format!("{} examples for {batch} rows of hidden states", examples.len())));
+    /// There must be scored pairs, and their scores must be what a cosine can be.
+    fn check_examples(&self, examples: &[Example], context: &EncodeContext<'_>) -> Result<()> {
+        let scores: Vec<f32> = examples.iter().filter_map(score).collect();
+        if scores.is_empty() {
+            let columns = [context.column("text_pair"), context.column("score")].join("` and `");
+            return Err(Error::Data(format!(
+                "nothing to learn from: training needs rows with `{columns}`, how alike the two texts are"
+            )));
         }
-        // The batch is as long as its longest example; what the hidden states have more are virtual tokens in front.
-        let longest = examples.iter().map(|example| example.input_ids.len()).max().unwrap_or(0);
-        let front = length.saturating_sub(longest);
-        let own = |example: &&Example| front..front + example.input_ids.len();
-        let mask = examples.iter().flat_map(|e| (0..length).map(move |at| i64::from(own(e).contains(&at))));
-        let mask = TensorData::new(mask.collect::<Vec<_>>(), [batch, 1, length]);
-        let mask = Tensor::<3, Int>::from_data(mask, &hidden.device()).cast(FloatDType::F32);
-        let sums = mask.matmul(hidden.cast(FloatDType::F32));
-        let sums = sums.try_into_vec_as::<f32>();
-        let sums = sums.map_err(|error| Error::Data(format!("cannot read the hidden states: {error}")))?;
-        let means = sums.chunks(width.max(1)).zip(examples).map(|(sums, example)| {
-            let tokens = example.input_ids.len().max(1) as f32;
-            vec![sums.iter().map(|sum| sum / tokens).collect()]
-        });
-        Ok(means.collect())
+        let largest = scores.iter().fold(0.0_f32, |largest, score| largest.max(score.abs()));
+        if largest > 1.0 {
+            let scale = context.options.score_scale;
+            let right = f64::from(largest) * scale;
+            return Err(Error::config(
+                "score_scale",
+                format!("scores divided by {scale} reach {largest}, and a cosine at most 1: use score_scale = {right}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The two texts of a pair.
+    fn bound(&self) -> usize {
+        2
+    }
+
+    /// The mean squared difference of the cosines of pairs and their scores.
+    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
+        let vectors = pool(outputs, labels)?;
+        let scores: Vec<f32> = labels.floats("labels")?.into_iter().step_by(2).collect();
+        let [texts, width] = vectors.dims();
+        if scores.len() * 2 != texts {
+            return Err(Error::Data(format!("{} scores for {texts} texts, two for each", scores.len())));
+        }
+        let pairs = vectors.reshape([scores.len(), 2, width]);
+        let side = |at: usize| pairs.clone().slice([0..scores.len(), at..at + 1, 0..width]);
+        let product = |a: Tensor<3>, b: Tensor<3>| (a * b).sum_dim(2).reshape([scores.len()]);
+        let (left, right) = (side(0), side(1));
+        let lengths = product(left.clone(), left.clone()).sqrt() * product(right.clone(), right.clone()).sqrt();
+        loss::mse(product(left, right) / lengths.clamp_min(SHORTEST), &scores)
+    }
+
+    /// The number of scored pairs.
+    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+        Ok(if labels.0.contains_key("labels") { labels.floats("labels")?.len() as f64 / 2.0 } else { 0.0 })
+    }
+
+    /// One vector.
+    fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
+        let vectors = pool(outputs, &collate_labels(examples))?;
+        let width = vectors.dims()[1];
+        let values = vectors.try_into_vec_as::<f32>();
+        let values = values.map_err(|error| Error::Data(format!("cannot read the hidden states: {error}")))?;
+        Ok(values.chunks(width.max(1)).map(|vector| vec![vector.to_vec()]).collect())
     }
 
     /// `pearson` and `spearman` of the pairs' cosines with their scores; nothing for data without scored pairs.
@@ -100,9 +134,9 @@ impl Task for FeatureExtraction {
         let (mut truth, mut predicted) = (Vec::new(), Vec::new());
         for row in rows {
             let [(first, left), (_, right)] = row.examples.as_slice() else { continue };
-            let Some(Label::Float(score)) = first.labels.get("labels") else { continue };
-            truth.push(f64::from(*score));
-            predicted.push(unit(left).iter().zip(unit(right)).map(|(a, b)| a * b).sum());
+            let Some(score) = score(first) else { continue };
+            truth.push(f64::from(score));
+            predicted.push(cosine(left, right));
         }
         if truth.is_empty() {
             return Ok(Metrics::new());
@@ -111,43 +145,114 @@ impl Task for FeatureExtraction {
         Ok(metrics.map(|(name, value)| (name.to_owned(), value)).into())
     }
 
-    /// `{"vector"}`, of length one; `{"vector", "vector_pair", "cosine"}` for a row with `text_pair`.
-    fn answer(&self, row: &Judged<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
+    /// `{"vector"}`; `{"vector", "vector_pair", "cosine"}` for a row with `text_pair`.
+    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value> {
+        let vector = |scores: &Scores| if context.options.normalize { unit(scores) } else { values(scores).collect() };
         Ok(match row.examples.as_slice() {
             [(_, left), (_, right)] => {
-                let (left, right) = (unit(left), unit(right));
-                let cosine: f64 = left.iter().zip(&right).map(|(a, b)| a * b).sum();
-                json!({ "vector": left, "vector_pair": right, "cosine": cosine })
+                json!({ "vector": vector(left), "vector_pair": vector(right), "cosine": cosine(left, right) })
             }
-            [(_, scores)] => json!({ "vector": unit(scores) }),
+            [(_, scores)] => json!({ "vector": vector(scores) }),
             _ => Value::Null,
         })
     }
 }
 
-fn no_loss() -> Error {
-    Error::config(
-        "task_type",
-        "FEATURE_EXTRACTION has no loss to train with, because Transformers defines none for a bare backbone: \
-         use SEQ_CLS with `text_pair` and a number as label, or a task of your own",
-    )
+/// A product of lengths below which two vectors have no angle.
+const SHORTEST: f64 = 1e-8;
+
+const MEAN: &str = "mean_pooling";
+const MAX: &str = "max_pooling";
+
+/// The tokens of an example that its vector is made of, kept beside its labels so that loss and answer pool alike.
+struct Pooled {
+    by_max: bool,
+    /// 1 at tokens that count, else [`IGNORE`].
+    tokens: Vec<i64>,
 }
 
-fn number(row: &Row, column: &str) -> Result<f32> {
+impl Pooled {
+    fn of(pooling: Pooling, length: usize) -> Self {
+        let counted = match pooling {
+            Pooling::Mean | Pooling::Max => 0..length,
+            Pooling::Cls => 0..length.min(1),
+            Pooling::Last => length.saturating_sub(1)..length,
+        };
+        let tokens = (0..length).map(|at| if counted.contains(&at) { 1 } else { IGNORE }).collect();
+        Self { by_max: pooling == Pooling::Max, tokens }
+    }
+
+    fn name(&self) -> &'static str {
+        if self.by_max { MAX } else { MEAN }
+    }
+}
+
+/// One vector a text, `[texts, width]`, in single precision or better.
+fn pool(outputs: &Outputs, labels: &Labels) -> Result<Tensor<2>> {
+    let hidden = outputs.get::<3>("last_hidden_state")?;
+    let hidden = match hidden.dtype() {
+        DType::F16 | DType::BF16 => hidden.cast(FloatDType::F32),
+        _ => hidden,
+    };
+    let [texts, length, width] = hidden.dims();
+    let by_max = labels.0.contains_key(MAX);
+    let name = if by_max { MAX } else { MEAN };
+    let tokens = labels.integers(name)?;
+    let shape = labels.get(name)?.shape();
+    let longest = shape.last().copied().unwrap_or(0);
+    if shape.first() != Some(&texts) || longest > length {
+        return Err(Error::Data(format!("tokens {shape:?} for hidden states {:?}", hidden.dims())));
+    }
+    // The batch is as long as its longest text; what the hidden states have more are virtual tokens in front.
+    let front = length - longest;
+    let rows = tokens.chunks(longest.max(1));
+    let cell = |counted: &dyn Fn(&[i64]) -> f32, other: f32| -> Vec<f32> {
+        let row = |row: &[i64]| {
+            let value = counted(row);
+            let cells = row.iter().map(move |token| if *token == 1 { value } else { other });
+            std::iter::repeat_n(other, front).chain(cells).collect::<Vec<_>>()
+        };
+        rows.clone().flat_map(row).collect()
+    };
+    let on_device = |cells: Vec<f32>, shape: [usize; 3]| {
+        Tensor::<3>::from_data(TensorData::new(cells, shape), (&hidden.device(), hidden.dtype()))
+    };
+    let pooled = if by_max {
+        let hide = on_device(cell(&|_| 0.0, f32::MIN), [texts, length, 1]);
+        (hidden.clone() + hide).max_dim(1)
+    } else {
+        let share = |row: &[i64]| 1.0 / row.iter().filter(|token| **token == 1).count().max(1) as f32;
+        on_device(cell(&share, 0.0), [texts, 1, length]).matmul(hidden.clone())
+    };
+    Ok(pooled.reshape([texts, width]))
+}
+
+fn score(example: &Example) -> Option<f32> {
+    if let Some(Label::Float(score)) = example.labels.get("labels") { Some(*score) } else { None }
+}
+
+fn number(row: &Row, column: &str) -> Result<f64> {
     let value = row.fields.get(column).ok_or_else(|| row.missing(column))?;
     let number = match value {
-        Value::String(text) => text.trim().parse::<f32>().ok(),
-        other => other.as_f64().map(|number| number as f32),
+        Value::String(text) => text.trim().parse::<f64>().ok(),
+        other => other.as_f64(),
     };
     let finite = number.filter(|number| number.is_finite());
     finite.ok_or_else(|| row.error(format!("column `{column}` should be a number, found {value}")))
 }
 
+fn values(scores: &Scores) -> impl Iterator<Item = f64> {
+    scores.iter().flatten().copied().map(f64::from)
+}
+
 /// A vector made one long; a zero vector stays.
 fn unit(scores: &Scores) -> Vec<f64> {
-    let values = || scores.iter().flatten().copied().map(f64::from);
-    let length = values().map(|value| value * value).sum::<f64>().sqrt();
-    values().map(|value| if length == 0.0 { 0.0 } else { value / length }).collect()
+    let length = values(scores).map(|value| value * value).sum::<f64>().sqrt();
+    values(scores).map(|value| if length == 0.0 { 0.0 } else { value / length }).collect()
+}
+
+fn cosine(left: &Scores, right: &Scores) -> f64 {
+    unit(left).iter().zip(unit(right)).map(|(a, b)| a * b).sum()
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, TensorData};
 use peft_core::{
-    example::Overflow,
+    example::{EncodeOptions, Overflow},
     registry::find,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -47,17 +47,8 @@ fn row(line: usize, fields: Value) -> Row {
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
-    run(&EncodeContext {
-        tokenizer: &Letters,
-        info,
-        columns: &BTreeMap::new(),
-        max_length: 8,
-        overflow: Overflow::Truncate,
-        doc_stride: 2,
-        completion_only_loss: true,
-        assistant_only_loss: false,
-        labelled,
-    })
+    let options = EncodeOptions { max_length: 8, overflow: Overflow::Truncate, ..EncodeOptions::default() };
+    run(&EncodeContext { tokenizer: &Letters, info, options: &options, labelled })
 }
 
 fn encode(fields: Value) -> Result<Vec<Example>> {
@@ -74,35 +65,81 @@ fn it_is_found_by_its_name() {
 #[test]
 fn a_pair_becomes_two_examples() {
     let single = encode(json!({ "text": "ab" })).unwrap();
-    assert_eq!((single.len(), single[0].labels.is_empty()), (1, true));
-    let pair = encode(json!({ "text": "ab", "text_pair": "c", "score": "4.5" })).unwrap();
+    assert_eq!((single.len(), score(&single[0])), (1, None));
+    let pair = encode(json!({ "text": "ab", "text_pair": "c", "score": "0.5" })).unwrap();
     assert_eq!((&pair[0].input_ids[..], &pair[1].input_ids[..]), (&[97, 98][..], &[99][..]));
-    assert!(pair.iter().all(|example| example.labels["labels"] == Label::Float(4.5)));
+    assert!(pair.iter().all(|example| score(example) == Some(0.5)));
     let error = encode(json!({ "text": "ab", "text_pair": "c", "score": "good" })).unwrap_err().to_string();
     assert_eq!(error, "dev.tsv:4: column `score` should be a number, found \"good\"");
 }
 
 #[test]
-fn a_text_is_the_mean_of_its_own_tokens() {
-    // Three positions; the first text has two tokens, so that its last position is padding.
-    let hidden = [[[1.0_f32, 2.0], [3.0, 6.0], [90.0, 90.0]], [[0.0, 3.0], [3.0, 0.0], [3.0, 3.0]]];
-    let outputs =
-        Outputs::new().with("last_hidden_state", Tensor::<3>::from_data(TensorData::from(hidden), &Device::default()));
-    let example = |tokens| Example { input_ids: vec![9; tokens], ..Example::default() };
-    let info = ModelInfo::custom();
-    let scores = FeatureExtraction.scores(&outputs, &[&example(2), &example(3)], &info).unwrap();
-    assert_eq!(scores, [[[2.0, 4.0]], [[2.0, 2.0]]]);
-    // With one virtual token in front.
-    let scores = FeatureExtraction.scores(&outputs, &[&example(1), &example(2)], &info).unwrap();
-    assert_eq!(scores, [[[3.0, 6.0]], [[3.0, 1.5]]]);
-    assert!(FeatureExtraction.scores(&outputs, &[&example(2)], &info).is_err());
+fn rows_are_pairs_or_single_texts() {
+    let rows = [row(2, json!({ "text": "a", "text_pair": "b" })), row(3, json!({ "text": "a" }))];
+    with_context(&ModelInfo::custom(), true, |context| {
+        let error = FeatureExtraction.check_rows(&rows, context).unwrap_err().to_string();
+        assert!(error.contains("dev.tsv:3: no column `text_pair`"), "{error}");
+        assert!(FeatureExtraction.check_rows(&rows[1..], context).is_ok());
+    });
 }
 
 #[test]
-fn there_is_no_loss_and_the_error_says_what_to_do() {
-    let error = FeatureExtraction.loss(&Outputs::new(), &Labels::default(), &ModelInfo::custom()).unwrap_err();
-    assert!(error.to_string().contains("use SEQ_CLS with `text_pair`"), "{error}");
-    assert_eq!(FeatureExtraction.loss_weight(&Labels::default()).unwrap(), 0.0);
+fn training_needs_scores_that_a_cosine_can_have() {
+    let check = |fields: Value| {
+        with_context(&ModelInfo::custom(), true, |context| {
+            let examples = FeatureExtraction.encode(&row(4, fields.clone()), context).unwrap();
+            FeatureExtraction.check_examples(&examples, context).map_err(|error| error.to_string())
+        })
+    };
+    assert_eq!(check(json!({ "text": "a", "text_pair": "b", "score": 1 })), Ok(()));
+    assert!(check(json!({ "text": "a" })).unwrap_err().contains("needs rows with `text_pair` and `score`"));
+    let error = check(json!({ "text": "a", "text_pair": "b", "score": 4.5 })).unwrap_err();
+    assert!(error.contains("`score_scale`") && error.contains("use score_scale = 4.5"), "{error}");
+}
+
+// Three positions; the first text has two tokens, so that its last position is padding.
+const HIDDEN: [[[f32; 2]; 3]; 2] = [[[1.0, 2.0], [3.0, 6.0], [90.0, 90.0]], [[0.0, 3.0], [3.0, 0.0], [3.0, 3.0]]];
+
+fn outputs() -> Outputs {
+    Outputs::new().with("last_hidden_state", Tensor::<3>::from_data(TensorData::from(HIDDEN), &Device::default()))
+}
+
+fn pooled(pooling: Pooling, tokens: usize) -> Example {
+    let pooled = Pooled::of(pooling, tokens);
+    let labels = [(pooled.name(), Label::Tokens(pooled.tokens))].into();
+    Example { input_ids: vec![9; tokens], labels, ..Example::default() }
+}
+
+#[test]
+fn a_vector_is_made_of_the_texts_own_tokens() {
+    let vectors = |pooling, tokens: [usize; 2]| {
+        let examples = tokens.map(|tokens| pooled(pooling, tokens));
+        FeatureExtraction.scores(&outputs(), &[&examples[0], &examples[1]], &ModelInfo::custom()).unwrap()
+    };
+    assert_eq!(vectors(Pooling::Mean, [2, 3]), [[[2.0, 4.0]], [[2.0, 2.0]]]);
+    assert_eq!(vectors(Pooling::Cls, [2, 3]), [[[1.0, 2.0]], [[0.0, 3.0]]]);
+    assert_eq!(vectors(Pooling::Last, [2, 3]), [[[3.0, 6.0]], [[3.0, 3.0]]]);
+    assert_eq!(vectors(Pooling::Max, [2, 3]), [[[3.0, 6.0]], [[3.0, 3.0]]]);
+    // With one virtual token in front.
+    assert_eq!(vectors(Pooling::Mean, [1, 2]), [[[3.0, 6.0]], [[3.0, 1.5]]]);
+    let one = pooled(Pooling::Mean, 2);
+    assert!(FeatureExtraction.scores(&outputs(), &[&one], &ModelInfo::custom()).is_err());
+}
+
+#[test]
+fn the_loss_is_that_of_cosines() {
+    let mut examples = [pooled(Pooling::Mean, 2), pooled(Pooling::Mean, 3)];
+    for example in &mut examples {
+        example.labels.insert("labels", Label::Float(0.25));
+    }
+    let labels = collate_labels(&[&examples[0], &examples[1]]);
+    let loss = FeatureExtraction.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
+    // (2, 4) and (2, 2).
+    let expected = (12.0_f32 / (20.0_f32.sqrt() * 8.0_f32.sqrt()) - 0.25).powi(2);
+    assert!((loss - expected).abs() < 1e-6, "{loss} {expected}");
+    assert_eq!(FeatureExtraction.loss_weight(&labels).unwrap(), 1.0);
+    let without = collate_labels(&[&pooled(Pooling::Mean, 2)]);
+    assert_eq!(FeatureExtraction.loss_weight(&without).unwrap(), 0.0);
 }
 
 #[test]
@@ -128,13 +165,17 @@ fn pairs_are_judged_by_their_cosine() {
 }
 
 #[test]
-fn vectors_have_length_one() {
+fn vectors_have_length_one_unless_told_otherwise() {
     let (row, example) = (row(1, json!({ "text": "" })), Example::default());
-    let answer = |vector: Vec<f32>| {
+    let answer = |vector: Vec<f32>, normalize: bool| {
         let scores = vec![vector];
         let judged = Judged { row: &row, examples: vec![(&example, &scores)] };
-        with_context(&ModelInfo::custom(), false, |context| FeatureExtraction.answer(&judged, context).unwrap())
+        let options = EncodeOptions { normalize, ..EncodeOptions::default() };
+        let info = ModelInfo::custom();
+        let context = EncodeContext { tokenizer: &Letters, info: &info, options: &options, labelled: false };
+        FeatureExtraction.answer(&judged, &context).unwrap()
     };
-    assert_eq!(answer(vec![3.0, -4.0]), json!({ "vector": [0.6, -0.8] }));
-    assert_eq!(answer(vec![0.0, 0.0]), json!({ "vector": [0.0, 0.0] }));
+    assert_eq!(answer(vec![3.0, -4.0], true), json!({ "vector": [0.6, -0.8] }));
+    assert_eq!(answer(vec![3.0, -4.0], false), json!({ "vector": [3.0, -4.0] }));
+    assert_eq!(answer(vec![0.0, 0.0], true), json!({ "vector": [0.0, 0.0] }));
 }

@@ -55,7 +55,8 @@ impl Task for QuestionAnswering {
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
         let text = row.text(context.column("context"))?;
         let question = row.text(context.column("question"))?;
-        let windows = context.tokenizer.encode_windows(question, text, context.max_length, context.doc_stride);
+        let windows =
+            context.tokenizer.encode_windows(question, text, context.options.max_length, context.options.doc_stride);
         let span =
             if context.labelled { answers(row, context)?.into_iter().next().map(|a| (a.start, a.end)) } else { None };
         let example = |window: Encoding| {

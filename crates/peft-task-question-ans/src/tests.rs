@@ -1,8 +1,8 @@
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, TensorData};
 use peft_core::{
-    example::Overflow,
+    example::{EncodeOptions, Overflow},
     registry::find,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -58,17 +58,9 @@ fn row(line: usize, fields: Value) -> Row {
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
-    run(&EncodeContext {
-        tokenizer: &Letters,
-        info,
-        columns: &BTreeMap::new(),
-        max_length: 11,
-        overflow: Overflow::Truncate,
-        doc_stride: 2,
-        completion_only_loss: true,
-        assistant_only_loss: false,
-        labelled,
-    })
+    let options =
+        EncodeOptions { max_length: 11, overflow: Overflow::Truncate, doc_stride: 2, ..EncodeOptions::default() };
+    run(&EncodeContext { tokenizer: &Letters, info, options: &options, labelled })
 }
 
 fn question(context: &str, answers: Value) -> Row {

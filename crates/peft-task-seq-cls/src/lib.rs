@@ -119,7 +119,7 @@ impl Task for SequenceClassification {
 
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
         let pair = context.optional("text_pair", row).map(|column| row.text(column)).transpose()?;
-        let encoding = context.tokenizer.encode(row.text(context.column("text"))?, pair, context.max_length)?;
+        let encoding = context.tokenizer.encode(row.text(context.column("text"))?, pair, context.options.max_length)?;
         let Some(mut example) = context.example(row, &encoding)? else { return Ok(Vec::new()) };
         if context.labelled {
             let column = context.column("label");

@@ -1,8 +1,8 @@
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, TensorData};
 use peft_core::{
-    example::{Overflow, collate_labels},
+    example::{EncodeOptions, collate_labels},
     registry::find,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -63,17 +63,8 @@ fn info(labels: &[&str], problem: &str) -> ModelInfo {
 }
 
 fn with_context<T>(info: &ModelInfo, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
-    run(&EncodeContext {
-        tokenizer: &Letters,
-        info,
-        columns: &BTreeMap::new(),
-        max_length: 8,
-        overflow: Overflow::Raise,
-        doc_stride: 0,
-        completion_only_loss: true,
-        assistant_only_loss: false,
-        labelled: true,
-    })
+    let options = EncodeOptions { max_length: 8, ..EncodeOptions::default() };
+    run(&EncodeContext { tokenizer: &Letters, info, options: &options, labelled: true })
 }
 
 fn logits<const R: usize, const C: usize>(values: [[f32; C]; R]) -> Outputs {

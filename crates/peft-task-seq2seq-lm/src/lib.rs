@@ -36,10 +36,11 @@ impl Task for Seq2SeqLm {
 
     /// Labels are the target's tokens as the tokenizer makes them, closed by its end-of-text token.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
-        let source = context.tokenizer.encode(row.text(context.column("source"))?, None, context.max_length)?;
+        let source = context.tokenizer.encode(row.text(context.column("source"))?, None, context.options.max_length)?;
         let Some(mut example) = context.example(row, &source)? else { return Ok(Vec::new()) };
         if context.labelled {
-            let target = context.tokenizer.encode(row.text(context.column("target"))?, None, context.max_length)?;
+            let target =
+                context.tokenizer.encode(row.text(context.column("target"))?, None, context.options.max_length)?;
             let Some(Example { input_ids: mut ids, .. }) = context.example(row, &target)? else {
                 return Ok(Vec::new());
             };

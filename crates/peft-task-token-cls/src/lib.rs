@@ -55,7 +55,7 @@ impl Task for TokenClassification {
 
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
         let words = row.words(context.column("tokens"))?;
-        let encoding = context.tokenizer.encode_words(&words, context.max_length)?;
+        let encoding = context.tokenizer.encode_words(&words, context.options.max_length)?;
         let Some(mut example) = context.example(row, &encoding)? else { return Ok(Vec::new()) };
         example.word_starts = vec![example.input_ids.len(); words.len()];
         for (token, word) in encoding.words.iter().enumerate().rev() {

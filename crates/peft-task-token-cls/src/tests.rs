@@ -1,8 +1,8 @@
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, TensorData};
 use peft_core::{
-    example::{Overflow, collate_labels},
+    example::{EncodeOptions, Overflow, collate_labels},
     registry::find,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -59,17 +59,8 @@ fn info(labels: &[&str]) -> ModelInfo {
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
-    run(&EncodeContext {
-        tokenizer: &Pieces,
-        info,
-        columns: &BTreeMap::new(),
-        max_length: 7,
-        overflow: Overflow::Truncate,
-        doc_stride: 2,
-        completion_only_loss: true,
-        assistant_only_loss: false,
-        labelled,
-    })
+    let options = EncodeOptions { max_length: 7, overflow: Overflow::Truncate, ..EncodeOptions::default() };
+    run(&EncodeContext { tokenizer: &Pieces, info, options: &options, labelled })
 }
 
 const BIO: [&str; 5] = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"];
@@ -175,7 +166,7 @@ fn entities_are_judged_whole() {
 fn words_without_a_prediction_are_not_judged() {
     let cut = sentence("abc def ghi jkl mno pqr", "O O O O O B-PER");
     let data = [(cut, &[4.0, 4.0, 4.0, 4.0, 0.0, f32::NAN][..])];
-    let found: BTreeMap<_, _> = metrics(&info(&BIO), &data).into_iter().collect();
+    let found: std::collections::BTreeMap<_, _> = metrics(&info(&BIO), &data).into_iter().collect();
     assert_eq!((found["accuracy"], found["precision"], found["recall"]), (0.8, 0.0, 0.0));
 }
 

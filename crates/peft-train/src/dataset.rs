@@ -130,11 +130,6 @@ impl Dataset {
         order
     }
 
-    /// How many groups fill a batch of so many examples.
-    pub fn groups_per_batch(&self, batch_size: usize) -> usize {
-        (batch_size / self.bound).max(1)
-    }
-
     /// A number that changes with any token or label.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -263,7 +258,7 @@ mod tests {
     fn bound_examples_stay_together() {
         let data = dataset(5, 2);
         let sizes: Vec<_> = (0..data.groups()).map(|group| data.group(group).len()).collect();
-        assert_eq!((sizes, data.groups_per_batch(1), data.groups_per_batch(5)), (vec![2, 2, 1], 1, 2));
+        assert_eq!(sizes, [2, 2, 1]);
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Pass<'_> {
         let mut scores: Vec<Scores> = vec![Scores::new(); data.examples.len()];
         let (mut loss_sum, mut weight_sum) = (0.0, 0.0);
         let mut done = 0;
-        for groups in data.by_length().chunks(data.groups_per_batch(self.batch_size)) {
+        for groups in data.by_length().chunks(self.batch_size.max(1)) {
             let examples: Vec<&Example> = groups.iter().flat_map(|group| data.group(*group)).collect();
             let batch = batch(&examples, self.context.tokenizer, self.context.info, &self.device);
             let outputs = self.module.forward(&self.task.prepare(batch.inputs.clone()));

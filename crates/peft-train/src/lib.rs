@@ -14,6 +14,7 @@ mod gradients;
 pub mod labels;
 pub mod observer;
 pub mod packing;
+mod pooling;
 pub mod prepare;
 pub mod recipe;
 pub mod report;

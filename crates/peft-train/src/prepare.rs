@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use burn::tensor::Device;
 use peft::{
     BaseModel, Error as PeftError, ModelInfo, Task, TaskPlugin,
-    example::{EncodeContext, Overflow},
+    example::{EncodeContext, EncodeOptions, Pooling},
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions, Loaded},
@@ -19,6 +19,7 @@ use crate::{
     data::{Part, has_part, read_part},
     dataset,
     packing::check_kept_apart,
+    pooling,
     recipe::{DataArguments, RECIPE_FILE},
 };
 
@@ -43,65 +44,43 @@ pub struct Prepared {
     /// The evaluation rows.
     pub eval: Option<Dataset>,
     /// How rows become examples.
-    pub encoding: Encoding,
+    pub options: EncodeOptions,
 }
 
-/// How rows become examples, without the model and its tokenizer.
-#[derive(Debug, Clone)]
-pub struct Encoding {
-    /// Column names by role.
-    pub columns: BTreeMap<String, String>,
-    /// Most tokens of an example.
-    pub max_length: usize,
-    /// What happens to longer rows.
-    pub overflow: Overflow,
-    /// Tokens that neighbouring windows of a long context share.
-    pub doc_stride: usize,
-    /// Whether a prompt is only read, and its completion learnt.
-    pub completion_only_loss: bool,
-    /// Whether of a conversation only the assistant's turns are learnt.
-    pub assistant_only_loss: bool,
+impl Prepared {
+    /// What the task needs to turn labelled rows into examples.
+    pub fn context(&self) -> EncodeContext<'_> {
+        EncodeContext { tokenizer: &*self.tokenizer, info: &self.base.info, options: &self.options, labelled: true }
+    }
 }
 
-impl Encoding {
-    /// How the rows that an adapter was trained on became examples, from its folder's `recipe.toml`; the defaults if it has
-    /// none.
-    ///
-    /// # Errors
-    /// If the recipe is broken.
-    pub fn of_adapter(folder: &Path, info: &ModelInfo) -> Result<Self> {
-        let path = folder.join(RECIPE_FILE);
-        let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
-        let most = info.max_positions.unwrap_or(usize::MAX);
-        Ok(Self {
-            max_length: data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(most),
-            columns: data.columns,
-            overflow: data.overflow.into(),
-            doc_stride: data.doc_stride,
-            completion_only_loss: data.completion_only_loss,
-            assistant_only_loss: data.assistant_only_loss,
-        })
-    }
+/// How the rows that an adapter was trained on became examples, from its folder's `recipe.toml`; the defaults if it has none.
+///
+/// # Errors
+/// If the recipe is broken, or what the model's folder says of its pooling.
+pub fn options_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Result<EncodeOptions> {
+    let path = folder.join(RECIPE_FILE);
+    let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
+    let most = info.max_positions.unwrap_or(usize::MAX);
+    encode_options(&data, model, data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(most))
+}
 
-    /// What tasks need to turn rows into examples.
-    pub fn context<'a>(
-        &'a self,
-        tokenizer: &'a dyn Tokenizer,
-        info: &'a ModelInfo,
-        labelled: bool,
-    ) -> EncodeContext<'a> {
-        EncodeContext {
-            tokenizer,
-            info,
-            columns: &self.columns,
-            max_length: self.max_length,
-            overflow: self.overflow,
-            doc_stride: self.doc_stride,
-            completion_only_loss: self.completion_only_loss,
-            assistant_only_loss: self.assistant_only_loss,
-            labelled,
-        }
-    }
+fn encode_options(data: &DataArguments, model: &Path, max_length: usize) -> Result<EncodeOptions> {
+    let pooling = match data.pooling {
+        Some(pooling) => Some(pooling),
+        None => pooling::of_model(model)?,
+    };
+    Ok(EncodeOptions {
+        columns: data.columns.clone(),
+        max_length,
+        overflow: data.overflow,
+        doc_stride: data.doc_stride,
+        completion_only_loss: data.completion_only_loss,
+        assistant_only_loss: data.assistant_only_loss,
+        pooling: pooling.unwrap_or(Pooling::Mean),
+        normalize: data.normalize,
+        score_scale: data.score_scale,
+    })
 }
 
 /// Resolves a recipe: reads the rows, finds their classes, opens the base model with the task's head, encodes the rows.
@@ -130,7 +109,6 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
         }
         .into());
     };
-    task.task.check_trainable().map_err(|error| error.in_file(&recipe.path))?;
     let folder = recipe.model_folder();
     if !folder.exists() {
         let what = "the base model of the recipe, beside it or in the working directory".to_owned();
@@ -162,16 +140,10 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&folder)?);
 
     let max_length = max_length(recipe, &base.info)?;
-    let encoding = Encoding {
-        columns: recipe.data.columns.clone(),
-        max_length,
-        overflow: recipe.data.overflow.into(),
-        doc_stride: recipe.data.doc_stride,
-        completion_only_loss: recipe.data.completion_only_loss,
-        assistant_only_loss: recipe.data.assistant_only_loss,
-    };
-    let context = encoding.context(&*tokenizer, &base.info, true);
+    let options = encode_options(&recipe.data, &folder, max_length)?;
+    let context = EncodeContext { tokenizer: &*tokenizer, info: &base.info, options: &options, labelled: true };
     let train = Dataset::for_training(train, task.task, &context)?;
+    task.task.check_examples(&train.examples, &context).map_err(|error| error.in_file(&recipe.path))?;
     if train.summary.loss_tokens == 0 {
         let path = recipe.locate(&recipe.data.train);
         let problem = format!(
@@ -181,7 +153,6 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
         );
         return Err(PeftError::File { path, problem }.into());
     }
-    task.task.check_examples(&train.examples, &context)?;
     let train = if recipe.data.packing {
         check_packing(recipe, task)?;
         if weights {
@@ -193,7 +164,7 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     };
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
     let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
-    Ok(Prepared { base, initialised, task: task.task, tokenizer, labels, train, eval, encoding })
+    Ok(Prepared { base, initialised, task: task.task, tokenizer, labels, train, eval, options })
 }
 
 fn check_packing(recipe: &Recipe, task: &TaskPlugin) -> Result<()> {

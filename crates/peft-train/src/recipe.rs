@@ -21,9 +21,7 @@ use crate::{Error, Result};
 use document::{Document, Section};
 
 pub(crate) use arguments::FREE_ON_RESUME;
-pub use arguments::{
-    DataArguments, ModelArguments, OverflowRule, SchedulerType, Strategy, TrainingArguments, WeightType,
-};
+pub use arguments::{DataArguments, ModelArguments, SchedulerType, Strategy, TrainingArguments, WeightType};
 pub use document::Place;
 
 /// The name of the resolved recipe in an output folder.
@@ -236,6 +234,9 @@ fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<BTreeMap<
         "packing",
         "completion_only_loss",
         "assistant_only_loss",
+        "pooling",
+        "normalize",
+        "score_scale",
     ];
     section.check_keys(&keys.into_iter().chain(roles.iter().copied()).collect::<Vec<_>>())?;
 

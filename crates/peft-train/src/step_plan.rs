@@ -20,7 +20,7 @@ pub struct StepPlan {
 impl StepPlan {
     /// The steps that Transformers would do.
     pub fn new(arguments: &TrainingArguments, data: &Dataset) -> Self {
-        let groups_per_batch = data.groups_per_batch(arguments.per_device_train_batch_size);
+        let groups_per_batch = arguments.per_device_train_batch_size.max(1);
         let batches_per_epoch = data.groups().div_ceil(groups_per_batch);
         let steps_per_epoch = batches_per_epoch.div_ceil(arguments.gradient_accumulation_steps).max(1);
         let by_epochs = (arguments.num_train_epochs * steps_per_epoch as f64).ceil() as usize;

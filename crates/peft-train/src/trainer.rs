@@ -337,7 +337,7 @@ impl Run<'_> {
     /// The metrics of the adapter as it is now; none without evaluation rows.
     fn measure(&self, observer: &mut dyn Observer) -> Result<Option<Metrics>> {
         let Some(data) = &self.prepared.eval else { return Ok(None) };
-        let context = self.prepared.encoding.context(&*self.prepared.tokenizer, &self.prepared.base.info, true);
+        let context = self.prepared.context();
         let batch_size = self.recipe.training.per_device_eval_batch_size;
         evaluate(&self.model, data, &context, batch_size, observer).map(Some)
     }

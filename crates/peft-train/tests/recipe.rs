@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
+use peft::example::Overflow;
 use peft_train::{
     Recipe,
-    recipe::{OverflowRule, SchedulerType, Strategy as When, WeightType},
+    recipe::{SchedulerType, Strategy as When, WeightType},
 };
 use proptest::prelude::*;
 
@@ -53,7 +54,7 @@ fn a_recipe_is_read_with_the_defaults_of_transformers() {
     assert_eq!(recipe.adapter.options["r"], 4);
     assert_eq!(recipe.adapter.options["lora_alpha"], 8);
     assert_eq!(recipe.data.columns["text"], "sentence");
-    assert_eq!((recipe.data.max_length, recipe.data.overflow), (Some(64), OverflowRule::Raise));
+    assert_eq!((recipe.data.max_length, recipe.data.overflow), (Some(64), Overflow::Raise));
     let training = &recipe.training;
     assert_eq!(training.learning_rate, 2e-4);
     assert_eq!((training.num_train_epochs, training.max_steps, training.seed), (3.0, -1, 42));

@@ -247,7 +247,7 @@ fn the_best_adapter_is_the_result_if_asked_for() {
     let recipe = bench.recipe("best", &[]);
     let prepared = prepare(&recipe, &Device::flex()).unwrap();
     let model = PeftModel::from_pretrained(prepared.base.clone(), &bench.out("best"), &Device::flex()).unwrap();
-    let context = prepared.encoding.context(&*prepared.tokenizer, &prepared.base.info, true);
+    let context = prepared.context();
     let data = prepared.eval.as_ref().unwrap();
     let metrics = peft_train::evaluate::evaluate(&model, data, &context, 3, &mut Silent).unwrap();
     assert!((metrics["eval_loss"] - lowest).abs() < 1e-5, "{metrics:?} {lowest}");
@@ -283,14 +283,24 @@ fn rows_without_anything_to_learn_end_before_the_first_step() {
 }
 
 #[test]
-fn a_task_without_a_loss_is_refused_before_anything_is_read() {
+fn pairs_of_texts_learn_the_cosine_that_their_score_says() {
     let bench = Bench::new();
-    let overrides = ["adapter.task_type=FEATURE_EXTRACTION", "data.train=nowhere.tsv"];
-    let recipe = RECIPE.replace("eval = \"train.jsonl\"\n", "");
-    fs::write(bench.out("recipe.toml"), recipe).unwrap();
-    let error = prepare(&bench.recipe("out", &overrides), &Device::flex()).unwrap_err();
-    assert_eq!(error.exit_code(), 2, "{error}");
-    assert!(error.to_string().contains("recipe.toml: `task_type`: FEATURE_EXTRACTION has no loss"), "{error}");
+    let pairs =
+        [("good day", "good day", 5), ("bad night", "the sun", 0), ("rain", "rain", 5), ("why", "a good day", 1)];
+    let rows = pairs.map(|(text, pair, score)| format!("{text}\t{pair}\t{score}\n")).concat();
+    fs::write(bench.out("pairs.tsv"), format!("text\ttext_pair\tscore\n{rows}")).unwrap();
+    fs::write(bench.out("singles.tsv"), "text\ngood day\n").unwrap();
+    let pairs = ["adapter.task_type=FEATURE_EXTRACTION", "data.train=pairs.tsv", "data.eval=pairs.tsv"];
+    let error = prepare(&bench.recipe("out", &pairs), &Device::flex()).unwrap_err();
+    assert!(error.to_string().contains("recipe.toml: `score_scale`") && error.exit_code() == 2, "{error}");
+    let singles = ["adapter.task_type=FEATURE_EXTRACTION", "data.train=singles.tsv", "data.eval=singles.tsv"];
+    let error = prepare(&bench.recipe("out", &singles), &Device::flex()).unwrap_err();
+    assert!(error.to_string().contains("`text_pair` and `score`") && error.exit_code() == 3, "{error}");
+
+    let scaled = [&pairs[..], &["data.score_scale=5", "training.max_steps=20"]].concat();
+    let report = bench.run("out", &scaled);
+    let first = bench.log("out").iter().find_map(|line| line.get("eval_loss")?.as_f64()).unwrap();
+    assert!(report.metrics["eval_loss"] < first && report.metrics["pearson"] > 0.9, "{first} {:?}", report.metrics);
 }
 
 #[test]

@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 use peft::{
     ModelInfo, PeftModel, Task,
-    example::{EncodeContext, Overflow},
+    example::{EncodeContext, EncodeOptions, Overflow, Pooling},
     models::HfTokenizer,
 };
 use peft_train::{
     Dataset, Silent,
     data::{Part, read_part},
     evaluate::evaluate,
-    prepare::Encoding,
-    recipe::OverflowRule,
+    prepare::options_of_adapter,
 };
 use serde_json::{Value, json};
 
@@ -71,11 +70,17 @@ pub(crate) struct DataArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     max_length: Option<usize>,
     /// What happens to a longer row: raise, truncate or drop.
-    #[arg(long, value_name = "RULE", value_parser = overflow)]
-    overflow: Option<OverflowRule>,
+    #[arg(long, value_name = "RULE", value_parser = word::<Overflow>)]
+    overflow: Option<Overflow>,
     /// Tokens that neighbouring windows of a long context share.
     #[arg(long, value_name = "N")]
     doc_stride: Option<usize>,
+    /// How the states of a text's tokens become one vector: mean, cls, last or max.
+    #[arg(long, value_name = "HOW", value_parser = word::<Pooling>)]
+    pooling: Option<Pooling>,
+    /// Leave vectors as long as they are.
+    #[arg(long)]
+    no_normalize: bool,
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -87,14 +92,15 @@ fn column(text: &str) -> Result<(String, String), String> {
     Ok((role.to_owned(), name.to_owned()))
 }
 
-fn overflow(text: &str) -> Result<OverflowRule, String> {
-    serde_json::from_value(text.into()).map_err(|_| "must be raise, truncate or drop".to_owned())
+/// A word of an enumeration; the error is serde's, which lists the words.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
 }
 
 /// Rows made ready for a model.
 pub(crate) struct Opened {
     tokenizer: HfTokenizer,
-    encoding: Encoding,
+    options: EncodeOptions,
     labelled: bool,
     pub(crate) data: Dataset,
 }
@@ -102,7 +108,8 @@ pub(crate) struct Opened {
 impl Opened {
     /// What the task needs beside the rows.
     pub(crate) fn context<'a>(&'a self, model: &'a PeftModel) -> EncodeContext<'a> {
-        self.encoding.context(&self.tokenizer, &model.base().info, self.labelled)
+        let (tokenizer, info) = (&self.tokenizer, &model.base().info);
+        EncodeContext { tokenizer, info, options: &self.options, labelled: self.labelled }
     }
 }
 
@@ -126,18 +133,18 @@ impl DataArgs {
             found => found?,
         };
         let info = &model.base().info;
-        let mut encoding = Encoding::of_adapter(&folder, info)?;
-        self.adjust(&mut encoding, plugin.task, info)?;
-        if !labelled && encoding.overflow == Overflow::Drop {
+        let mut options = options_of_adapter(&folder, &args.model, info)?;
+        self.adjust(&mut options, plugin.task, info)?;
+        if !labelled && options.overflow == Overflow::Drop {
             // One line an input.
-            encoding.overflow = Overflow::Truncate;
+            options.overflow = Overflow::Truncate;
         }
-        let context = encoding.context(&tokenizer, info, labelled);
+        let context = EncodeContext { tokenizer: &tokenizer, info, options: &options, labelled };
         let data = Dataset::for_evaluation(read_part(&self.data, Part::Test)?, plugin.task, &context)?;
-        Ok(Opened { tokenizer, encoding, labelled, data })
+        Ok(Opened { tokenizer, options, labelled, data })
     }
 
-    fn adjust(&self, encoding: &mut Encoding, task: &dyn Task, info: &ModelInfo) -> Result<(), CliError> {
+    fn adjust(&self, options: &mut EncodeOptions, task: &dyn Task, info: &ModelInfo) -> Result<(), CliError> {
         for (role, name) in &self.column {
             let roles: Vec<_> = task.columns().iter().map(|column| column.role).collect();
             if !roles.contains(&role.as_str()) {
@@ -145,16 +152,18 @@ impl DataArgs {
                     format!("--column {role}={name}: the task has no such column; its columns: {}", roles.join(", "));
                 return Err(CliError::Usage(problem));
             }
-            encoding.columns.insert(role.clone(), name.clone());
+            options.columns.insert(role.clone(), name.clone());
         }
         if let (Some(wanted), Some(most)) = (self.max_length, info.max_positions)
             && wanted > most
         {
             return Err(CliError::Usage(format!("--max-length {wanted} is more than the model's {most} positions")));
         }
-        encoding.max_length = self.max_length.unwrap_or(encoding.max_length);
-        encoding.overflow = self.overflow.map_or(encoding.overflow, Into::into);
-        encoding.doc_stride = self.doc_stride.unwrap_or(encoding.doc_stride);
+        options.max_length = self.max_length.unwrap_or(options.max_length);
+        options.overflow = self.overflow.unwrap_or(options.overflow);
+        options.doc_stride = self.doc_stride.unwrap_or(options.doc_stride);
+        options.pooling = self.pooling.unwrap_or(options.pooling);
+        options.normalize &= !self.no_normalize;
         Ok(())
     }
 }

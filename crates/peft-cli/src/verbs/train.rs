@@ -90,7 +90,7 @@ fn dry_run(recipe: &Recipe, prepared: &Prepared, globals: &Globals) -> Result<()
             "train": prepared.train.summary,
             "eval": prepared.eval.as_ref().map(|eval| &eval.summary),
             "labels": prepared.labels.as_ref().map(|labels| &labels.labels),
-            "max_length": prepared.encoding.max_length,
+            "max_length": prepared.options.max_length,
             "steps": plan.total,
             "warmup_steps": schedule.warmup,
             "recipe": recipe.to_map(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::DType;
-use peft::example::Overflow;
+use peft::example::{Overflow, Pooling};
 use serde::{Deserialize, Serialize};
 
 /// A key and what is wrong with its value.
@@ -57,7 +57,7 @@ pub struct DataArguments {
     /// Most tokens of an example; the model's positions, at most 1024, when absent.
     pub max_length: Option<usize>,
     /// What happens to longer rows.
-    pub overflow: OverflowRule,
+    pub overflow: Overflow,
     /// Tokens that neighbouring windows of a long context share.
     pub doc_stride: usize,
     /// Whether examples are packed into sequences of `max_length`, each still seeing only itself.
@@ -66,6 +66,12 @@ pub struct DataArguments {
     pub completion_only_loss: bool,
     /// Whether of a conversation only the assistant's turns are learnt.
     pub assistant_only_loss: bool,
+    /// How the states of a text's tokens become one vector; what the model's folder says, else the mean, when absent.
+    pub pooling: Option<Pooling>,
+    /// Whether vectors are answered with length one.
+    pub normalize: bool,
+    /// What the scores of pairs are divided by, so that they are cosines.
+    pub score_scale: f64,
     /// Column names by role, as far as they differ from the role's own name.
     #[serde(flatten)]
     pub columns: BTreeMap<String, String>,
@@ -78,34 +84,15 @@ impl Default for DataArguments {
             eval: None,
             eval_split: None,
             max_length: None,
-            overflow: OverflowRule::Raise,
+            overflow: Overflow::Raise,
             doc_stride: 128,
             packing: false,
             completion_only_loss: true,
             assistant_only_loss: false,
+            pooling: None,
+            normalize: true,
+            score_scale: 1.0,
             columns: BTreeMap::new(),
-        }
-    }
-}
-
-/// The words for [`Overflow`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OverflowRule {
-    /// An error that names the row.
-    Raise,
-    /// The row is cut.
-    Truncate,
-    /// The row is left out.
-    Drop,
-}
-
-impl From<OverflowRule> for Overflow {
-    fn from(rule: OverflowRule) -> Self {
-        match rule {
-            OverflowRule::Raise => Self::Raise,
-            OverflowRule::Truncate => Self::Truncate,
-            OverflowRule::Drop => Self::Drop,
         }
     }
 }
@@ -322,6 +309,9 @@ impl DataArguments {
         }
         if self.max_length == Some(0) {
             return Err(("max_length", "must be at least 1, found 0".to_owned()));
+        }
+        if !(self.score_scale.is_finite() && self.score_scale > 0.0) {
+            return Err(("score_scale", format!("must be a number above 0, found {}", self.score_scale)));
         }
         Ok(())
     }
