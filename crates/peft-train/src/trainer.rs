@@ -206,6 +206,9 @@ impl Run<'_> {
     fn all_steps(&mut self, log: &TrainerLog, options: &TrainOptions, observer: &mut dyn Observer) -> Result<()> {
         let arguments = &self.recipe.training;
         let (eval_strategy, eval_steps) = arguments.evaluation();
+        if arguments.eval_on_start && self.state.global_step == 0 {
+            self.evaluate(log, observer)?;
+        }
         while self.state.global_step < self.plan.total {
             let started = Instant::now();
             let number = self.state.global_step;

@@ -297,7 +297,7 @@ fn pairs_of_texts_learn_the_cosine_that_their_score_says() {
     let error = prepare(&bench.recipe("out", &singles), &Device::flex()).unwrap_err();
     assert!(error.to_string().contains("`text_pair` and `score`") && error.exit_code() == 3, "{error}");
 
-    let scaled = [&pairs[..], &["data.score_scale=5", "training.max_steps=20"]].concat();
+    let scaled = [&pairs[..], &["data.score_scale=5", "training.eval_on_start=true", "training.max_steps=20"]].concat();
     let report = bench.run("out", &scaled);
     let first = bench.log("out").iter().find_map(|line| line.get("eval_loss")?.as_f64()).unwrap();
     assert!(report.metrics["eval_loss"] < first && report.metrics["pearson"] > 0.9, "{first} {:?}", report.metrics);

@@ -165,6 +165,8 @@ pub struct TrainingArguments {
     pub eval_strategy: Option<Strategy>,
     /// Steps between two evaluations; `logging_steps` when absent.
     pub eval_steps: Option<usize>,
+    /// Whether to evaluate before the first step too: what the base model does with a fresh adapter and head.
+    pub eval_on_start: bool,
     /// When to write a checkpoint.
     pub save_strategy: Strategy,
     /// Steps between two checkpoints.
@@ -202,6 +204,7 @@ impl Default for TrainingArguments {
             logging_steps: 500,
             eval_strategy: None,
             eval_steps: None,
+            eval_on_start: false,
             save_strategy: Strategy::Steps,
             save_steps: 500,
             save_total_limit: None,
@@ -219,6 +222,7 @@ pub(crate) const FREE_ON_RESUME: &[&str] = &[
     "per_device_eval_batch_size",
     "logging_steps",
     "eval_strategy",
+    "eval_on_start",
     "eval_steps",
     "save_strategy",
     "save_steps",
