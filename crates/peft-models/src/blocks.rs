@@ -5,18 +5,34 @@
 
 mod activation;
 mod attention;
+mod decoder;
+mod decoder_heads;
 mod dropout;
 mod embedding;
 mod fields;
+mod gated_mlp;
+mod layer_type;
 mod layers;
 mod mask;
+mod pre_norm_layer;
+mod rms_norm;
 mod rotary;
+mod rotary_attention;
+mod sandwich_layer;
 
 pub use activation::Activation;
 pub use attention::{Heads, Scores, attend};
+pub use decoder::{Decoder, DecoderContext, DecoderLayer, DecoderSizes, Sight, View};
+pub use decoder_heads::{CausalBackbone, CausalModel, class_name};
 pub use dropout::dropout;
 pub use embedding::{embed, last_token, past_length, positions, split_span_logits};
 pub use fields::Fields;
+pub use gated_mlp::GatedMlp;
+pub use layer_type::LayerType;
 pub use layers::Layers;
 pub use mask::AttentionMask;
+pub use pre_norm_layer::PreNormLayer;
+pub use rms_norm::RmsNorm;
 pub use rotary::{Rotary, RotaryTables};
+pub use rotary_attention::{AttentionOptions, RotaryAttention, RotaryHeads};
+pub use sandwich_layer::SandwichLayer;

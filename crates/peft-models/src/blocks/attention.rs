@@ -18,6 +18,11 @@ pub struct Heads {
 }
 
 impl Heads {
+    /// Dimensions of all heads together.
+    pub fn width(self) -> usize {
+        self.count * self.dim
+    }
+
     /// `[batch, sequence, count · dim]` to `[batch, count, sequence, dim]`, without a copy.
     pub fn split(self, x: Tensor<3>) -> Tensor<4> {
         let [batch, length, _] = x.dims();
@@ -27,7 +32,7 @@ impl Heads {
     /// `[batch, count, sequence, dim]` to `[batch, sequence, count · dim]`.
     pub fn merge(self, x: Tensor<4>) -> Tensor<3> {
         let [batch, _, length, _] = x.dims();
-        x.swap_dims(1, 2).reshape([batch, length, self.count * self.dim])
+        x.swap_dims(1, 2).reshape([batch, length, self.width()])
     }
 }
 

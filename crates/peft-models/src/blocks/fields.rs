@@ -51,7 +51,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// [`Error::Config`].
     pub fn float(&self, key: &str) -> Result<f64> {
-        Self::required(key, "a number", self.read(key, "a number", Value::as_f64)?)
+        Self::required(key, "a number", self.optional_float(key)?)
     }
 
     /// A finite number with a default.
@@ -59,7 +59,32 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// [`Error::Config`].
     pub fn float_or(&self, key: &str, default: f64) -> Result<f64> {
-        Ok(self.read(key, "a number", Value::as_f64)?.unwrap_or(default))
+        Ok(self.optional_float(key)?.unwrap_or(default))
+    }
+
+    /// A finite number that may be absent.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn optional_float(&self, key: &str) -> Result<Option<f64>> {
+        self.read(key, "a number", Value::as_f64)
+    }
+
+    /// A list of numbers.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn floats(&self, key: &str) -> Result<Vec<f64>> {
+        let list = |value: &Value| value.as_array()?.iter().map(Value::as_f64).collect();
+        Self::required(key, "a list of numbers", self.read(key, "a list of numbers", list)?)
+    }
+
+    /// A list of texts.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
+        self.read(key, "a list of texts", |value| value.as_array()?.iter().map(Value::as_str).collect())
     }
 
     /// A probability below 1, as dropout needs it, with a default.

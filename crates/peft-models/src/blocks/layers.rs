@@ -2,9 +2,12 @@
 
 use burn::{
     module::Param,
-    nn::{Dropout, Embedding, Initializer, LayerNorm, LayerNormConfig, Linear, RmsNorm, RmsNormConfig},
+    nn::{Dropout, Embedding, Initializer, LayerNorm, LayerNormConfig, Linear},
     tensor::Device,
 };
+use peft_core::Result;
+
+use super::{Fields, RmsNorm};
 
 /// Makes layers whose parameters take no memory until they are loaded or used, and never require a gradient: the gradient
 /// of a frozen weight is as large as the weight.
@@ -16,7 +19,15 @@ pub struct Layers<'a> {
     pub std: f64,
 }
 
-impl Layers<'_> {
+impl<'a> Layers<'a> {
+    /// For a device, with the configuration's `initializer_range`.
+    ///
+    /// # Errors
+    /// [`peft_core::Error::Config`] if that is no number.
+    pub fn new(fields: Fields<'_>, device: &'a Device) -> Result<Self> {
+        Ok(Self { device, std: fields.float_or("initializer_range", 0.02)? })
+    }
+
     /// `x W + b`.
     pub fn linear(&self, d_in: usize, d_out: usize, bias: bool) -> Linear {
         let bias = bias.then(|| Initializer::Zeros.init([d_out], self.device).set_require_grad(false));
@@ -38,9 +49,14 @@ impl Layers<'_> {
 
     /// Root-mean-square normalisation.
     pub fn rms_norm(&self, dimensions: usize, epsilon: f64) -> RmsNorm {
-        let mut norm = RmsNormConfig::new(dimensions).with_epsilon(epsilon).init(self.device);
-        norm.gamma = norm.gamma.set_require_grad(false);
-        norm
+        let weight = Initializer::Ones.init([dimensions], self.device).set_require_grad(false);
+        RmsNorm { weight, epsilon, offset: 0.0 }
+    }
+
+    /// Root-mean-square normalisation whose weight is stored as its distance from 1, as in Gemma.
+    pub fn rms_norm_around_one(&self, dimensions: usize, epsilon: f64) -> RmsNorm {
+        let weight = Initializer::Zeros.init([dimensions], self.device).set_require_grad(false);
+        RmsNorm { weight, epsilon, offset: 1.0 }
     }
 
     /// Dropout, off until training switches it on.

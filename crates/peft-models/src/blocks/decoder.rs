@@ -1,0 +1,173 @@
+//! The trunk of decoders with rotary positions: words, layers, a last norm, and what all layers of a pass share.
+
+use burn::{
+    module::{Module, ModuleDisplay},
+    nn::Embedding,
+    tensor::Tensor,
+};
+use peft_core::{Forward, Inputs, Outputs, PastKeyValues, Result};
+
+use super::{
+    AttentionMask, CausalBackbone, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables, embed, past_length,
+    positions,
+};
+
+/// The sizes of a decoder, as the configurations of Llama and its kin have them.
+#[derive(Debug, Clone, Copy)]
+pub struct DecoderSizes {
+    /// `vocab_size`.
+    pub vocab: usize,
+    /// `hidden_size`.
+    pub hidden: usize,
+    /// `intermediate_size`: the width inside a feed-forward block.
+    pub inner: usize,
+    /// `num_hidden_layers`.
+    pub n_layers: usize,
+    /// `num_attention_heads` of `head_dim`.
+    pub heads: Heads,
+    /// `num_key_value_heads` of `head_dim`.
+    pub key_heads: Heads,
+}
+
+impl DecoderSizes {
+    /// Reads the sizes; where there is no `head_dim` it is the family's, or the heads divide the hidden state.
+    ///
+    /// # Errors
+    /// [`peft_core::Error::Config`] for a size that is missing or heads that do not divide.
+    pub fn read(fields: Fields<'_>, head_dim: Option<usize>) -> Result<Self> {
+        let hidden = fields.size("hidden_size")?;
+        let count = fields.size("num_attention_heads")?;
+        let key_count = fields.optional_size("num_key_value_heads")?.unwrap_or(count);
+        if !count.is_multiple_of(key_count) {
+            let problem = format!("{key_count} key heads do not divide the {count} num_attention_heads");
+            return Err(Fields::error("num_key_value_heads", problem));
+        }
+        let dim = match fields.optional_size("head_dim")?.or(head_dim) {
+            Some(dim) => dim,
+            None if hidden.is_multiple_of(count) => hidden / count,
+            None => {
+                let problem = format!("{count} heads do not divide the hidden_size {hidden}, and there is no head_dim");
+                return Err(Fields::error("num_attention_heads", problem));
+            }
+        };
+        Ok(Self {
+            vocab: fields.size("vocab_size")?,
+            hidden,
+            inner: fields.size("intermediate_size")?,
+            n_layers: fields.size("num_hidden_layers")?,
+            heads: Heads { count, dim },
+            key_heads: Heads { count: key_count, dim },
+        })
+    }
+}
+
+/// A layer of a [`Decoder`].
+pub trait DecoderLayer: Module + ModuleDisplay + 'static {
+    /// The next hidden state.
+    ///
+    /// # Shapes
+    /// - `hidden`, returned: `[batch, sequence, hidden]`
+    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext<'_>) -> Tensor<3>;
+}
+
+/// The backbone: `LlamaModel` and its kin, by the names of their tensors.
+#[derive(Module, Debug)]
+pub struct Decoder<L: DecoderLayer> {
+    embed_tokens: Embedding,
+    layers: Vec<L>,
+    norm: RmsNorm,
+    #[module(skip)]
+    sight: Sight,
+}
+
+/// What a decoder's layers see of the tokens before, and how they tell their positions.
+#[derive(Debug, Clone)]
+pub struct Sight {
+    /// Words are multiplied by it: 1, or `√hidden` in Gemma.
+    pub word_scale: f64,
+    /// Positions.
+    pub rotary: Rotary,
+    /// How many tokens a sliding layer sees, itself the last.
+    pub window: Option<usize>,
+    /// Positions in sliding layers, where they differ.
+    pub sliding_rotary: Option<Rotary>,
+}
+
+impl Sight {
+    /// Of a decoder that sees everything before.
+    pub fn new(rotary: Rotary) -> Self {
+        Self { word_scale: 1.0, rotary, window: None, sliding_rotary: None }
+    }
+}
+
+impl<L: DecoderLayer> Decoder<L> {
+    /// A decoder of these layers and this last norm.
+    pub fn new(make: &Layers<'_>, sizes: &DecoderSizes, sight: Sight, layers: Vec<L>, norm: RmsNorm) -> Self {
+        Self { embed_tokens: make.embedding(sizes.vocab, sizes.hidden), layers, norm, sight }
+    }
+}
+
+impl<L: DecoderLayer> CausalBackbone for Decoder<L> {
+    fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        let hidden = embed(&self.embed_tokens, inputs)?;
+        let hidden = match inputs.inputs_embeds {
+            None if self.sight.word_scale != 1.0 => hidden * self.sight.word_scale,
+            _ => hidden,
+        };
+        let context = DecoderContext::new(&self.sight, inputs, &hidden);
+        let hidden = self.layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &context));
+        Some(self.norm.forward(hidden))
+    }
+
+    fn words(&self) -> &Embedding {
+        &self.embed_tokens
+    }
+}
+
+impl<L: DecoderLayer> Forward for Decoder<L> {
+    fn forward(&self, inputs: &Inputs) -> Outputs {
+        self.last_hidden_state(inputs)
+    }
+}
+
+/// What all layers of one forward pass share.
+#[derive(Debug)]
+pub struct DecoderContext<'a> {
+    full: View,
+    sliding: Option<View>,
+    /// Keys and values of what stands before the input.
+    pub past: Option<&'a PastKeyValues>,
+}
+
+/// What a layer may look at, and where that is.
+#[derive(Debug)]
+pub struct View {
+    /// Which tokens.
+    pub mask: AttentionMask,
+    /// The rotations of their positions.
+    pub tables: RotaryTables,
+}
+
+impl<'a> DecoderContext<'a> {
+    fn new(sight: &Sight, inputs: &'a Inputs, hidden: &Tensor<3>) -> Self {
+        let places = positions(inputs, hidden);
+        let tables = |rotary: &Rotary| rotary.tables(places.clone(), hidden.dtype(), &hidden.device().inner());
+        let full = View {
+            mask: AttentionMask::causal(inputs.attention_mask.as_ref(), hidden, past_length(inputs)),
+            tables: tables(&sight.rotary),
+        };
+        let sliding = sight.window.map(|window| View {
+            mask: full.mask.within(window),
+            tables: sight.sliding_rotary.as_ref().map_or_else(|| full.tables.clone(), tables),
+        });
+        Self { full, sliding, past: inputs.past_key_values.as_ref() }
+    }
+
+    /// What a layer of this type looks at.
+    pub fn view(&self, layer_type: LayerType) -> &View {
+        match (layer_type, &self.sliding) {
+            (LayerType::Sliding, Some(sliding)) => sliding,
+            _ => &self.full,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The heads of causal decoders, one for all families.
+//!
+//! A family writes its backbone, implements [`CausalBackbone`] and [`Forward`] for it, and builds with
+//! [`CausalModel::with_head`]. The heads' fields are named as Llama's are; a family whose checkpoints name them differently
+//! says so in [`ModelInfo::segments`]: `[("model", "gpt_neox"), ("score", "classifier")]`.
+
+use std::sync::Arc;
+
+use burn::{
+    module::{Module, ModuleDisplay, Param},
+    nn::{Dropout, Embedding, Linear},
+    tensor::Tensor,
+};
+use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear};
+
+use super::{Fields, Layers, dropout, last_token, split_span_logits};
+
+/// A decoder without a head.
+pub trait CausalBackbone: Module + ModuleDisplay + Forward + 'static {
+    /// The last hidden state, `[batch, sequence, hidden]`; none without input.
+    fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>>;
+
+    /// The table of words, as wide as what [`decode`](Self::decode) gives: a tied output layer shares it.
+    fn words(&self) -> &Embedding;
+
+    /// What the backbone gives as a model by itself.
+    fn last_hidden_state(&self, inputs: &Inputs) -> Outputs {
+        match self.decode(inputs) {
+            Some(hidden) => Outputs::new().with("last_hidden_state", hidden),
+            None => Outputs::new(),
+        }
+    }
+}
+
+/// The name of a class as most families have it: the family's name, then `Model`, `ForCausalLM`, ….
+pub fn class_name(family: &str, class: &AutoClass) -> String {
+    match class.as_str().strip_prefix("AutoModel") {
+        Some(head) if !head.is_empty() => format!("{family}{head}"),
+        _ => format!("{family}Model"),
+    }
+}
+
+/// A backbone and what its family says of it, to be given a head.
+#[derive(Debug)]
+pub struct CausalModel<B> {
+    /// The decoder.
+    pub backbone: B,
+    /// The family's facts; those that follow from the head are filled in with it.
+    pub info: ModelInfo,
+    /// The table of words, as named inside the backbone: `embed_tokens`.
+    pub words: &'static str,
+    /// Whether the output layer is the table of words: `tie_word_embeddings`.
+    pub tied: bool,
+    /// Logits of words become `cap · tanh(logits / cap)`: `final_logit_softcapping`.
+    pub soft_cap: Option<f64>,
+}
+
+/// `model` and `lm_head`.
+#[derive(Module, Debug)]
+struct CausalLM<B: CausalBackbone> {
+    model: B,
+    lm_head: Linear,
+    #[module(skip)]
+    soft_cap: Option<f64>,
+}
+
+/// `model` and `score`, which reads each row's last token.
+#[derive(Module, Debug)]
+struct SequenceClassification<B: CausalBackbone> {
+    model: B,
+    score: Linear,
+    #[module(skip)]
+    pad_token_id: Option<i64>,
+}
+
+/// `model` and `score`, which reads each token.
+#[derive(Module, Debug)]
+struct TokenClassification<B: CausalBackbone> {
+    model: B,
+    dropout: Dropout,
+    score: Linear,
+}
+
+/// `model` and `qa_outputs`.
+#[derive(Module, Debug)]
+struct QuestionAnswering<B: CausalBackbone> {
+    model: B,
+    qa_outputs: Linear,
+}
+
+impl<B: CausalBackbone> CausalModel<B> {
+    /// The model with the head of `class`; the backbone itself for a class that is none of the four heads.
+    ///
+    /// # Errors
+    /// [`peft_core::Error::Config`] if the head's dropout is none.
+    pub fn with_head(self, class: &AutoClass, layers: &Layers<'_>) -> Result<BaseModel> {
+        let Self { backbone: model, mut info, words, tied, soft_cap } = self;
+        let renamed = info.segments.iter().find(|(field, _)| *field == "model");
+        info.base_model_prefix = renamed.map_or("model", |(_, name)| name);
+        info.input_embedding = Some(format!("{}.{words}", info.base_model_prefix));
+        let [vocab, width] = model.words().weight.lazy_shape().dims();
+        let labels = info.num_labels();
+        if *class == AutoClass::CAUSAL_LM {
+            let head = info.rename("lm_head");
+            let lm_head = if tied {
+                info.tied = vec![(format!("{head}.weight"), format!("{}.{words}.weight", info.base_model_prefix))];
+                shared(model.words(), layers)
+            } else {
+                layers.linear(width, vocab, false)
+            };
+            info.output_embedding = Some(head);
+            Ok(BaseModel { module: Box::new(CausalLM { model, lm_head, soft_cap }), info: Arc::new(info) })
+        } else if *class == AutoClass::SEQUENCE_CLASSIFICATION {
+            info.head_modules = vec![info.rename("score")];
+            info.pools_last_token = true;
+            let (score, pad_token_id) = (layers.linear(width, labels, false), info.pad_token_id());
+            let module = SequenceClassification { model, score, pad_token_id };
+            Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+        } else if *class == AutoClass::TOKEN_CLASSIFICATION {
+            info.head_modules = vec![info.rename("score")];
+            let fields = Fields(&info.config);
+            let drop = fields.probability_or("classifier_dropout", fields.probability_or("hidden_dropout", 0.1)?)?;
+            let (dropout, score) = (layers.dropout(drop), layers.linear(width, labels, true));
+            let module = TokenClassification { model, dropout, score };
+            Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+        } else if *class == AutoClass::QUESTION_ANSWERING {
+            info.head_modules = vec![info.rename("qa_outputs")];
+            let module = QuestionAnswering { model, qa_outputs: layers.linear(width, 2, true) };
+            Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+        } else {
+            info.input_embedding = Some(words.to_owned());
+            Ok(BaseModel { module: Box::new(model), info: Arc::new(info) })
+        }
+    }
+}
+
+/// An output layer whose weight is the embedding's table, of the same identity and in the same memory.
+fn shared(embedding: &Embedding, layers: &Layers<'_>) -> Linear {
+    let table = embedding.weight.clone();
+    let [entries, dimensions] = table.lazy_shape().dims();
+    let id = table.id;
+    let shape = [dimensions, entries].into();
+    let weight = Param::uninitialized(id, move |_, _| table.base().transpose(), layers.device.clone(), false, shape);
+    Linear { weight, bias: None }
+}
+
+impl<B: CausalBackbone> Forward for CausalLM<B> {
+    fn forward(&self, inputs: &Inputs) -> Outputs {
+        let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
+        let logits = adapted_linear(&self.lm_head, hidden);
+        let logits = match self.soft_cap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        };
+        Outputs::new().with("logits", logits)
+    }
+}
+
+impl<B: CausalBackbone> Forward for SequenceClassification<B> {
+    fn forward(&self, inputs: &Inputs) -> Outputs {
+        let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
+        let ids = inputs.input_ids.as_ref().filter(|_| inputs.inputs_embeds.is_none());
+        let pooled = last_token(hidden, ids, self.pad_token_id);
+        Outputs::new().with("logits", adapted_linear(&self.score, pooled))
+    }
+}
+
+impl<B: CausalBackbone> Forward for TokenClassification<B> {
+    fn forward(&self, inputs: &Inputs) -> Outputs {
+        let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
+        Outputs::new().with("logits", adapted_linear(&self.score, dropout(&self.dropout, hidden)))
+    }
+}
+
+impl<B: CausalBackbone> Forward for QuestionAnswering<B> {
+    fn forward(&self, inputs: &Inputs) -> Outputs {
+        let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
+        let (start, end) = split_span_logits(adapted_linear(&self.qa_outputs, hidden));
+        Outputs::new().with("start_logits", start).with("end_logits", end)
+    }
+}
