@@ -17,6 +17,9 @@ HERE = pathlib.Path(__file__).parent
 SIZES = dict(vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24)
 CONFIGS = {
     "bert": lambda **k: tf.BertConfig(**SIZES, **k),
+    "gpt2": lambda **k: tf.GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=4, n_inner=24, n_positions=24, pad_token_id=0, **k),
+    "gpt_neox": lambda **k: tf.GPTNeoXConfig(pad_token_id=0, **(SIZES | k)),
+    "opt": lambda **k: tf.OPTConfig(vocab_size=41, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24, pad_token_id=0, **k),
     "llama": lambda **k: tf.LlamaConfig(num_key_value_heads=2, pad_token_id=0, **SIZES, **k),
 }
 HEADS = {
@@ -43,17 +46,32 @@ CASES = [
     ("llama.CAUSAL_LM.patterns", {}, dict(LORA, target_modules="all-linear", rank_pattern={"layers.0.*q_proj": 2}, alpha_pattern={"v_proj": 7}), None),
     ("llama.CAUSAL_LM.rope-llama3", dict(rope_parameters=dict(rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=12)), LORA, None),
     ("llama.SEQ_CLS.default", {}, LORA, "classes"),
+    ("gpt2.CAUSAL_LM.default", {}, LORA, None),
+    ("gpt2.CAUSAL_LM.all-linear-scaled-by-depth", dict(scale_attn_by_inverse_layer_idx=True), dict(LORA, target_modules="all-linear"), None),
+    ("gpt2.SEQ_CLS.default", {}, LORA, "classes"),
+    ("gpt2.TOKEN_CLS.default", {}, LORA, None),
+    ("gpt2.QUESTION_ANS.default", {}, LORA, None),
+    ("gpt2.SEQ_CLS.left-padded", {}, LORA, "classes"),
+    ("gpt_neox.CAUSAL_LM.default", dict(hidden_size=32), LORA, None),
+    ("gpt_neox.CAUSAL_LM.in-sequence-all-linear", dict(use_parallel_residual=False, rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5)), dict(LORA, target_modules="all-linear"), None),
+    ("gpt_neox.SEQ_CLS.default", dict(hidden_size=32), LORA, "classes"),
+    ("gpt_neox.TOKEN_CLS.default", dict(hidden_size=32), LORA, None),
+    ("gpt_neox.QUESTION_ANS.default", dict(hidden_size=32), LORA, None),
+    ("opt.CAUSAL_LM.default", {}, LORA, None),
+    ("opt.CAUSAL_LM.norms-after-projected", dict(do_layer_norm_before=False, word_embed_proj_dim=12), dict(LORA, target_modules="all-linear"), None),
+    ("opt.SEQ_CLS.left-padded", {}, LORA, "classes"),
+    ("opt.QUESTION_ANS.default", {}, LORA, None),
     ("llama.TOKEN_CLS.default", {}, LORA, None),
     ("llama.QUESTION_ANS.default", {}, LORA, None),
 ]
 
 
-def inputs(task, arch, labels, g):
+def inputs(task, arch, labels, left, g):
     ids = torch.randint(3, 41, (3, 9), generator=g)
     mask = torch.ones_like(ids)
     for row, pad in ((1, 2), (2, 4)):
-        ids[row, 9 - pad:] = 0
-        mask[row, 9 - pad:] = 0
+        padding = slice(0, pad) if left else slice(9 - pad, 9)
+        ids[row, padding] = mask[row, padding] = 0
     x = dict(input_ids=ids, attention_mask=mask)
     if arch == "bert":
         x["token_type_ids"] = (torch.arange(9) > 4).long().expand(3, 9).contiguous()
@@ -74,7 +92,7 @@ def outputs(out):
 
 
 def write(name, model_options, lora, labels):
-    arch, task, _ = name.split(".")
+    arch, task, variant = name.split(".")
     torch.manual_seed(zlib.crc32(name.encode()) % 10_000)
     if task in ("SEQ_CLS", "TOKEN_CLS"):
         model_options = dict(dict(num_labels=3), **model_options)
@@ -94,7 +112,7 @@ def write(name, model_options, lora, labels):
                 p.add_(torch.randn_like(p) * 0.1)
     model.eval()
     g = torch.Generator().manual_seed(1)
-    x = inputs(task, arch, labels, g)
+    x = inputs(task, arch, labels, "left-padded" in variant, g)
     out = model(**x)
     loss = out.loss if getattr(out, "loss", None) is not None else (out.last_hidden_state ** 2).mean()
     loss.backward()
@@ -110,7 +128,8 @@ def write(name, model_options, lora, labels):
     trainable, total = model.get_nb_trainable_parameters()
     facts = dict(wrapper=type(model).__name__, trainable_params=trainable, all_params=total, targeted=sorted(model.base_model.targeted_module_names), peft=peft.__version__, transformers=tf.__version__)
     merged = model.merge_and_unload()
-    expected |= {"merged." + k: v.detach().clone().contiguous() for k, v in merged.state_dict().items() if v.is_floating_point()}
+    stored = lambda key: key.replace("lm_head.", "embed_out.") if arch == "gpt_neox" else key
+    expected |= {"merged." + stored(k): v.detach().clone().contiguous() for k, v in merged.state_dict().items() if v.is_floating_point()}
     save_file({k: v.contiguous() for k, v in x.items()}, folder / "inputs.safetensors")
     save_file(expected, folder / "expected.safetensors")
     (folder / "expected.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

@@ -59,6 +59,8 @@ pub struct ModelInfo {
     pub tied: Vec<(String, String)>,
     /// Renames of path segments, from Rust's field names to checkpoint names.
     pub segments: &'static [(&'static str, &'static str)],
+    /// Path segments that weight files name otherwise, `(lm_head, embed_out)`. Files may have either.
+    pub stored_segments: &'static [(&'static str, &'static str)],
     /// The backbone's name inside a model with a head: `bert`, `model`.
     pub base_model_prefix: &'static str,
     /// Modules that a checkpoint may lack, because a task adds them: `classifier`.
@@ -84,6 +86,7 @@ impl ModelInfo {
             input_embedding: None,
             tied: Vec::new(),
             segments: &[],
+            stored_segments: &[],
             base_model_prefix: "",
             head_modules: Vec::new(),
             ignored_tensors: &[],
@@ -110,6 +113,13 @@ impl ModelInfo {
             }
         };
         path.split('.').map(segment).collect::<Vec<_>>().join(".")
+    }
+
+    /// The name that a parameter has in weight files.
+    pub fn stored(&self, name: &str) -> String {
+        let stored =
+            |segment: &str| self.stored_segments.iter().find(|(own, _)| *own == segment).map(|(_, stored)| *stored);
+        name.split('.').map(|segment| stored(segment).unwrap_or(segment)).collect::<Vec<_>>().join(".")
     }
 
     /// A whole number of the configuration.

@@ -9,6 +9,9 @@ pub mod checkpoint;
 mod tokenizer;
 
 mod bert;
+mod gpt2;
+mod gpt_neox;
 mod llama;
+mod opt;
 
 pub use tokenizer::HfTokenizer;

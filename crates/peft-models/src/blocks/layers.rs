@@ -5,7 +5,7 @@ use burn::{
     nn::{Dropout, Embedding, Initializer, LayerNorm, LayerNormConfig, Linear},
     tensor::Device,
 };
-use peft_core::Result;
+use peft_core::{Conv1D, Result};
 
 use super::{Fields, RmsNorm};
 
@@ -32,6 +32,12 @@ impl<'a> Layers<'a> {
     pub fn linear(&self, d_in: usize, d_out: usize, bias: bool) -> Linear {
         let bias = bias.then(|| Initializer::Zeros.init([d_out], self.device).set_require_grad(false));
         Linear { weight: self.normal().init([d_in, d_out], self.device).set_require_grad(false), bias }
+    }
+
+    /// `x W + b`, whose file holds `W` as it lies in memory.
+    pub fn conv1d(&self, d_in: usize, d_out: usize) -> Conv1D {
+        let Linear { weight, bias } = self.linear(d_in, d_out, true);
+        Conv1D { weight, bias }
     }
 
     /// A table of `entries` vectors.

@@ -57,7 +57,7 @@ impl Matching {
     pub(super) fn new(model: &BaseModel, shards: &Shards) -> Self {
         let info = &model.info;
         let tree = model.tree();
-        let stored: HashMap<String, &str> = shards.names().map(|name| (modern(name), name)).collect();
+        let stored: HashMap<String, &str> = shards.names().map(|name| (modern(name, info), name)).collect();
         let prefixes = Prefixes::new(info, &tree, &stored);
         let mut matching = Self::default();
         let mut left: BTreeSet<&str> = stored.keys().map(String::as_str).collect();
@@ -111,12 +111,14 @@ fn is_head(info: &ModelInfo, module: &str) -> bool {
     info.head_modules.iter().any(|head| module == head || is_inside(module, head))
 }
 
-/// Checkpoints converted from TensorFlow name the parameters of norms differently.
-fn modern(name: &str) -> String {
+/// The model's name of a stored tensor. Checkpoints converted from TensorFlow name the parameters of norms differently.
+fn modern(name: &str, info: &ModelInfo) -> String {
+    let own = |segment: &str| info.stored_segments.iter().find(|(_, stored)| *stored == segment).map(|(own, _)| *own);
+    let name = name.split('.').map(|segment| own(segment).unwrap_or(segment)).collect::<Vec<_>>().join(".");
     match name.rsplit_once('.') {
         Some((norm, "gamma")) if norm.ends_with("LayerNorm") => format!("{norm}.weight"),
         Some((norm, "beta")) if norm.ends_with("LayerNorm") => format!("{norm}.bias"),
-        _ => name.to_owned(),
+        _ => name,
     }
 }
 

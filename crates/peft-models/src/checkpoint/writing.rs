@@ -51,6 +51,7 @@ pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()
         config.insert("dtype".to_owned(), name.into());
     }
     create_folder(folder)?;
+    let tensors = tensors.into_iter().map(|(name, data)| (info.stored(&name), data)).collect();
     write_safetensors(&folder.join(WEIGHTS), &tensors)?;
     for name in COMPANIONS {
         let Some(path) = source.map(|source| source.join(name)).filter(|path| path.exists()) else { continue };
