@@ -1,5 +1,7 @@
 //! What the facade links.
 
+use std::path::Path;
+
 use peft::{
     ArchitecturePlugin, Error, TaskPlugin, TunerPlugin,
     registry::{Plugin, find, plugins},
@@ -16,7 +18,21 @@ fn every_feature_of_the_facade_links_its_plugins() {
         ["CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS"]
     );
     assert_eq!(names::<TunerPlugin>(), ["LORA"]);
-    assert_eq!(names::<ArchitecturePlugin>(), ["bert", "llama"]);
+}
+
+#[test]
+fn every_architecture_file_registers_itself() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/peft-models/src");
+    let files = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let texts = files.map(|file| std::fs::read_to_string(file).unwrap());
+    let plugins = texts.flat_map(|text| {
+        let blocks = text.split("ArchitecturePlugin {").skip(1).filter_map(|block| block.split('"').nth(1));
+        blocks.map(str::to_owned).collect::<Vec<_>>()
+    });
+    let mut written: Vec<_> = plugins.collect();
+    written.sort();
+    assert!(written.len() >= 5, "{written:?}");
+    assert_eq!(names::<ArchitecturePlugin>(), written);
 }
 
 #[test]
