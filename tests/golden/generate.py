@@ -15,12 +15,19 @@ from safetensors.torch import load_file, save_file
 
 HERE = pathlib.Path(__file__).parent
 SIZES = dict(vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24)
+GROUPED = dict(num_key_value_heads=2, pad_token_id=0)
 CONFIGS = {
     "bert": lambda **k: tf.BertConfig(**SIZES, **k),
     "gpt2": lambda **k: tf.GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=4, n_inner=24, n_positions=24, pad_token_id=0, **k),
     "gpt_neox": lambda **k: tf.GPTNeoXConfig(pad_token_id=0, **(SIZES | k)),
     "opt": lambda **k: tf.OPTConfig(vocab_size=41, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24, pad_token_id=0, **k),
-    "llama": lambda **k: tf.LlamaConfig(num_key_value_heads=2, pad_token_id=0, **SIZES, **k),
+    "llama": lambda **k: tf.LlamaConfig(**(GROUPED | SIZES | k)),
+    "mistral": lambda **k: tf.MistralConfig(sliding_window=5, **(GROUPED | SIZES | k)),
+    "qwen2": lambda **k: tf.Qwen2Config(use_sliding_window=True, sliding_window=5, max_window_layers=1, **(GROUPED | SIZES | k)),
+    "qwen3": lambda **k: tf.Qwen3Config(head_dim=6, use_sliding_window=True, sliding_window=5, max_window_layers=1, **(GROUPED | SIZES | k)),
+    "gemma2": lambda **k: tf.Gemma2Config(head_dim=6, query_pre_attn_scalar=9, sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **(GROUPED | SIZES | k)),
+    "gemma3_text": lambda **k: tf.Gemma3TextConfig(head_dim=6, query_pre_attn_scalar=9, sliding_window=5, layer_types=["sliding_attention", "full_attention"], **(GROUPED | SIZES | k)),
+    "phi3": lambda **k: tf.Phi3Config(bos_token_id=1, eos_token_id=2, **(GROUPED | SIZES | k)),
 }
 HEADS = {
     "SEQ_CLS": tf.AutoModelForSequenceClassification, "TOKEN_CLS": tf.AutoModelForTokenClassification,
@@ -28,6 +35,7 @@ HEADS = {
     "FEATURE_EXTRACTION": tf.AutoModel, "none": tf.AutoModel,
 }
 LORA = dict(r=3, lora_alpha=5)
+FUSED = dict(LORA, target_modules=["qkv_proj", "gate_up_proj"])
 # (case, options of the model, options of LoRA, kind of SEQ_CLS labels)
 CASES = [
     ("bert.SEQ_CLS.default", {}, LORA, "classes"),
@@ -63,6 +71,33 @@ CASES = [
     ("opt.QUESTION_ANS.default", {}, LORA, None),
     ("llama.TOKEN_CLS.default", {}, LORA, None),
     ("llama.QUESTION_ANS.default", {}, LORA, None),
+    ("llama.CAUSAL_LM.rope-dynamic", dict(max_position_embeddings=6, rope_parameters=dict(rope_type="dynamic", rope_theta=500.0, factor=2.0)), LORA, None),
+    ("llama.CAUSAL_LM.rope-yarn", dict(rope_parameters=dict(rope_type="yarn", rope_theta=500.0, factor=4.0, original_max_position_embeddings=6)), LORA, None),
+    ("llama.SEQ_CLS.left-padded", {}, LORA, "classes"),
+    ("mistral.CAUSAL_LM.default", {}, LORA, None),
+    ("mistral.SEQ_CLS.left-padded", {}, LORA, "classes"),
+    ("mistral.TOKEN_CLS.default", {}, LORA, None),
+    ("mistral.QUESTION_ANS.default", {}, LORA, None),
+    ("qwen2.CAUSAL_LM.default", {}, LORA, None),
+    ("qwen2.SEQ_CLS.left-padded", {}, LORA, "classes"),
+    ("qwen2.TOKEN_CLS.default", {}, LORA, None),
+    ("qwen2.QUESTION_ANS.default", {}, LORA, None),
+    ("qwen3.CAUSAL_LM.default", {}, LORA, None),
+    ("qwen3.SEQ_CLS.left-padded", {}, LORA, "classes"),
+    ("qwen3.TOKEN_CLS.default", {}, LORA, None),
+    ("qwen3.QUESTION_ANS.default", {}, LORA, None),
+    ("gemma2.CAUSAL_LM.default", {}, LORA, None),
+    ("gemma2.CAUSAL_LM.embedding", dict(tie_word_embeddings=False), dict(LORA, target_modules=["embed_tokens", "down_proj"]), None),
+    ("gemma2.SEQ_CLS.left-padded", {}, LORA, "classes"),
+    ("gemma2.TOKEN_CLS.default", {}, LORA, None),
+    ("gemma2.none.default", {}, LORA, None),
+    ("gemma3_text.CAUSAL_LM.default", {}, LORA, None),
+    ("gemma3_text.SEQ_CLS.left-padded", {}, LORA, "classes"),
+    ("gemma3_text.none.rope-linear", dict(rope_parameters=dict(full_attention=dict(rope_type="linear", factor=8.0, rope_theta=900.0), sliding_attention=dict(rope_type="default", rope_theta=70.0))), LORA, None),
+    ("phi3.CAUSAL_LM.default", {}, FUSED, None),
+    ("phi3.CAUSAL_LM.longrope", dict(max_position_embeddings=24, original_max_position_embeddings=6, rope_parameters=dict(rope_type="longrope", rope_theta=500.0, short_factor=[1.0, 1.1], long_factor=[1.5, 2.5])), FUSED, None),
+    ("phi3.SEQ_CLS.left-padded", dict(sliding_window=5), FUSED, "classes"),
+    ("phi3.TOKEN_CLS.partial-rotary", dict(rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5)), FUSED, None),
 ]
 
 
@@ -116,7 +151,7 @@ def write(name, model_options, lora, labels):
     out = model(**x)
     loss = out.loss if getattr(out, "loss", None) is not None else (out.last_hidden_state ** 2).mean()
     loss.backward()
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     saved = load_file(folder / "adapter/adapter_model.safetensors")
     expected = outputs(out) | {"loss": loss.detach().reshape(1)}
     for n, p in model.named_parameters():

@@ -9,9 +9,15 @@ pub mod checkpoint;
 mod tokenizer;
 
 mod bert;
+mod gemma2;
+mod gemma3_text;
 mod gpt2;
 mod gpt_neox;
 mod llama;
+mod mistral;
 mod opt;
+mod phi3;
+mod qwen2;
+mod qwen3;
 
 pub use tokenizer::HfTokenizer;

@@ -70,6 +70,15 @@ impl<'a> Fields<'a> {
         self.read(key, "a number", Value::as_f64)
     }
 
+    /// The bound of a soft cap, with the default of a key that is absent; `null` is none.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn cap_or(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        let positive = |value: &Value| value.as_f64().filter(|cap| *cap > 0.0);
+        if self.0.contains_key(key) { self.read(key, "a number above 0", positive) } else { Ok(default) }
+    }
+
     /// A list of numbers.
     ///
     /// # Errors

@@ -1,0 +1,73 @@
+//! Gemma 2: norms around both blocks of a layer, scaled words, capped scores and logits, a window in every other layer.
+
+use burn::tensor::Device;
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, inventory};
+use serde_json::{Map, Value};
+
+use crate::blocks::{
+    AttentionOptions, CausalModel, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, Rotary, RotaryAttention,
+    SandwichLayer, Sight, class_name,
+};
+
+inventory::submit! {
+    ArchitecturePlugin {
+        name: "gemma2",
+        classes: &[
+            AutoClass::MODEL,
+            AutoClass::CAUSAL_LM,
+            AutoClass::SEQUENCE_CLASSIFICATION,
+            AutoClass::TOKEN_CLASSIFICATION,
+        ],
+        build,
+        summary: "Gemma 2",
+    }
+}
+
+fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel> {
+    let fields = Fields(config);
+    fields.only("use_bidirectional_attention", &false.into())?;
+    let make = Layers::new(fields, device)?;
+    let sizes = DecoderSizes::read(fields, Some(256))?;
+    let epsilon = fields.float_or("rms_norm_eps", 1e-6)?;
+    let norm = || make.rms_norm_around_one(sizes.hidden, epsilon);
+    let bias = fields.flag_or("attention_bias", false)?;
+    let attention = AttentionOptions {
+        bias,
+        output_bias: bias,
+        dropout: fields.probability_or("attention_dropout", 0.0)?,
+        scale: Some(fields.float_or("query_pre_attn_scalar", 256.0)?.powf(-0.5)),
+        soft_cap: fields.cap_or("attn_logit_softcapping", Some(50.0))?,
+        ..AttentionOptions::default()
+    };
+    let activation = fields.activation_or("hidden_activation", "gelu_pytorch_tanh")?;
+    let rotary = Rotary::from_config(fields, sizes.heads.dim)?;
+    let window = Some(fields.optional_size("sliding_window")?.unwrap_or(4096));
+    let every_other = |layer: usize| LayerType::sliding_if(layer.is_multiple_of(2));
+    let layer_types = LayerType::read(fields, sizes.n_layers, window, every_other)?;
+    let layer = |(layer, layer_type)| SandwichLayer {
+        self_attn: RotaryAttention::new(&make, &sizes, layer, &AttentionOptions { layer_type, ..attention }),
+        mlp: GatedMlp::new(&make, &sizes, false, activation),
+        input_layernorm: norm(),
+        post_attention_layernorm: norm(),
+        pre_feedforward_layernorm: norm(),
+        post_feedforward_layernorm: norm(),
+    };
+    let layers = layer_types.into_iter().enumerate().map(layer).collect();
+    let info = ModelInfo {
+        model_type: "gemma2".to_owned(),
+        class_name: class_name("Gemma2", class),
+        config: config.clone(),
+        ignored_tensors: &["rotary_emb.inv_freq"],
+        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
+        ..ModelInfo::custom()
+    };
+    let sight = Sight { word_scale: (sizes.hidden as f64).sqrt(), window, ..Sight::new(rotary) };
+    let model = CausalModel {
+        backbone: Decoder::new(&make, &sizes, sight, layers, norm()),
+        info,
+        words: "embed_tokens",
+        tied: fields.flag_or("tie_word_embeddings", true)?,
+        soft_cap: fields.cap_or("final_logit_softcapping", Some(30.0))?,
+    };
+    model.with_head(class, &make)
+}
