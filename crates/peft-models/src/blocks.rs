@@ -5,10 +5,12 @@
 
 mod activation;
 mod attention;
+mod bert_layers;
 mod decoder;
 mod decoder_heads;
 mod dropout;
 mod embedding;
+mod encoder;
 mod fields;
 mod gated_mlp;
 mod layer_type;
@@ -22,10 +24,12 @@ mod sandwich_layer;
 
 pub use activation::Activation;
 pub use attention::{Heads, Scores, attend};
+pub use bert_layers::{BertEmbeddings, BertEncoder, BertPooler, BertSizes};
 pub use decoder::{Decoder, DecoderContext, DecoderLayer, DecoderSizes, Sight, View};
 pub use decoder_heads::{CausalBackbone, CausalModel, class_name};
 pub use dropout::dropout;
-pub use embedding::{embed, last_token, past_length, positions, split_span_logits};
+pub use embedding::{embed, first_token, last_token, past_length, positions, split_span_logits};
+pub use encoder::{Encoder, EncoderModel, FirstTokenClassifier, PooledClassifier, of_class, self_attention};
 pub use fields::Fields;
 pub use gated_mlp::GatedMlp;
 pub use layer_type::LayerType;

@@ -5,8 +5,9 @@ use burn::{
     tensor::{Tensor, module, ops::AttentionModuleOptions},
 };
 use peft_backends::{device::is_host, ops::softmax};
+use peft_core::Result;
 
-use super::{AttentionMask, dropout};
+use super::{AttentionMask, Fields, dropout};
 
 /// How a hidden state divides into heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,18 @@ pub struct Heads {
 }
 
 impl Heads {
+    /// As many heads as the key `count` says, that share `width` evenly; `whole` is the key of that.
+    ///
+    /// # Errors
+    /// [`peft_core::Error::Config`] if there is no such number, or it does not divide the width.
+    pub fn dividing(width: usize, whole: &str, fields: Fields<'_>, count: &str) -> Result<Self> {
+        let heads = fields.size(count)?;
+        if !width.is_multiple_of(heads) {
+            return Err(Fields::error(count, format!("{heads} heads do not divide the {whole} {width}")));
+        }
+        Ok(Self { count: heads, dim: width / heads })
+    }
+
     /// Dimensions of all heads together.
     pub fn width(self) -> usize {
         self.count * self.dim

@@ -33,6 +33,16 @@ pub fn positions(inputs: &Inputs, hidden: &Tensor<3>) -> Tensor<2, Int> {
     inputs.position_ids.clone().unwrap_or_else(counted)
 }
 
+/// The hidden state of each row's first token.
+///
+/// # Shapes
+/// - `hidden`: `[batch, sequence, dimensions]`
+/// - returned: `[batch, dimensions]`
+pub fn first_token(hidden: &Tensor<3>) -> Tensor<2> {
+    let [batch, _, width] = hidden.dims();
+    hidden.clone().slice([0..batch, 0..1, 0..width]).reshape([batch, width])
+}
+
 /// The hidden state of each row's right-most token that is no padding; of the last token where nothing tells padding.
 ///
 /// # Shapes

@@ -46,6 +46,24 @@ impl<'a> Fields<'a> {
         self.read(key, "a whole number of at least 1", whole)
     }
 
+    /// A whole number that may be 0, with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn count_or(&self, key: &str, default: usize) -> Result<usize> {
+        let whole = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+        Ok(self.read(key, "a whole number", whole)?.unwrap_or(default))
+    }
+
+    /// A size where -1, or anything below 1, stands for none.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn positive(&self, key: &str) -> Result<Option<usize>> {
+        let number = self.read(key, "a whole number", Value::as_i64)?;
+        Ok(number.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0))
+    }
+
     /// A finite number.
     ///
     /// # Errors

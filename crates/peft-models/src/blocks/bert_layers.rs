@@ -1,0 +1,232 @@
+//! The layers of BERT, of which RoBERTa, XLM-RoBERTa and ELECTRA are made as well; the embeddings also serve ALBERT and
+//! DistilBERT.
+
+use burn::{
+    module::Module,
+    nn::{Dropout, Embedding, LayerNorm, Linear},
+    tensor::{Int, Tensor},
+};
+use peft_core::{Inputs, Result, adapted_embedding, adapted_linear};
+
+use super::{Activation, AttentionMask, Fields, Heads, Layers, dropout, embed, first_token, positions, self_attention};
+
+/// The numbers of `config.json` that the layers are built from.
+#[derive(Debug, Clone, Copy)]
+pub struct BertSizes {
+    /// Words: `vocab_size`.
+    pub vocab: usize,
+    /// Positions: `max_position_embeddings`.
+    pub positions: usize,
+    /// Segments: `type_vocab_size`; none where the model knows none.
+    pub types: Option<usize>,
+    /// Width of a hidden state: `hidden_size`.
+    pub hidden: usize,
+    /// Width inside the feed-forward block: `intermediate_size`.
+    pub inner: usize,
+    /// Layers: `num_hidden_layers`.
+    pub layers: usize,
+    /// Heads of the attention: `num_attention_heads`.
+    pub heads: Heads,
+    /// Between the matrices of the feed-forward block: `hidden_act`.
+    pub activation: Activation,
+    /// `layer_norm_eps`.
+    pub epsilon: f64,
+    /// `hidden_dropout_prob`.
+    pub dropout: f64,
+    /// `attention_probs_dropout_prob`.
+    pub attention_dropout: f64,
+}
+
+impl BertSizes {
+    /// From a configuration with the keys and defaults of BERT.
+    ///
+    /// # Errors
+    /// [`peft_core::Error::Config`] for a size that is missing or unfit, or for what the layers do not compute.
+    pub fn read(fields: Fields<'_>) -> Result<Self> {
+        fields.only("position_embedding_type", &"absolute".into())?;
+        fields.only("is_decoder", &false.into())?;
+        let hidden = fields.size("hidden_size")?;
+        Ok(Self {
+            vocab: fields.size("vocab_size")?,
+            positions: fields.size("max_position_embeddings")?,
+            types: Some(fields.optional_size("type_vocab_size")?.unwrap_or(2)),
+            hidden,
+            inner: fields.size("intermediate_size")?,
+            layers: fields.size("num_hidden_layers")?,
+            heads: Heads::dividing(hidden, "hidden_size", fields, "num_attention_heads")?,
+            activation: fields.activation_or("hidden_act", "gelu")?,
+            epsilon: fields.float_or("layer_norm_eps", 1e-12)?,
+            dropout: fields.probability_or("hidden_dropout_prob", 0.1)?,
+            attention_dropout: fields.probability_or("attention_probs_dropout_prob", 0.1)?,
+        })
+    }
+}
+
+/// Words, learned positions and segments, added up and normalised.
+#[derive(Module, Debug)]
+pub struct BertEmbeddings {
+    word_embeddings: Embedding,
+    position_embeddings: Embedding,
+    token_type_embeddings: Option<Embedding>,
+    layer_norm: LayerNorm,
+    dropout: Dropout,
+}
+
+impl BertEmbeddings {
+    /// Tables of vectors of this width.
+    pub fn new(layers: &Layers<'_>, sizes: &BertSizes, width: usize) -> Self {
+        Self {
+            word_embeddings: layers.embedding(sizes.vocab, width),
+            position_embeddings: layers.embedding(sizes.positions, width),
+            token_type_embeddings: sizes.types.map(|types| layers.embedding(types, width)),
+            layer_norm: layers.layer_norm(width, sizes.epsilon),
+            dropout: layers.dropout(sizes.dropout),
+        }
+    }
+
+    /// The embedded input, `[batch, sequence, width]`; none without input.
+    pub fn forward(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        let words = embed(&self.word_embeddings, inputs)?;
+        let places = adapted_embedding(&self.position_embeddings, positions(inputs, &words));
+        let added = match &self.token_type_embeddings {
+            Some(table) => {
+                let types = inputs.token_type_ids.clone();
+                let types = types.unwrap_or_else(|| Tensor::<2, Int>::zeros([1, 1], &words.device().inner()));
+                places + adapted_embedding(table, types)
+            }
+            None => places,
+        };
+        Some(dropout(&self.dropout, self.layer_norm.forward(words + added)))
+    }
+}
+
+/// A stack of layers with a norm after each residual.
+#[derive(Module, Debug)]
+pub struct BertEncoder {
+    layer: Vec<BertLayer>,
+}
+
+#[derive(Module, Debug)]
+struct BertLayer {
+    attention: BertAttention,
+    intermediate: BertIntermediate,
+    output: BertOutput,
+}
+
+#[derive(Module, Debug)]
+struct BertAttention {
+    self_attention: BertSelfAttention,
+    output: BertOutput,
+}
+
+#[derive(Module, Debug)]
+struct BertSelfAttention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    dropout: Dropout,
+    #[module(skip)]
+    heads: Heads,
+}
+
+#[derive(Module, Debug)]
+struct BertIntermediate {
+    dense: Linear,
+    #[module(skip)]
+    activation: Activation,
+}
+
+/// The end of a block: back to the hidden size, and the residual.
+#[derive(Module, Debug)]
+struct BertOutput {
+    dense: Linear,
+    layer_norm: LayerNorm,
+    dropout: Dropout,
+}
+
+impl BertEncoder {
+    /// What a model with these layers lists in [`peft_core::ModelInfo::segments`], with the backbone's own name.
+    pub const fn segments(backbone: &'static str) -> [(&'static str, &'static str); 3] {
+        [("self_attention", "self"), ("layer_norm", "LayerNorm"), ("backbone", backbone)]
+    }
+
+    /// As many layers as `sizes` says.
+    pub fn new(layers: &Layers<'_>, sizes: &BertSizes) -> Self {
+        let hidden = sizes.hidden;
+        let output = |d_in| BertOutput {
+            dense: layers.linear(d_in, hidden, true),
+            layer_norm: layers.layer_norm(hidden, sizes.epsilon),
+            dropout: layers.dropout(sizes.dropout),
+        };
+        let projection = || layers.linear(hidden, hidden, true);
+        let layer = |_| BertLayer {
+            attention: BertAttention {
+                self_attention: BertSelfAttention {
+                    query: projection(),
+                    key: projection(),
+                    value: projection(),
+                    dropout: layers.dropout(sizes.attention_dropout),
+                    heads: sizes.heads,
+                },
+                output: output(hidden),
+            },
+            intermediate: BertIntermediate {
+                dense: layers.linear(hidden, sizes.inner, true),
+                activation: sizes.activation,
+            },
+            output: output(sizes.inner),
+        };
+        Self { layer: (0..sizes.layers).map(layer).collect() }
+    }
+
+    /// The last hidden state.
+    ///
+    /// # Shapes
+    /// - `hidden`, returned: `[batch, sequence, hidden]`
+    pub fn forward(&self, hidden: Tensor<3>, inputs: &Inputs) -> Tensor<3> {
+        let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
+        self.layer.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &mask))
+    }
+}
+
+impl BertLayer {
+    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
+        let attended = self.attention.self_attention.forward(hidden.clone(), mask);
+        let hidden = self.attention.output.forward(attended, hidden);
+        let inner = adapted_linear(&self.intermediate.dense, hidden.clone());
+        self.output.forward(self.intermediate.activation.forward(inner), hidden)
+    }
+}
+
+impl BertSelfAttention {
+    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
+        self_attention(hidden, [&self.query, &self.key, &self.value], self.heads, mask, &self.dropout)
+    }
+}
+
+impl BertOutput {
+    fn forward(&self, inner: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
+        let inner = dropout(&self.dropout, adapted_linear(&self.dense, inner));
+        self.layer_norm.forward(inner + residual)
+    }
+}
+
+/// `tanh(dense(first token))`.
+#[derive(Module, Debug)]
+pub struct BertPooler {
+    dense: Linear,
+}
+
+impl BertPooler {
+    /// A pooler of hidden states of this width.
+    pub fn new(layers: &Layers<'_>, width: usize) -> Self {
+        Self { dense: layers.linear(width, width, true) }
+    }
+
+    /// # Shapes
+    /// - `hidden`: `[batch, sequence, hidden]`
+    /// - returned: `[batch, hidden]`
+    pub fn forward(&self, hidden: &Tensor<3>) -> Tensor<2> {
+        adapted_linear(&self.dense, first_token(hidden)).tanh()
+    }
+}
