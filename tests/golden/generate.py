@@ -17,7 +17,10 @@ HERE = pathlib.Path(__file__).parent
 SIZES = dict(vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24)
 GROUPED = dict(num_key_value_heads=2, pad_token_id=0)
 CONFIGS = {
+    "albert": lambda **k: tf.AlbertConfig(**SIZES | dict(embedding_size=8) | k),
     "bert": lambda **k: tf.BertConfig(**SIZES, **k),
+    "distilbert": lambda **k: tf.DistilBertConfig(vocab_size=41, dim=16, hidden_dim=24, n_layers=2, n_heads=4, max_position_embeddings=24, **k),
+    "electra": lambda **k: tf.ElectraConfig(**SIZES | dict(embedding_size=8) | k),
     "gpt2": lambda **k: tf.GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=4, n_inner=24, n_positions=24, pad_token_id=0, **k),
     "gpt_neox": lambda **k: tf.GPTNeoXConfig(pad_token_id=0, **(SIZES | k)),
     "opt": lambda **k: tf.OPTConfig(vocab_size=41, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24, pad_token_id=0, **k),
@@ -28,6 +31,8 @@ CONFIGS = {
     "gemma2": lambda **k: tf.Gemma2Config(head_dim=6, query_pre_attn_scalar=9, sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **(GROUPED | SIZES | k)),
     "gemma3_text": lambda **k: tf.Gemma3TextConfig(head_dim=6, query_pre_attn_scalar=9, sliding_window=5, layer_types=["sliding_attention", "full_attention"], **(GROUPED | SIZES | k)),
     "phi3": lambda **k: tf.Phi3Config(bos_token_id=1, eos_token_id=2, **(GROUPED | SIZES | k)),
+    "roberta": lambda **k: tf.RobertaConfig(type_vocab_size=1, **SIZES, **k),
+    "xlm-roberta": lambda **k: tf.XLMRobertaConfig(type_vocab_size=1, **SIZES, **k),
 }
 HEADS = {
     "SEQ_CLS": tf.AutoModelForSequenceClassification, "TOKEN_CLS": tf.AutoModelForTokenClassification,
@@ -36,6 +41,13 @@ HEADS = {
 }
 LORA = dict(r=3, lora_alpha=5)
 FUSED = dict(LORA, target_modules=["qkv_proj", "gate_up_proj"])
+
+
+def encoder(arch, lora):
+    """The four heads of an encoder."""
+    return [(f"{arch}.{task}.default", {}, lora, "classes" if task == "SEQ_CLS" else None) for task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")]
+
+
 # (case, options of the model, options of LoRA, kind of SEQ_CLS labels)
 CASES = [
     ("bert.SEQ_CLS.default", {}, LORA, "classes"),
@@ -49,6 +61,17 @@ CASES = [
     ("bert.QUESTION_ANS.default", {}, LORA, None),
     ("bert.FEATURE_EXTRACTION.default", {}, LORA, None),
     ("bert.none.default", {}, LORA, None),
+    *encoder("roberta", LORA),
+    ("roberta.SEQ_CLS.all-linear-bias-all", {}, dict(LORA, target_modules="all-linear", bias="all"), "classes"),
+    ("roberta.SEQ_CLS.multi-label", dict(pad_token_id=0), LORA, "floats"),
+    ("xlm-roberta.SEQ_CLS.default", {}, LORA, "classes"),
+    ("xlm-roberta.none.default", {}, LORA, None),
+    *encoder("distilbert", dict(LORA, target_modules=["q_lin", "v_lin"])),
+    ("distilbert.SEQ_CLS.every-projection", {}, dict(LORA, target_modules=["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]), "classes"),
+    *encoder("electra", LORA),
+    ("electra.SEQ_CLS.equal-widths", dict(embedding_size=16), dict(LORA, target_modules=["query", "dense"]), "classes"),
+    *encoder("albert", dict(LORA, target_modules=["query", "value", "ffn"])),
+    ("albert.SEQ_CLS.groups-all-linear", dict(num_hidden_layers=3, num_hidden_groups=2, inner_group_num=2, intermediate_size=8), dict(LORA, target_modules="all-linear"), "classes"),
     ("llama.CAUSAL_LM.default", {}, LORA, None),
     ("llama.CAUSAL_LM.tied-all-linear", dict(tie_word_embeddings=True), dict(LORA, target_modules="all-linear"), None),
     ("llama.CAUSAL_LM.patterns", {}, dict(LORA, target_modules="all-linear", rank_pattern={"layers.0.*q_proj": 2}, alpha_pattern={"v_proj": 7}), None),
@@ -101,14 +124,14 @@ CASES = [
 ]
 
 
-def inputs(task, arch, labels, left, g):
+def inputs(task, arch, pad_id, labels, left, g):
     ids = torch.randint(3, 41, (3, 9), generator=g)
     mask = torch.ones_like(ids)
     for row, pad in ((1, 2), (2, 4)):
         padding = slice(0, pad) if left else slice(9 - pad, 9)
-        ids[row, padding] = mask[row, padding] = 0
+        ids[row, padding], mask[row, padding] = pad_id, 0
     x = dict(input_ids=ids, attention_mask=mask)
-    if arch == "bert":
+    if arch in ("albert", "bert", "electra"):
         x["token_type_ids"] = (torch.arange(9) > 4).long().expand(3, 9).contiguous()
     if task == "SEQ_CLS":
         x["labels"] = {"classes": torch.tensor([0, 2, 1]), "float": torch.tensor([0.5, -1.0, 2.0]), "floats": torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0]])}[labels]
@@ -147,7 +170,7 @@ def write(name, model_options, lora, labels):
                 p.add_(torch.randn_like(p) * 0.1)
     model.eval()
     g = torch.Generator().manual_seed(1)
-    x = inputs(task, arch, labels, "left-padded" in variant, g)
+    x = inputs(task, arch, config.pad_token_id or 0, labels, "left-padded" in variant, g)
     out = model(**x)
     loss = out.loss if getattr(out, "loss", None) is not None else (out.last_hidden_state ** 2).mean()
     loss.backward()

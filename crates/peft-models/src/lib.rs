@@ -8,9 +8,12 @@ mod chat_template;
 pub mod checkpoint;
 mod tokenizer;
 
+mod albert;
 mod bert;
 mod gemma2;
 mod gemma3_text;
+mod distilbert;
+mod electra;
 mod gpt2;
 mod gpt_neox;
 mod llama;
@@ -19,5 +22,6 @@ mod opt;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod roberta;
 
 pub use tokenizer::HfTokenizer;

@@ -12,7 +12,9 @@ use burn::{
 };
 use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, adapted_linear};
 
-use super::{Activation, AttentionMask, Heads, Layers, Scores, attend, class_name, dropout, first_token, split_span_logits};
+use super::{
+    Activation, AttentionMask, Heads, Layers, Scores, attend, class_name, dropout, first_token, split_span_logits,
+};
 
 /// An encoder without a head.
 pub trait Encoder: Module + ModuleDisplay + Forward + 'static {

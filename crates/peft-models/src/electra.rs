@@ -1,0 +1,87 @@
+//! ELECTRA: BERT's layers over embeddings that may be narrower, without a pooler.
+
+use burn::{
+    module::Module,
+    nn::Linear,
+    tensor::{Device, Tensor},
+};
+use peft_core::{
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
+};
+use serde_json::{Map, Value};
+
+use crate::blocks::{
+    Activation, BertEmbeddings, BertEncoder, BertSizes, Encoder, EncoderModel, Fields, FirstTokenClassifier, Layers,
+};
+
+inventory::submit! {
+    ArchitecturePlugin {
+        name: "electra",
+        classes: &[
+            AutoClass::MODEL,
+            AutoClass::SEQUENCE_CLASSIFICATION,
+            AutoClass::TOKEN_CLASSIFICATION,
+            AutoClass::QUESTION_ANSWERING,
+        ],
+        build,
+        summary: "ELECTRA, the discriminator",
+    }
+}
+
+/// The backbone: `ElectraModel`.
+#[derive(Module, Debug)]
+struct Electra {
+    embeddings: BertEmbeddings,
+    embeddings_project: Option<Linear>,
+    encoder: BertEncoder,
+}
+
+impl Encoder for Electra {
+    fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        let embedded = self.embeddings.forward(inputs)?;
+        let hidden = match &self.embeddings_project {
+            Some(project) => adapted_linear(project, embedded),
+            None => embedded,
+        };
+        Some(self.encoder.forward(hidden, inputs))
+    }
+}
+
+impl Forward for Electra {
+    fn forward(&self, inputs: &Inputs) -> Outputs {
+        self.outputs(inputs)
+    }
+}
+
+fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel> {
+    let fields = Fields(config);
+    let layers = Layers::new(fields, device)?;
+    let sizes = BertSizes::read(fields)?;
+    let width = sizes.hidden;
+    let narrow = fields.optional_size("embedding_size")?.unwrap_or(128);
+    let drop = fields.probability_or("classifier_dropout", sizes.dropout)?;
+    let model = EncoderModel {
+        family: "Electra",
+        backbone: Electra {
+            embeddings: BertEmbeddings::new(&layers, &sizes, narrow),
+            embeddings_project: (narrow != width).then(|| layers.linear(narrow, width, true)),
+            encoder: BertEncoder::new(&layers, &sizes),
+        },
+        info: ModelInfo {
+            model_type: "electra".to_owned(),
+            config: config.clone(),
+            segments: const { &BertEncoder::segments("electra") },
+            base_model_prefix: "electra",
+            input_embedding: Some("embeddings.word_embeddings".to_owned()),
+            ignored_tensors: &["position_ids"],
+            max_positions: Some(sizes.positions),
+            ..ModelInfo::custom()
+        },
+        width,
+        token_dropout: drop,
+        span_dropout: 0.0,
+    };
+    Ok(model.with_head(class, &layers, &["classifier"], |electra, labels| {
+        FirstTokenClassifier::new(electra, &layers, width, labels, drop, Activation::Gelu)
+    }))
+}
