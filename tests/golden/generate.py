@@ -63,7 +63,7 @@ CASES = [
     ("bert.none.default", {}, LORA, None),
     *encoder("roberta", LORA),
     ("roberta.SEQ_CLS.all-linear-bias-all", {}, dict(LORA, target_modules="all-linear", bias="all"), "classes"),
-    ("roberta.SEQ_CLS.multi-label", dict(pad_token_id=0), LORA, "floats"),
+    ("roberta.TOKEN_CLS.left-padded", dict(pad_token_id=0), LORA, None),
     ("xlm-roberta.SEQ_CLS.default", {}, LORA, "classes"),
     ("xlm-roberta.none.default", {}, LORA, None),
     *encoder("distilbert", dict(LORA, target_modules=["q_lin", "v_lin"])),
