@@ -10,10 +10,10 @@ mod tokenizer;
 
 mod albert;
 mod bert;
-mod gemma2;
-mod gemma3_text;
 mod distilbert;
 mod electra;
+mod gemma2;
+mod gemma3_text;
 mod gpt2;
 mod gpt_neox;
 mod llama;
