@@ -10,5 +10,6 @@ mod fixture;
 mod golden_cases;
 mod gradients;
 mod packing;
+mod past;
 mod registry;
 mod tidiness;

@@ -71,7 +71,7 @@ pub struct ModelInfo {
     pub max_positions: Option<usize>,
     /// How many padding positions the forward pass assumes on the left (RoBERTa-like offsets); normally 0.
     pub position_offset: usize,
-    /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` tells it.
+    /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` or the attention mask tells it.
     pub pools_last_token: bool,
 }
 
@@ -174,10 +174,11 @@ impl ModelInfo {
             return Err(Error::Data("the batch has neither `input_ids` nor `inputs_embeds`".to_owned()));
         }
         let rows = batch.inputs.input_ids.as_ref().map_or(0, |ids| ids.dims()[0]);
-        if self.pools_last_token && rows > 1 && self.pad_token_id().is_none() {
+        let tells_padding = self.pad_token_id().is_some() || batch.inputs.attention_mask.is_some();
+        if self.pools_last_token && rows > 1 && !tells_padding {
             return Err(Error::Data(format!(
-                "a batch of {rows} rows: {} reads each row's last token, and config.json has no `pad_token_id` to find it \
-                 by; set one or take one row at a time",
+                "a batch of {rows} rows: {} reads each row's last token, and neither a `pad_token_id` in config.json nor an \
+                 attention mask tells which that is; give one or take one row at a time",
                 self.class_name
             )));
         }

@@ -1,11 +1,11 @@
 //! Gemma 3 without its eyes: Gemma 2 with norms over queries and keys in place of the caps, and two bases of positions.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    AttentionOptions, CausalModel, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, Rotary, RotaryAttention,
+    AttentionOptions, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, Rotary, RotaryAttention,
     SandwichLayer, Sight, class_name,
 };
 
@@ -49,24 +49,14 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         post_feedforward_layernorm: norm(),
     };
     let layers = layer_types.into_iter().enumerate().map(layer).collect();
-    let info = ModelInfo {
-        model_type: "gemma3_text".to_owned(),
-        // Only the head for words goes without `Text` in its name.
-        class_name: class_name(if *class == AutoClass::CAUSAL_LM { "Gemma3" } else { "Gemma3Text" }, class),
-        config: config.clone(),
-        ignored_tensors: &["rotary_emb.inv_freq"],
-        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
-        ..ModelInfo::custom()
-    };
     let sight =
         Sight { word_scale: (sizes.hidden as f64).sqrt(), rotary, window, sliding_rotary: Some(sliding_rotary) };
-    let model = CausalModel {
-        backbone: Decoder::new(&make, &sizes, sight, layers, norm()),
-        info,
-        words: "embed_tokens",
-        tied: fields.flag_or("tie_word_embeddings", true)?,
-        soft_cap: fields.cap_or("final_logit_softcapping", None)?,
-    };
+    let decoder = Decoder::new(&make, &sizes, sight, layers, norm());
+    // Only the head for words goes without `Text` in its name.
+    let family = if *class == AutoClass::CAUSAL_LM { "Gemma3" } else { "Gemma3Text" };
+    let mut model = decoder.into_model("gemma3_text", class_name(family, class), fields)?;
+    model.tied = fields.flag_or("tie_word_embeddings", true)?;
+    model.soft_cap = fields.cap_or("final_logit_softcapping", None)?;
     model.with_head(class, &make)
 }
 

@@ -12,6 +12,7 @@ mod albert;
 mod bert;
 mod distilbert;
 mod electra;
+mod gemma;
 mod gemma2;
 mod gemma3_text;
 mod gpt2;

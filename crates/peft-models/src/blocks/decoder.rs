@@ -5,11 +5,11 @@ use burn::{
     nn::Embedding,
     tensor::Tensor,
 };
-use peft_core::{Forward, Inputs, Outputs, PastKeyValues, Result};
+use peft_core::{Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result};
 
 use super::{
-    AttentionMask, CausalBackbone, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables, embed, past_length,
-    positions,
+    AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables, embed,
+    past_length, positions,
 };
 
 /// The sizes of a decoder, as the configurations of Llama and its kin have them.
@@ -104,6 +104,23 @@ impl<L: DecoderLayer> Decoder<L> {
     /// A decoder of these layers and this last norm.
     pub fn new(make: &Layers<'_>, sizes: &DecoderSizes, sight: Sight, layers: Vec<L>, norm: RmsNorm) -> Self {
         Self { embed_tokens: make.embedding(sizes.vocab, sizes.hidden), layers, norm, sight }
+    }
+
+    /// With what Llama and its kin say of themselves; what a family has otherwise, it sets in the result.
+    ///
+    /// # Errors
+    /// [`peft_core::Error::Config`] if `max_position_embeddings` is missing or `tie_word_embeddings` is no truth value.
+    pub fn into_model(self, model_type: &str, class_name: String, fields: Fields<'_>) -> Result<CausalModel<Self>> {
+        let info = ModelInfo {
+            model_type: model_type.to_owned(),
+            class_name,
+            config: fields.0.clone(),
+            ignored_tensors: &["rotary_emb.inv_freq"],
+            max_positions: Some(self.sight.rotary.reach(fields.size("max_position_embeddings")?)),
+            ..ModelInfo::custom()
+        };
+        let tied = fields.flag_or("tie_word_embeddings", false)?;
+        Ok(CausalModel { backbone: self, info, words: "embed_tokens", tied, soft_cap: None })
     }
 }
 

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use burn::{
     module::{Module, ModuleDisplay, Param},
     nn::{Dropout, Embedding, Linear},
-    tensor::Tensor,
+    tensor::{Bool, Tensor},
 };
 use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear};
 
-use super::{Fields, Layers, dropout, last_token, split_span_logits};
+use super::{Fields, Layers, dropout, last_token, past_length, split_span_logits};
 
 /// A decoder without a head.
 pub trait CausalBackbone: Module + ModuleDisplay + Forward + 'static {
@@ -144,6 +144,21 @@ fn shared(embedding: &Embedding, layers: &Layers<'_>) -> Linear {
     Linear { weight, bias: None }
 }
 
+impl<B: CausalBackbone> SequenceClassification<B> {
+    /// Which tokens are no padding. By their ids, as Transformers has it; a model without a padding token, which
+    /// Transformers runs one row at a time, goes by the attention mask.
+    fn counted(&self, inputs: &Inputs) -> Option<Tensor<2, Bool>> {
+        let Some(pad) = self.pad_token_id else {
+            let mask = inputs.attention_mask.clone()?.not_equal_scalar(0);
+            // The mask is of what stands before the input as well.
+            let past = past_length(inputs);
+            return Some(mask.clone().narrow(1, past, mask.dims()[1].saturating_sub(past)));
+        };
+        let ids = inputs.input_ids.clone().filter(|_| inputs.inputs_embeds.is_none());
+        ids.map(|ids| ids.not_equal_scalar(pad))
+    }
+}
+
 impl<B: CausalBackbone> Forward for CausalLM<B> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
         let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
@@ -159,8 +174,7 @@ impl<B: CausalBackbone> Forward for CausalLM<B> {
 impl<B: CausalBackbone> Forward for SequenceClassification<B> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
         let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
-        let ids = inputs.input_ids.as_ref().filter(|_| inputs.inputs_embeds.is_none());
-        let pooled = last_token(hidden, ids, self.pad_token_id);
+        let pooled = last_token(hidden, self.counted(inputs));
         Outputs::new().with("logits", adapted_linear(&self.score, pooled))
     }
 }
