@@ -9,6 +9,7 @@ mod files;
 mod fixture;
 mod golden_cases;
 mod gradients;
+mod half_precision;
 mod packing;
 mod past;
 mod registry;

@@ -50,8 +50,8 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
     let rotary = Rotary::from_config(fields, sizes.heads.dim)?;
-    let sight = Sight { word_scale: (sizes.hidden as f64).sqrt(), ..Sight::new(rotary) };
-    let decoder = Decoder::new(&make, &sizes, sight, layers, norm());
+    let decoder =
+        Decoder::new(&make, &sizes, Sight::new(rotary), layers, norm()).with_word_scale((sizes.hidden as f64).sqrt());
     let mut model = decoder.into_model("gemma", class_name("Gemma", class), fields)?;
     model.tied = fields.flag_or("tie_word_embeddings", true)?;
     model.with_head(class, &make)

@@ -53,8 +53,8 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         post_feedforward_layernorm: norm(),
     };
     let layers = layer_types.into_iter().enumerate().map(layer).collect();
-    let sight = Sight { word_scale: (sizes.hidden as f64).sqrt(), window, ..Sight::new(rotary) };
-    let decoder = Decoder::new(&make, &sizes, sight, layers, norm());
+    let sight = Sight { window, ..Sight::new(rotary) };
+    let decoder = Decoder::new(&make, &sizes, sight, layers, norm()).with_word_scale((sizes.hidden as f64).sqrt());
     let mut model = decoder.into_model("gemma2", class_name("Gemma2", class), fields)?;
     model.tied = fields.flag_or("tie_word_embeddings", true)?;
     model.soft_cap = fields.cap_or("final_logit_softcapping", Some(30.0))?;

@@ -65,3 +65,23 @@ pub(crate) fn windows(fields: Fields<'_>, n_layers: usize) -> Result<(Option<usi
     let by_default = |layer: usize| LayerType::sliding_if(window.is_some() && layer as f64 >= first);
     Ok((window, LayerType::read(fields, n_layers, window, by_default)?))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_window_is_used_only_where_the_configuration_switches_it_on() {
+        use LayerType::{Full, Sliding};
+        let read = |config: Value| windows(Fields(config.as_object().unwrap()), 3);
+        assert_eq!(read(json!({"sliding_window": 8, "max_window_layers": 1})).unwrap(), (None, vec![Full; 3]));
+        let on = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1});
+        assert_eq!(read(on).unwrap(), (Some(8), vec![Full, Sliding, Sliding]));
+        let off = json!({"sliding_window": 8, "layer_types": vec!["sliding_attention"; 3]});
+        assert!(read(off).unwrap_err().to_string().contains("no sliding_window"));
+    }
+}
