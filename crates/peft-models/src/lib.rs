@@ -9,6 +9,7 @@ pub mod checkpoint;
 mod tokenizer;
 
 mod albert;
+mod bart;
 mod bert;
 mod distilbert;
 mod electra;
@@ -18,11 +19,14 @@ mod gemma3_text;
 mod gpt2;
 mod gpt_neox;
 mod llama;
+mod marian;
+mod mbart;
 mod mistral;
 mod opt;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
+mod t5;
 
 pub use tokenizer::HfTokenizer;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use burn::{
-    module::{Module, ModuleDisplay, Param},
+    module::{Module, ModuleDisplay},
     nn::{Dropout, Embedding, Linear},
     tensor::{Bool, Tensor},
 };
@@ -104,7 +104,7 @@ impl<B: CausalBackbone> CausalModel<B> {
             let head = info.rename("lm_head");
             let lm_head = if tied {
                 info.tied = vec![(format!("{head}.weight"), format!("{}.{words}.weight", info.base_model_prefix))];
-                shared(model.words(), layers)
+                layers.tied_linear(model.words())
             } else {
                 layers.linear(width, vocab, false)
             };
@@ -132,16 +132,6 @@ impl<B: CausalBackbone> CausalModel<B> {
             Ok(BaseModel { module: Box::new(model), info: Arc::new(info) })
         }
     }
-}
-
-/// An output layer whose weight is the embedding's table, of the same identity and in the same memory.
-fn shared(embedding: &Embedding, layers: &Layers<'_>) -> Linear {
-    let table = embedding.weight.clone();
-    let [entries, dimensions] = table.lazy_shape().dims();
-    let id = table.id;
-    let shape = [dimensions, entries].into();
-    let weight = Param::uninitialized(id, move |_, _| table.base().transpose(), layers.device.clone(), false, shape);
-    Linear { weight, bias: None }
 }
 
 impl<B: CausalBackbone> SequenceClassification<B> {

@@ -25,12 +25,16 @@ pub fn past_length(inputs: &Inputs) -> usize {
 /// # Shapes
 /// - returned: `[batch, sequence]` or `[1, sequence]`
 pub fn positions(inputs: &Inputs, hidden: &Tensor<3>) -> Tensor<2, Int> {
-    let counted = || {
-        let past = past_length(inputs);
-        let range = [past, past + hidden.dims()[1]].map(|place| i64::try_from(place).unwrap_or(i64::MAX));
-        Tensor::<1, Int>::arange(range[0]..range[1], &hidden.device().inner()).unsqueeze()
-    };
-    inputs.position_ids.clone().unwrap_or_else(counted)
+    inputs.position_ids.clone().unwrap_or_else(|| counted(past_length(inputs), hidden))
+}
+
+/// Positions counted from the end of the past, for all rows alike.
+///
+/// # Shapes
+/// - returned: `[1, sequence]`
+pub fn counted(past: usize, hidden: &Tensor<3>) -> Tensor<2, Int> {
+    let range = [past, past + hidden.dims()[1]].map(|place| i64::try_from(place).unwrap_or(i64::MAX));
+    Tensor::<1, Int>::arange(range[0]..range[1], &hidden.device().inner()).unsqueeze()
 }
 
 /// The hidden state of each row's first token.
