@@ -1,8 +1,8 @@
-//! Hugging Face checkpoints: a folder with `config.json` and `model.safetensors`, whole or in shards.
+//! Checkpoints: a folder with `config.json` and `model.safetensors`, whole or in shards, or a GGUF file.
 
 mod fresh;
 mod matching;
-mod shards;
+pub(crate) mod shards;
 mod values;
 mod writing;
 
@@ -13,6 +13,8 @@ use peft_core::{
     ArchitecturePlugin, AutoClass, BaseModel, Error, ModelInfo, Result, files::read_text, registry, task::LabelSet,
 };
 use serde_json::{Map, Value};
+
+use crate::gguf;
 
 pub use writing::save;
 
@@ -45,11 +47,14 @@ pub struct Loaded {
     pub ignored: Vec<String>,
 }
 
-/// Reads a model's configuration.
+/// Reads a model's configuration; of a GGUF file what its metadata means.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Io`], [`Error::File`] if it is not a JSON object.
 pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
+    if let Some(file) = gguf::file_of(folder)? {
+        return gguf::config::read(&gguf::GgufFile::open(&file)?);
+    }
     let path = folder.join(CONFIG);
     let text = read_text(&path, "a model's configuration")?;
     serde_json::from_str(&text).map_err(|error| Error::File { path, problem: format!("not a JSON object: {error}") })
@@ -61,7 +66,7 @@ pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
 /// As [`read_config`]; [`Error::Config`] if the configuration cannot be used or the architecture has no such head;
 /// [`Error::UnknownPlugin`] if no architecture of its `model_type` is linked.
 pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<BaseModel> {
-    let path = folder.join(CONFIG);
+    let path = gguf::file_of(folder)?.unwrap_or_else(|| folder.join(CONFIG));
     let mut config = read_config(folder)?;
     if let Some(LabelSet { labels, problem_type }) = &options.labels {
         ModelInfo::set_labels(&mut config, labels, problem_type);

@@ -6,27 +6,25 @@
 pub mod blocks;
 mod chat_template;
 pub mod checkpoint;
+mod gguf;
 mod tokenizer;
+mod tokenizer_files;
 
 mod albert;
-mod bart;
 mod bert;
 mod distilbert;
 mod electra;
-mod gemma;
 mod gemma2;
 mod gemma3_text;
 mod gpt2;
 mod gpt_neox;
 mod llama;
-mod marian;
-mod mbart;
 mod mistral;
 mod opt;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
-mod t5;
 
 pub use tokenizer::HfTokenizer;
+pub use tokenizer_files::copy_tokenizer;

@@ -18,7 +18,7 @@ use tokenizers::{
     EncodeInput, InputSequence, PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
-use crate::chat_template::ChatTemplate;
+use crate::{chat_template::ChatTemplate, gguf};
 
 /// A Hugging Face tokenizer.
 pub struct HfTokenizer {
@@ -53,23 +53,40 @@ impl fmt::Debug for HfTokenizer {
 
 impl HfTokenizer {
     /// Reads `tokenizer.json` of a model's folder, and the roles of special tokens from `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `config.json`.
+    /// `special_tokens_map.json` and `config.json`; of a GGUF file what its metadata says.
     ///
     /// # Errors
     /// [`Error::NotFound`] without `tokenizer.json`; [`Error::File`] if one of the files is broken.
     pub fn from_folder(folder: &Path) -> Result<Self> {
+        if let Some(path) = gguf::file_of(folder)? {
+            let documents = gguf::tokenizer::read(&gguf::GgufFile::open(&path)?)?;
+            let whole = parsed(&path, &documents.tokenizer.to_string())?;
+            let template = documents.config.get("chat_template").and_then(Value::as_str).map(str::to_owned);
+            let template = |tokens| Ok(template.map(|source| ChatTemplate::new(&source, tokens)));
+            return Self::new(&path, whole, &[documents.config], &Map::new(), template);
+        }
         let path = folder.join("tokenizer.json");
         let text = read_text(&path, "a tokenizer in the format of the `tokenizers` library")?;
-        let broken = |problem: String| Error::File { path: path.clone(), problem };
-        let mut whole =
-            text.parse::<tokenizers::Tokenizer>().map_err(|error| broken(format!("no tokenizer: {error}")))?;
+        let whole = parsed(&path, &text)?;
+        let files = ["tokenizer_config.json", "special_tokens_map.json"];
+        let roles = files.map(|name| optional_object(&folder.join(name))).into_iter().collect::<Result<Vec<_>>>()?;
+        let config = optional_object(&folder.join("config.json"))?;
+        let template = roles.first().and_then(|config| config.get("chat_template"));
+        Self::new(&path, whole, &roles, &config, |tokens| ChatTemplate::of_folder(folder, template, tokens))
+    }
+
+    fn new(
+        path: &Path,
+        mut whole: tokenizers::Tokenizer,
+        roles: &[Map<String, Value>],
+        config: &Map<String, Value>,
+        template: impl FnOnce(Map<String, Value>) -> Result<Option<ChatTemplate>>,
+    ) -> Result<Self> {
+        let broken = |problem: String| Error::File { path: path.to_owned(), problem };
         let padding = whole.get_padding().map(|padding| padding.pad_id);
         whole.with_padding(None);
         whole.with_truncation(None).map_err(|error| broken(error.to_string()))?;
 
-        let files = ["tokenizer_config.json", "special_tokens_map.json"];
-        let roles = files.map(|name| optional_object(&folder.join(name))).into_iter().collect::<Result<Vec<_>>>()?;
-        let config = optional_object(&folder.join("config.json"))?;
         let text_of_role = |role: &str| {
             let content = |map: &Map<String, Value>| match map.get(role)? {
                 Value::Object(token) => token.get("content").and_then(Value::as_str).map(str::to_owned),
@@ -87,8 +104,7 @@ impl HfTokenizer {
         let pad_id = by_role("pad_token").or_else(|| by_id("pad_token_id")).or(padding).or(eos_id).unwrap_or(0);
         let texts = ROLES.iter().filter_map(|role| Some(((*role).to_owned(), text_of_role(role)?.into())));
         let special_tokens: Map<String, Value> = texts.collect();
-        let template = roles.first().and_then(|config| config.get("chat_template"));
-        let chat_template = ChatTemplate::of_folder(folder, template, special_tokens.clone())?;
+        let chat_template = template(special_tokens.clone())?;
         Ok(Self { whole, cutting: RwLock::default(), pad_id, eos_id, chat_template, special_tokens })
     }
 
@@ -224,6 +240,11 @@ impl Tokenizer for HfTokenizer {
 
 fn failed(error: tokenizers::Error) -> Error {
     Error::Data(format!("the tokenizer failed: {error}"))
+}
+
+fn parsed(path: &Path, text: &str) -> Result<tokenizers::Tokenizer> {
+    let broken = |error| Error::File { path: path.to_owned(), problem: format!("no tokenizer: {error}") };
+    text.parse().map_err(broken)
 }
 
 fn converted(encoding: &tokenizers::Encoding, truncated: bool) -> Encoding {

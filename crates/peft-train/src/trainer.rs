@@ -20,8 +20,9 @@ use burn::{
 use peft::{
     Error as PeftError, PeftModel,
     example::{Example, collate_labels},
-    files::{ADAPTER_CONFIG, AdapterFolder, create_folder, read_bytes, write_atomically},
+    files::{ADAPTER_CONFIG, AdapterFolder, create_folder, write_atomically},
     model::DEFAULT_ADAPTER,
+    models::copy_tokenizer,
     task::Metrics,
 };
 
@@ -42,21 +43,6 @@ use crate::{
     step_plan::StepPlan,
     trainer_log::{EvalLine, TrainLine, TrainerLog},
 };
-
-/// Files of a base model that belong to its tokenizer and go along with the adapter.
-const TOKENIZER_FILES: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-];
 
 /// Sets dropout apart from other uses of the recipe's seed.
 const DROPOUT: u64 = 3;
@@ -416,13 +402,7 @@ impl Run<'_> {
         if let Some(key) = tensors.iter().find(|(_, data)| !is_finite(data)).map(|(key, _)| key.clone()) {
             return Err(Error::NotFinite { step: written_step, key });
         }
-        let model_folder = self.recipe.model_folder();
-        for name in TOKENIZER_FILES {
-            let path = model_folder.join(name);
-            if path.is_file() {
-                write_atomically(&self.output_dir.join(name), &read_bytes(&path, "a file of the tokenizer")?)?;
-            }
-        }
+        copy_tokenizer(&self.recipe.model_folder(), &self.output_dir)?;
         if let Some(found) = &self.prepared.labels {
             labels::write(&self.output_dir, found)?;
         }

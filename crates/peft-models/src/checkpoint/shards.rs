@@ -8,13 +8,38 @@ use std::{
 
 use peft_backends::MappedFile;
 use peft_core::{Error, Result, files::read_text};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::{INDEX, WEIGHTS};
+use crate::gguf::{GgmlType, GgufFile, config, file_of, names};
 
 /// What the length of a safetensors header takes.
 const LENGTH_BYTES: usize = size_of::<u64>();
+
+/// How the values of a tensor are stored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum StoredType {
+    /// One after the other.
+    Plain(Dtype),
+    /// In blocks, and in an order of their own.
+    Ggml(GgmlType, names::Layout),
+}
+
+impl StoredType {
+    /// Whether it is a type that a parameter can be filled with.
+    pub(super) fn is_float(self) -> bool {
+        !matches!(self, Self::Plain(dtype) if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64))
+    }
+
+    /// Its name.
+    pub(super) fn label(self) -> String {
+        match self {
+            Self::Plain(dtype) => format!("{dtype:?}"),
+            Self::Ggml(kind, _) => kind.label().to_owned(),
+        }
+    }
+}
 
 /// Where a tensor lies.
 #[derive(Debug, Clone)]
@@ -23,7 +48,7 @@ pub(super) struct Stored {
     start: usize,
     end: usize,
     /// The type of its elements.
-    pub(super) dtype: Dtype,
+    pub(super) dtype: StoredType,
     /// Its shape in the file.
     pub(super) shape: Vec<usize>,
 }
@@ -36,9 +61,13 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors`, the shards that `model.safetensors.index.json` names, or a GGUF file.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let mut shards = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        if let Some(file) = file_of(folder)? {
+            shards.add_gguf(GgufFile::open(&file)?)?;
+            return Ok(shards);
+        }
         let whole = folder.join(WEIGHTS);
         let index = folder.join(INDEX);
         if whole.exists() || !index.exists() {
@@ -59,10 +88,7 @@ impl Shards {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        let mapped = MappedFile::open(path).map_err(|source| match source.kind() {
-            ErrorKind::NotFound => Error::NotFound { path: path.to_owned(), what: "a model's weights".to_owned() },
-            _ => Error::Io { path: path.to_owned(), action: "read", source },
-        })?;
+        let mapped = map_file(path)?;
         let (header, metadata) = SafeTensors::read_metadata(mapped.as_slice()).map_err(|e| Error::File {
             path: path.to_owned(),
             problem: format!("not a whole safetensors file: {e}"),
@@ -72,9 +98,24 @@ impl Shards {
             let data = LENGTH_BYTES + header;
             let file = self.files.len();
             let (start, end) = (data + start, data + end);
-            self.tensors.insert(name, Stored { file, start, end, dtype: info.dtype, shape: info.shape.clone() });
+            let dtype = StoredType::Plain(info.dtype);
+            self.tensors.insert(name, Stored { file, start, end, dtype, shape: info.shape.clone() });
         }
         self.files.push(mapped);
+        Ok(())
+    }
+
+    fn add_gguf(&mut self, gguf: GgufFile) -> Result<()> {
+        let (architecture, config) = (gguf.architecture()?, config::read(&gguf)?);
+        for (name, tensor) in &gguf.tensors {
+            let (name, layout) = names::translate(name, architecture, &config)
+                .unwrap_or_else(|| (name.clone(), names::Layout::default()));
+            let dtype = StoredType::Ggml(tensor.kind, layout);
+            let (start, end) = (tensor.place.start, tensor.place.end);
+            let stored = Stored { file: self.files.len(), start, end, dtype, shape: tensor.shape.clone() };
+            self.tensors.insert(name, stored);
+        }
+        self.files.push(gguf.bytes);
         Ok(())
     }
 
@@ -88,11 +129,37 @@ impl Shards {
     }
 
     /// The tensor's shape, type and bytes.
-    pub(super) fn view(&self, name: &str) -> Option<TensorView<'_>> {
+    pub(super) fn view(&self, name: &str) -> Option<View<'_>> {
         let stored = self.tensors.get(name)?;
         let bytes = self.files.get(stored.file)?.as_slice().get(stored.start..stored.end)?;
-        TensorView::new(stored.dtype, stored.shape.clone(), bytes).ok()
+        Some(View { stored, bytes })
     }
+}
+
+/// A tensor in its file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a> {
+    /// Its shape and type.
+    pub(super) stored: &'a Stored,
+    bytes: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// Its values as they are stored.
+    pub(super) fn data(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+/// Maps a file of weights into memory.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Io`].
+pub(crate) fn map_file(path: &Path) -> Result<MappedFile> {
+    MappedFile::open(path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => Error::NotFound { path: path.to_owned(), what: "a model's weights".to_owned() },
+        _ => Error::Io { path: path.to_owned(), action: "read", source },
+    })
 }
 
 /// The file of each tensor, all of them inside the folder.

@@ -11,14 +11,14 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
     vec::HalfBitsVecExt,
 };
-use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo};
-use safetensors::{Dtype, tensor::TensorView};
+use peft_core::{BaseModel, DynParam, DynTensor};
+use safetensors::Dtype;
 use serde_json::Value;
 
 use super::{
     fresh,
     matching::{Matching, Slot, Source},
-    shards::Shards,
+    shards::{Shards, StoredType, View},
 };
 
 /// Fills every parameter as the matching says. Parameters that are tied share memory.
@@ -30,10 +30,8 @@ pub(super) fn fill(
     seed: u64,
     device: &Device,
 ) -> BaseModel {
-    let known = Arc::clone(&model.info);
-    let info = Arc::new(ModelInfo { tied: plan.tied.clone(), ..ModelInfo::clone(&known) });
-    let range = || info.config.get("initializer_range").and_then(Value::as_f64);
-    let std = info.initializer_std.or_else(range).unwrap_or(0.02);
+    let info = Arc::clone(&model.info);
+    let std = info.config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
     let read = |name: &str, slot: &Slot| {
         let transposed = slot.is_stored_transposed();
         match &slot.source {
@@ -42,7 +40,7 @@ pub(super) fn fill(
                 let value = fresh::value(name, &slot.kind, &slot.stored_shape(), std, seed).convert_dtype(dtype);
                 on_device(value, device).map(|value| if transposed { value.transposed() } else { value })
             }
-            Source::Tied(_) | Source::Own => None,
+            Source::Tied(_) => None,
         }
     };
     let originals = info.tied.iter().map(|(_, original)| original.as_str());
@@ -58,10 +56,7 @@ pub(super) fn fill(
             }),
             _ => shared.get(name).map(|(_, value)| value.clone()).or_else(|| read(name, slot)),
         };
-        // What the checkpoint tells apart is no longer the same parameter.
-        let is_apart = |(copy, _): &&(String, String)| copy == name && !plan.tied.iter().any(|(copy, _)| copy == name);
-        let id = if known.tied.iter().any(|pair| is_apart(&pair)) { ParamId::new() } else { param.id() };
-        value.map_or_else(|| param.clone(), |value| parameter(id, value))
+        value.map_or_else(|| param.clone(), |value| parameter(param.id(), value))
     });
     BaseModel { module, info }
 }
@@ -88,10 +83,17 @@ fn on_device(data: TensorData, device: &Device) -> Option<DynTensor> {
 }
 
 /// Copies a tensor out of the file, converted, and in the orientation of memory.
-fn floats(view: &TensorView<'_>, transposed: bool, dtype: DType) -> TensorData {
-    let (bytes, shape) = (view.data(), view.shape());
+fn floats(view: &View<'_>, transposed: bool, dtype: DType) -> TensorData {
+    let (bytes, shape) = (view.data(), view.stored.shape.as_slice());
+    let stored = match view.stored.dtype {
+        StoredType::Plain(stored) => stored,
+        StoredType::Ggml(kind, layout) => {
+            let values = layout.undo(kind.dequantize(bytes), shape);
+            return arranged(values, shape, transposed).convert_dtype(dtype);
+        }
+    };
     let halves = || bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect::<Vec<_>>();
-    let singles = match view.dtype() {
+    let singles = match stored {
         Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
         Dtype::F16 if dtype == DType::F16 => return arranged(halves().reinterpret_into::<f16>(), shape, transposed),

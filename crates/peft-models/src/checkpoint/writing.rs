@@ -10,21 +10,7 @@ use peft_core::{
 use serde_json::Value;
 
 use super::{CONFIG, WEIGHTS};
-
-/// What travels with the weights from the folder that they were loaded from.
-const COMPANIONS: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "generation_config.json",
-];
+use crate::tokenizer_files::copy_tokenizer;
 
 /// Writes a plain Hugging Face checkpoint: linear weights as PyTorch has them, tied parameters once.
 ///
@@ -53,9 +39,15 @@ pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()
     create_folder(folder)?;
     let tensors = tensors.into_iter().map(|(name, data)| (info.stored(&name), data)).collect();
     write_safetensors(&folder.join(WEIGHTS), &tensors)?;
-    for name in COMPANIONS {
-        let Some(path) = source.map(|source| source.join(name)).filter(|path| path.exists()) else { continue };
-        write_atomically(&folder.join(name), &read_bytes(&path, "a tokenizer file")?)?;
+    if let Some(source) = source {
+        let generation = source.join("generation_config.json");
+        if generation.exists() {
+            write_atomically(
+                &folder.join("generation_config.json"),
+                &read_bytes(&generation, "a generation's settings")?,
+            )?;
+        }
+        copy_tokenizer(source, folder)?;
     }
     // The configuration comes last: a folder without one is no model.
     let path = folder.join(CONFIG);
@@ -68,9 +60,6 @@ fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
     let tree = base.tree();
     let mut tensors = BTreeMap::new();
     base.module.boxed_clone().map_params(&|path| base.info.rename(path), &mut |name, param| {
-        if base.info.is_computed(name) {
-            return param;
-        }
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
         let is_linear = tree.get(module).is_some_and(|module| module.kind == ModuleKind::Linear);
         let value = param.tensor().without_autodiff();

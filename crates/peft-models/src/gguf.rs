@@ -1,0 +1,41 @@
+//! GGUF: one file with a model's configuration, its quantised weights and its tokenizer.
+//!
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Families: Llama (and Mistral, which GGUF calls
+//! Llama), Qwen 2 and 3, Gemma 2 and 3. Weights are dequantised when a model is loaded.
+
+pub(crate) mod config;
+mod file;
+pub(crate) mod names;
+mod quantization;
+pub(crate) mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+use peft_core::{Error, Result};
+
+pub(crate) use file::GgufFile;
+pub(crate) use quantization::GgmlType;
+
+/// The GGUF file that a model's path means: the file itself, or the only one in a folder that has no `config.json`.
+///
+/// # Errors
+/// [`Error::File`] for a folder with several, [`Error::Io`] for one that cannot be listed.
+pub(crate) fn file_of(model: &Path) -> Result<Option<PathBuf>> {
+    let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if !model.is_dir() {
+        return Ok(is_gguf(model).then(|| model.to_owned()));
+    }
+    if model.join(crate::checkpoint::CONFIG).exists() {
+        return Ok(None);
+    }
+    let io = |source| Error::Io { path: model.to_owned(), action: "list", source };
+    let entries = model.read_dir().map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
+    let mut files = entries.into_iter().map(|entry| entry.path()).filter(|path| is_gguf(path));
+    match (files.next(), files.next()) {
+        (Some(one), Some(other)) => {
+            let problem = format!("holds several GGUF files: name one of them, such as {}", one.min(other).display());
+            Err(Error::File { path: model.to_owned(), problem })
+        }
+        (first, _) => Ok(first),
+    }
+}

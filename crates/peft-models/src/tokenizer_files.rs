@@ -1,0 +1,46 @@
+//! The files of a tokenizer, which go along with what was trained on it.
+
+use std::path::Path;
+
+use peft_core::{
+    Result,
+    files::{read_bytes, write_atomically},
+};
+use serde_json::Value;
+
+use crate::gguf;
+
+/// Their names, in the folder of a model.
+const FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+];
+
+/// Puts the tokenizer of a model into a folder: the files beside it, or what a GGUF file holds.
+///
+/// # Errors
+/// [`peft_core::Error::Io`]; [`peft_core::Error::File`] for a GGUF file without a tokenizer.
+pub fn copy_tokenizer(model: &Path, folder: &Path) -> Result<()> {
+    if let Some(path) = gguf::file_of(model)? {
+        let documents = gguf::tokenizer::read(&gguf::GgufFile::open(&path)?)?;
+        write_atomically(&folder.join("tokenizer.json"), documents.tokenizer.to_string().as_bytes())?;
+        let config = Value::Object(documents.config).to_string();
+        return write_atomically(&folder.join("tokenizer_config.json"), config.as_bytes());
+    }
+    for name in FILES {
+        let path = model.join(name);
+        if path.exists() {
+            write_atomically(&folder.join(name), &read_bytes(&path, "a tokenizer file")?)?;
+        }
+    }
+    Ok(())
+}
