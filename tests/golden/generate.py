@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 HERE = pathlib.Path(__file__).parent
 SIZES = dict(vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24)
 GROUPED = dict(num_key_value_heads=2, pad_token_id=0)
+DEBERTA_V3 = dict(relative_attention=True, position_buckets=4, pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)
 CONFIGS = {
     "albert": lambda **k: tf.AlbertConfig(**SIZES | dict(embedding_size=8) | k),
     "bert": lambda **k: tf.BertConfig(**SIZES, **k),
+    "deberta-v2": lambda **k: tf.DebertaV2Config(**SIZES | DEBERTA_V3 | k),
+    "modernbert": lambda **k: tf.ModernBertConfig(**SIZES | dict(num_hidden_layers=3, local_attention=4, pad_token_id=0, norm_eps=1e-5) | k),
     "distilbert": lambda **k: tf.DistilBertConfig(vocab_size=41, dim=16, hidden_dim=24, n_layers=2, n_heads=4, max_position_embeddings=24, **k),
     "electra": lambda **k: tf.ElectraConfig(**SIZES | dict(embedding_size=8) | k),
     "gpt2": lambda **k: tf.GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=4, n_inner=24, n_positions=24, pad_token_id=0, **k),
@@ -72,6 +75,11 @@ CASES = [
     ("electra.SEQ_CLS.equal-widths", dict(embedding_size=16), dict(LORA, target_modules=["query", "dense"]), "classes"),
     *encoder("albert", dict(LORA, target_modules=["query", "value", "ffn"])),
     ("albert.SEQ_CLS.groups-all-linear", dict(num_hidden_layers=3, num_hidden_groups=2, inner_group_num=2, intermediate_size=8), dict(LORA, target_modules="all-linear"), "classes"),
+    *encoder("deberta-v2", LORA),
+    ("deberta-v2.SEQ_CLS.xlarge-all-linear", dict(conv_kernel_size=3, conv_act="gelu", embedding_size=8, position_biased_input=True, type_vocab_size=2, share_att_key=False, position_buckets=-1, max_relative_positions=5, norm_rel_ebd="none"), dict(LORA, target_modules="all-linear"), "classes"),
+    ("deberta-v2.none.absolute", dict(relative_attention=False, position_biased_input=True), LORA, None),
+    *encoder("modernbert", dict(LORA, target_modules=["Wqkv", "Wo"])),
+    ("modernbert.SEQ_CLS.mean-all-linear-biases", dict(classifier_pooling="mean", attention_bias=True, mlp_bias=True, norm_bias=True, classifier_bias=True, layer_types=["sliding_attention", "full_attention", "sliding_attention"]), dict(LORA, target_modules="all-linear"), "classes"),
     ("llama.CAUSAL_LM.default", {}, LORA, None),
     ("llama.CAUSAL_LM.tied-all-linear", dict(tie_word_embeddings=True), dict(LORA, target_modules="all-linear"), None),
     ("llama.CAUSAL_LM.patterns", {}, dict(LORA, target_modules="all-linear", rank_pattern={"layers.0.*q_proj": 2}, alpha_pattern={"v_proj": 7}), None),

@@ -69,8 +69,6 @@ pub struct ModelInfo {
     pub ignored_tensors: &'static [&'static str],
     /// Most tokens the model can take.
     pub max_positions: Option<usize>,
-    /// How many padding positions the forward pass assumes on the left (RoBERTa-like offsets); normally 0.
-    pub position_offset: usize,
     /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` tells it.
     pub pools_last_token: bool,
 }
@@ -91,7 +89,6 @@ impl ModelInfo {
             head_modules: Vec::new(),
             ignored_tensors: &[],
             max_positions: None,
-            position_offset: 0,
             pools_last_token: false,
         }
     }
@@ -131,6 +128,11 @@ impl ModelInfo {
     pub fn num_labels(&self) -> usize {
         let named = || self.config.get("id2label").and_then(Value::as_object).map(Map::len);
         self.number("num_labels").or_else(named).unwrap_or(2)
+    }
+
+    /// How many segments it tells apart; none where it takes no `token_type_ids`, or takes no notice of them.
+    pub fn num_types(&self) -> Option<usize> {
+        self.number("type_vocab_size").filter(|types| *types > 0)
     }
 
     /// The name of a class; `LABEL_3` where the configuration has none.
@@ -182,7 +184,7 @@ impl ModelInfo {
             )));
         }
         let vocab = self.number("vocab_size");
-        let types = self.number("type_vocab_size");
+        let types = self.num_types();
         let fields = [
             ("input_ids", &batch.inputs.input_ids, vocab),
             ("decoder_input_ids", &batch.inputs.decoder_input_ids, vocab),

@@ -24,7 +24,7 @@ mod sandwich_layer;
 
 pub use activation::Activation;
 pub use attention::{Heads, Scores, attend};
-pub use bert_layers::{BertEmbeddings, BertEncoder, BertPooler, BertSizes};
+pub use bert_layers::{BertEmbeddings, BertEncoder, BertFeedForward, BertOutput, BertPooler, BertSizes};
 pub use decoder::{Decoder, DecoderContext, DecoderLayer, DecoderSizes, Sight, View};
 pub use decoder_heads::{CausalBackbone, CausalModel, class_name};
 pub use dropout::dropout;

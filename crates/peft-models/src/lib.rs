@@ -12,6 +12,7 @@ mod tokenizer_files;
 
 mod albert;
 mod bert;
+mod deberta_v2;
 mod distilbert;
 mod electra;
 mod gemma2;
@@ -20,6 +21,7 @@ mod gpt2;
 mod gpt_neox;
 mod llama;
 mod mistral;
+mod modernbert;
 mod opt;
 mod phi3;
 mod qwen2;

@@ -128,6 +128,31 @@ fn backbones_load_with_and_without_a_prefix() {
 }
 
 #[test]
+fn heads_of_encoders_come_and_go() {
+    let tokens = AutoClass::TOKEN_CLASSIFICATION;
+    for (model_type, head) in [
+        ("deberta-v2", &["classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight"][..]),
+        ("distilbert", &["classifier.bias", "classifier.weight", "pre_classifier.bias", "pre_classifier.weight"]),
+        ("modernbert", &["classifier.bias", "classifier.weight", "head.dense.weight", "head.norm.weight"]),
+    ] {
+        let backbone = open(&golden(&format!("{model_type}.SEQ_CLS.default")), &AutoClass::MODEL).unwrap();
+        assert_eq!(
+            (backbone.initialised.len(), backbone.ignored.iter().map(String::as_str).collect()),
+            (0, head.to_vec())
+        );
+        let headed = open(&golden(&format!("{model_type}.FEATURE_EXTRACTION.default")), &SEQ_CLS).unwrap();
+        let mut initialised: Vec<_> = headed.initialised.iter().map(String::as_str).collect();
+        initialised.sort_unstable();
+        assert_eq!((initialised, headed.ignored.len()), (head.to_vec(), 0));
+    }
+    let roberta = open(&golden("roberta.SEQ_CLS.default"), &AutoClass::MODEL).unwrap();
+    assert_eq!(roberta.initialised, ["pooler.dense.weight", "pooler.dense.bias"]);
+    let roberta = open(&golden("roberta.FEATURE_EXTRACTION.default"), &tokens).unwrap();
+    assert_eq!(roberta.initialised, ["classifier.weight", "classifier.bias"]);
+    assert_eq!(roberta.ignored, ["pooler.dense.bias", "pooler.dense.weight"]);
+}
+
+#[test]
 fn the_pooler_may_be_missing_or_too_much() {
     let without = changed("bert.FEATURE_EXTRACTION.default", |all| all.retain(|name, _| !name.starts_with("pooler")));
     assert_eq!(

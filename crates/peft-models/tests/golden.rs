@@ -55,11 +55,26 @@ fn check(case: &str, class: &AutoClass, class_name: &str) {
 }
 
 #[test]
-fn bert_gives_the_numbers_of_transformers() {
-    check("bert.FEATURE_EXTRACTION.default", &AutoClass::MODEL, "BertModel");
-    check("bert.SEQ_CLS.default", &AutoClass::SEQUENCE_CLASSIFICATION, "BertForSequenceClassification");
-    check("bert.TOKEN_CLS.default", &AutoClass::TOKEN_CLASSIFICATION, "BertForTokenClassification");
-    check("bert.QUESTION_ANS.default", &AutoClass::QUESTION_ANSWERING, "BertForQuestionAnswering");
+fn encoders_give_the_numbers_of_transformers() {
+    for (model_type, family) in [
+        ("albert", "Albert"),
+        ("bert", "Bert"),
+        ("deberta-v2", "DebertaV2"),
+        ("distilbert", "DistilBert"),
+        ("electra", "Electra"),
+        ("modernbert", "ModernBert"),
+        ("roberta", "Roberta"),
+    ] {
+        let check = |task: &str, class: &AutoClass, head: &str| {
+            check(&format!("{model_type}.{task}.default"), class, &format!("{family}{head}"));
+        };
+        check("FEATURE_EXTRACTION", &AutoClass::MODEL, "Model");
+        check("SEQ_CLS", &AutoClass::SEQUENCE_CLASSIFICATION, "ForSequenceClassification");
+        check("TOKEN_CLS", &AutoClass::TOKEN_CLASSIFICATION, "ForTokenClassification");
+        check("QUESTION_ANS", &AutoClass::QUESTION_ANSWERING, "ForQuestionAnswering");
+    }
+    let class = AutoClass::SEQUENCE_CLASSIFICATION;
+    check("xlm-roberta.SEQ_CLS.default", &class, "XLMRobertaForSequenceClassification");
 }
 
 #[test]

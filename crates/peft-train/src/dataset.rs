@@ -157,7 +157,7 @@ const SPLIT: u64 = 2;
 
 /// Pads examples to their longest and puts them on a device, with segments where the model takes them.
 pub(crate) fn batch(examples: &[&Example], tokenizer: &dyn Tokenizer, info: &ModelInfo, device: &Device) -> Batch {
-    let segments = info.number("type_vocab_size").is_some() && examples.iter().any(|e| !e.type_ids.is_empty());
+    let segments = info.num_types().is_some() && examples.iter().any(|e| !e.type_ids.is_empty());
     collate(examples, tokenizer.pad_id(), segments, device)
 }
 
@@ -195,9 +195,9 @@ fn check(example: &Example, row: &Row, info: &ModelInfo) -> peft::Result<()> {
         return Err(row.error(problem));
     }
     for (what, ids, limit) in
-        [("token", &example.input_ids, "vocab_size"), ("segment", &example.type_ids, "type_vocab_size")]
+        [("token", &example.input_ids, info.number("vocab_size")), ("segment", &example.type_ids, info.num_types())]
     {
-        let Some(limit) = info.number(limit) else { continue };
+        let Some(limit) = limit else { continue };
         if let Some(id) = ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= limit)) {
             let last = limit.saturating_sub(1);
             return Err(

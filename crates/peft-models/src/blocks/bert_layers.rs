@@ -49,7 +49,7 @@ impl BertSizes {
         Ok(Self {
             vocab: fields.size("vocab_size")?,
             positions: fields.size("max_position_embeddings")?,
-            types: Some(fields.optional_size("type_vocab_size")?.unwrap_or(2)),
+            types: Some(fields.count_or("type_vocab_size", 2)?).filter(|types| *types > 0),
             hidden,
             inner: fields.size("intermediate_size")?,
             layers: fields.size("num_hidden_layers")?,
@@ -109,7 +109,7 @@ pub struct BertEncoder {
 #[derive(Module, Debug)]
 struct BertLayer {
     attention: BertAttention,
-    intermediate: BertIntermediate,
+    intermediate: BertFeedForward,
     output: BertOutput,
 }
 
@@ -129,8 +129,9 @@ struct BertSelfAttention {
     heads: Heads,
 }
 
+/// The first half of a feed-forward block: `activation(dense(x))`.
 #[derive(Module, Debug)]
-struct BertIntermediate {
+pub struct BertFeedForward {
     dense: Linear,
     #[module(skip)]
     activation: Activation,
@@ -138,7 +139,7 @@ struct BertIntermediate {
 
 /// The end of a block: back to the hidden size, and the residual.
 #[derive(Module, Debug)]
-struct BertOutput {
+pub struct BertOutput {
     dense: Linear,
     layer_norm: LayerNorm,
     dropout: Dropout,
@@ -152,13 +153,7 @@ impl BertEncoder {
 
     /// As many layers as `sizes` says.
     pub fn new(layers: &Layers<'_>, sizes: &BertSizes) -> Self {
-        let hidden = sizes.hidden;
-        let output = |d_in| BertOutput {
-            dense: layers.linear(d_in, hidden, true),
-            layer_norm: layers.layer_norm(hidden, sizes.epsilon),
-            dropout: layers.dropout(sizes.dropout),
-        };
-        let projection = || layers.linear(hidden, hidden, true);
+        let projection = || layers.linear(sizes.hidden, sizes.hidden, true);
         let layer = |_| BertLayer {
             attention: BertAttention {
                 self_attention: BertSelfAttention {
@@ -168,13 +163,10 @@ impl BertEncoder {
                     dropout: layers.dropout(sizes.attention_dropout),
                     heads: sizes.heads,
                 },
-                output: output(hidden),
+                output: BertOutput::new(layers, sizes, sizes.hidden),
             },
-            intermediate: BertIntermediate {
-                dense: layers.linear(hidden, sizes.inner, true),
-                activation: sizes.activation,
-            },
-            output: output(sizes.inner),
+            intermediate: BertFeedForward::new(layers, sizes),
+            output: BertOutput::new(layers, sizes, sizes.inner),
         };
         Self { layer: (0..sizes.layers).map(layer).collect() }
     }
@@ -193,8 +185,7 @@ impl BertLayer {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let attended = self.attention.self_attention.forward(hidden.clone(), mask);
         let hidden = self.attention.output.forward(attended, hidden);
-        let inner = adapted_linear(&self.intermediate.dense, hidden.clone());
-        self.output.forward(self.intermediate.activation.forward(inner), hidden)
+        self.output.forward(self.intermediate.forward(hidden.clone()), hidden)
     }
 }
 
@@ -204,8 +195,34 @@ impl BertSelfAttention {
     }
 }
 
+impl BertFeedForward {
+    /// From the hidden size to the inner one.
+    pub fn new(layers: &Layers<'_>, sizes: &BertSizes) -> Self {
+        Self { dense: layers.linear(sizes.hidden, sizes.inner, true), activation: sizes.activation }
+    }
+
+    /// # Shapes
+    /// - `hidden`: `[batch, sequence, hidden]`
+    /// - returned: `[batch, sequence, inner]`
+    pub fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
+        self.activation.forward(adapted_linear(&self.dense, hidden))
+    }
+}
+
 impl BertOutput {
-    fn forward(&self, inner: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
+    /// From `d_in` to the hidden size.
+    pub fn new(layers: &Layers<'_>, sizes: &BertSizes, d_in: usize) -> Self {
+        Self {
+            dense: layers.linear(d_in, sizes.hidden, true),
+            layer_norm: layers.layer_norm(sizes.hidden, sizes.epsilon),
+            dropout: layers.dropout(sizes.dropout),
+        }
+    }
+
+    /// # Shapes
+    /// - `inner`: `[batch, sequence, d_in]`
+    /// - `residual`, returned: `[batch, sequence, hidden]`
+    pub fn forward(&self, inner: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
         let inner = dropout(&self.dropout, adapted_linear(&self.dense, inner));
         self.layer_norm.forward(inner + residual)
     }

@@ -88,6 +88,11 @@ impl AttentionMask {
         self.causal && self.padding.is_none() && self.window.is_none() && self.examples.is_none()
     }
 
+    /// Whether there may be a query that sees no key.
+    pub(super) fn may_hide_all(&self) -> bool {
+        self.padding.is_some() && (self.window.is_some() || self.causal && self.queries > 1)
+    }
+
     /// True where a key is hidden, `[batch or 1, 1, queries, keys]`; none if nothing is.
     pub(super) fn hidden(&self) -> Option<Tensor<4, Bool>> {
         let build = || {
