@@ -10,6 +10,8 @@ mod fixture;
 mod gguf;
 mod golden_cases;
 mod gradients;
+mod half_precision;
 mod packing;
+mod past;
 mod registry;
 mod tidiness;

@@ -39,6 +39,8 @@ pub(crate) fn batch(case: &Path) -> Batch {
         input_ids: ids("input_ids"),
         attention_mask: ids("attention_mask"),
         token_type_ids: ids("token_type_ids"),
+        decoder_input_ids: ids("decoder_input_ids"),
+        decoder_attention_mask: ids("decoder_attention_mask"),
         ..Inputs::default()
     };
     let labels = ["labels", "start_positions", "end_positions"];

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 HERE = pathlib.Path(__file__).parent
 SIZES = dict(vocab_size=41, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24)
 GROUPED = dict(num_key_value_heads=2, pad_token_id=0)
+T5 = dict(vocab_size=41, d_model=8, d_kv=3, d_ff=12, num_layers=2, num_decoder_layers=1, num_heads=2, decoder_start_token_id=0, relative_attention_num_buckets=8, relative_attention_max_distance=6)
+BART = dict(vocab_size=41, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=2, encoder_ffn_dim=12, decoder_ffn_dim=10, max_position_embeddings=12, forced_eos_token_id=None)
 DEBERTA_V3 = dict(relative_attention=True, position_buckets=4, pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)
 CONFIGS = {
     "albert": lambda **k: tf.AlbertConfig(**SIZES | dict(embedding_size=8) | k),
@@ -31,15 +33,21 @@ CONFIGS = {
     "mistral": lambda **k: tf.MistralConfig(sliding_window=5, **(GROUPED | SIZES | k)),
     "qwen2": lambda **k: tf.Qwen2Config(use_sliding_window=True, sliding_window=5, max_window_layers=1, **(GROUPED | SIZES | k)),
     "qwen3": lambda **k: tf.Qwen3Config(head_dim=6, use_sliding_window=True, sliding_window=5, max_window_layers=1, **(GROUPED | SIZES | k)),
+    "gemma": lambda **k: tf.GemmaConfig(head_dim=6, **(GROUPED | SIZES | k)),
     "gemma2": lambda **k: tf.Gemma2Config(head_dim=6, query_pre_attn_scalar=9, sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **(GROUPED | SIZES | k)),
     "gemma3_text": lambda **k: tf.Gemma3TextConfig(head_dim=6, query_pre_attn_scalar=9, sliding_window=5, layer_types=["sliding_attention", "full_attention"], **(GROUPED | SIZES | k)),
     "phi3": lambda **k: tf.Phi3Config(bos_token_id=1, eos_token_id=2, **(GROUPED | SIZES | k)),
     "roberta": lambda **k: tf.RobertaConfig(type_vocab_size=1, **SIZES, **k),
     "xlm-roberta": lambda **k: tf.XLMRobertaConfig(type_vocab_size=1, **SIZES, **k),
+    "t5": lambda **k: tf.T5Config(**T5, **k),
+    "mt5": lambda **k: tf.MT5Config(**T5, **k),
+    "bart": lambda **k: tf.BartConfig(pad_token_id=0, decoder_start_token_id=2, **BART, **k),
+    "mbart": lambda **k: tf.MBartConfig(pad_token_id=0, **BART, **k),
+    "marian": lambda **k: tf.MarianConfig(pad_token_id=0, eos_token_id=2, decoder_start_token_id=0, activation_function="swish", **dict(BART, **k)),
 }
 HEADS = {
     "SEQ_CLS": tf.AutoModelForSequenceClassification, "TOKEN_CLS": tf.AutoModelForTokenClassification,
-    "QUESTION_ANS": tf.AutoModelForQuestionAnswering, "CAUSAL_LM": tf.AutoModelForCausalLM,
+    "QUESTION_ANS": tf.AutoModelForQuestionAnswering, "CAUSAL_LM": tf.AutoModelForCausalLM, "SEQ_2_SEQ_LM": tf.AutoModelForSeq2SeqLM,
     "FEATURE_EXTRACTION": tf.AutoModel, "none": tf.AutoModel,
 }
 LORA = dict(r=3, lora_alpha=5)
@@ -117,6 +125,9 @@ CASES = [
     ("qwen3.SEQ_CLS.left-padded", {}, LORA, "classes"),
     ("qwen3.TOKEN_CLS.default", {}, LORA, None),
     ("qwen3.QUESTION_ANS.default", {}, LORA, None),
+    ("gemma.CAUSAL_LM.default", {}, LORA, None),
+    ("gemma.SEQ_CLS.default", {}, LORA, "classes"),
+    ("gemma.TOKEN_CLS.default", {}, LORA, None),
     ("gemma2.CAUSAL_LM.default", {}, LORA, None),
     ("gemma2.CAUSAL_LM.embedding", dict(tie_word_embeddings=False), dict(LORA, target_modules=["embed_tokens", "down_proj"]), None),
     ("gemma2.SEQ_CLS.left-padded", {}, LORA, "classes"),
@@ -129,7 +140,28 @@ CASES = [
     ("phi3.CAUSAL_LM.longrope", dict(max_position_embeddings=24, original_max_position_embeddings=6, rope_parameters=dict(rope_type="longrope", rope_theta=500.0, short_factor=[1.0, 1.1], long_factor=[1.5, 2.5])), FUSED, None),
     ("phi3.SEQ_CLS.left-padded", dict(sliding_window=5), FUSED, "classes"),
     ("phi3.TOKEN_CLS.partial-rotary", dict(rope_parameters=dict(rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5)), FUSED, None),
+    ("t5.SEQ_2_SEQ_LM.default", {}, LORA, None),
+    ("t5.SEQ_2_SEQ_LM.gated-all-linear", dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False), dict(LORA, target_modules="all-linear"), None),
+    ("t5.SEQ_2_SEQ_LM.saved-embeddings", {}, dict(LORA, modules_to_save=["embed_tokens"]), None),
+    ("t5.SEQ_2_SEQ_LM.relative-bias", {}, dict(LORA, target_modules=["relative_attention_bias", "k", "wi"], bias="all"), None),
+    ("t5.SEQ_CLS.default", {}, LORA, "classes"),
+    ("t5.TOKEN_CLS.default", {}, LORA, None),
+    ("t5.QUESTION_ANS.default", {}, LORA, None),
+    ("t5.none.default", {}, LORA, None),
+    ("mt5.SEQ_2_SEQ_LM.default", {}, LORA, None),
+    ("bart.SEQ_2_SEQ_LM.default", {}, LORA, None),
+    ("bart.SEQ_2_SEQ_LM.all-linear-bias-all", dict(scale_embedding=True), dict(LORA, target_modules="all-linear", bias="all"), None),
+    ("bart.SEQ_CLS.default", {}, LORA, "classes"),
+    ("bart.QUESTION_ANS.default", {}, LORA, None),
+    ("bart.none.default", {}, LORA, None),
+    ("mbart.SEQ_2_SEQ_LM.default", {}, dict(LORA, target_modules=["q_proj", "fc1"]), None),
+    ("mbart.SEQ_CLS.default", {}, dict(LORA, target_modules=["v_proj"]), "classes"),
+    ("mbart.none.default", {}, dict(LORA, target_modules=["v_proj"]), None),
+    ("marian.SEQ_2_SEQ_LM.default", {}, dict(LORA, target_modules=["q_proj", "v_proj"]), None),
+    ("marian.SEQ_2_SEQ_LM.two-vocabularies", dict(share_encoder_decoder_embeddings=False, decoder_vocab_size=37, scale_embedding=True), dict(LORA, target_modules=["out_proj"]), None),
+    ("marian.none.default", {}, dict(LORA, target_modules=["k_proj"]), None),
 ]
+ENCODER_DECODERS = EOS = dict(t5=1, mt5=1, bart=2, mbart=2, marian=2)
 
 
 def inputs(task, arch, pad_id, labels, left, g):
@@ -141,6 +173,16 @@ def inputs(task, arch, pad_id, labels, left, g):
     x = dict(input_ids=ids, attention_mask=mask)
     if arch in ("albert", "bert", "electra"):
         x["token_type_ids"] = (torch.arange(9) > 4).long().expand(3, 9).contiguous()
+    if arch in ENCODER_DECODERS and task == "SEQ_CLS":
+        ids[torch.arange(3), mask.sum(1) - 1] = EOS[arch]
+        ids[:, :2] = torch.where(ids[:, :2] == EOS[arch], 7, ids[:, :2])
+    if arch in ENCODER_DECODERS and task == "none":
+        x["decoder_input_ids"] = torch.randint(3, 41, (3, 5), generator=g)
+        x["decoder_attention_mask"] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
+    if task == "SEQ_2_SEQ_LM":
+        x["labels"] = torch.randint(3, 37, (3, 6), generator=g)
+        x["labels"][1, 4:] = -100
+        x["labels"][2, 3:] = -100
     if task == "SEQ_CLS":
         x["labels"] = {"classes": torch.tensor([0, 2, 1]), "float": torch.tensor([0.5, -1.0, 2.0]), "floats": torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0]])}[labels]
     if task == "TOKEN_CLS":
@@ -153,7 +195,7 @@ def inputs(task, arch, pad_id, labels, left, g):
 
 
 def outputs(out):
-    names = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
+    names = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output", "encoder_last_hidden_state")
     return {n: getattr(out, n).detach().float().contiguous().clone() for n in names if getattr(out, n, None) is not None}
 
 
@@ -167,7 +209,9 @@ def write(name, model_options, lora, labels):
     base = HEADS[task].from_config(config).eval()
     with torch.no_grad():
         for p in base.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
+            if p.requires_grad:  # not positions that are worked out
+                p.add_(torch.randn_like(p) * 0.1)
+    computed = [n for n, p in base.named_parameters() if not p.requires_grad]
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     base.save_pretrained(folder / "model")
@@ -195,7 +239,7 @@ def write(name, model_options, lora, labels):
     facts = dict(wrapper=type(model).__name__, trainable_params=trainable, all_params=total, targeted=sorted(model.base_model.targeted_module_names), peft=peft.__version__, transformers=tf.__version__)
     merged = model.merge_and_unload()
     stored = lambda key: key.replace("lm_head.", "embed_out.") if arch == "gpt_neox" else key
-    expected |= {"merged." + stored(k): v.detach().clone().contiguous() for k, v in merged.state_dict().items() if v.is_floating_point()}
+    expected |= {"merged." + stored(k): v.detach().clone().contiguous() for k, v in merged.state_dict().items() if v.is_floating_point() and k not in computed}
     save_file({k: v.contiguous() for k, v in x.items()}, folder / "inputs.safetensors")
     save_file(expected, folder / "expected.safetensors")
     (folder / "expected.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

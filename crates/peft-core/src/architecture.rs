@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use burn::tensor::Device;
 use serde_json::{Map, Value};
 
-use crate::{Batch, DynModule, Error, ModuleTree, Result, registry::Plugin};
+use crate::{Batch, DynModule, Error, ModuleTree, Result, ShiftRight, registry::Plugin};
 
 /// Which head a model is built with, by the name of Transformers' auto class; open, so that a plugin can add its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -57,7 +57,7 @@ pub struct ModelInfo {
     pub input_embedding: Option<String>,
     /// Parameters that are another parameter: `(lm_head.weight, model.embed_tokens.weight)`.
     pub tied: Vec<(String, String)>,
-    /// Renames of path segments, from Rust's field names to checkpoint names.
+    /// Renames of path segments, from Rust's field names to checkpoint names; a segment without a name is left out.
     pub segments: &'static [(&'static str, &'static str)],
     /// Path segments that weight files name otherwise, `(lm_head, embed_out)`. Files may have either.
     pub stored_segments: &'static [(&'static str, &'static str)],
@@ -67,10 +67,20 @@ pub struct ModelInfo {
     pub head_modules: Vec<String>,
     /// Tensors of checkpoints that are no parameters: name suffixes.
     pub ignored_tensors: &'static [&'static str],
+    /// Tensors that are stored and are no parameters: never trained or counted, and zero where a checkpoint lacks them.
+    pub buffers: &'static [&'static str],
+    /// Parameters that the model works out by itself, so that checkpoints lack them: name endings.
+    pub computed: &'static [&'static str],
+    /// Standard deviation of fresh heads; `initializer_range` where the family says nothing else.
+    pub initializer_std: Option<f64>,
     /// Most tokens the model can take.
     pub max_positions: Option<usize>,
-    /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` tells it.
+    /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` or the attention mask tells it.
     pub pools_last_token: bool,
+    /// The token whose state a classifier reads: each row must have it.
+    pub pooled_token: Option<i64>,
+    /// How the decoder's input follows from its target; none without a decoder of its own.
+    pub shift_right: Option<ShiftRight>,
 }
 
 impl ModelInfo {
@@ -88,8 +98,13 @@ impl ModelInfo {
             base_model_prefix: "",
             head_modules: Vec::new(),
             ignored_tensors: &[],
+            buffers: &[],
+            computed: &[],
+            initializer_std: None,
             max_positions: None,
             pools_last_token: false,
+            pooled_token: None,
+            shift_right: None,
         }
     }
 
@@ -109,7 +124,7 @@ impl ModelInfo {
                 other => other.to_owned(),
             }
         };
-        path.split('.').map(segment).collect::<Vec<_>>().join(".")
+        path.split('.').map(segment).filter(|segment| !segment.is_empty()).collect::<Vec<_>>().join(".")
     }
 
     /// The name that a parameter has in weight files.
@@ -122,6 +137,14 @@ impl ModelInfo {
     /// A whole number of the configuration.
     pub fn number(&self, key: &str) -> Option<usize> {
         self.config.get(key)?.as_u64().and_then(|n| usize::try_from(n).ok())
+    }
+
+    /// Whether the model works this parameter out by itself.
+    pub fn is_computed(&self, parameter: &str) -> bool {
+        let is_ending = |ending: &&str| {
+            parameter.strip_suffix(*ending).is_some_and(|outer| outer.is_empty() || outer.ends_with('.'))
+        };
+        self.computed.iter().any(is_ending)
     }
 
     /// How many classes a classification head has: from `num_labels`, else from `id2label`, else 2 as Transformers has it.
@@ -176,18 +199,28 @@ impl ModelInfo {
             return Err(Error::Data("the batch has neither `input_ids` nor `inputs_embeds`".to_owned()));
         }
         let rows = batch.inputs.input_ids.as_ref().map_or(0, |ids| ids.dims()[0]);
-        if self.pools_last_token && rows > 1 && self.pad_token_id().is_none() {
+        let tells_padding = self.pad_token_id().is_some() || batch.inputs.attention_mask.is_some();
+        if self.pools_last_token && rows > 1 && !tells_padding {
             return Err(Error::Data(format!(
-                "a batch of {rows} rows: {} reads each row's last token, and config.json has no `pad_token_id` to find it \
-                 by; set one or take one row at a time",
+                "a batch of {rows} rows: {} reads each row's last token, and neither a `pad_token_id` in config.json nor an \
+                 attention mask tells which that is; give one or take one row at a time",
                 self.class_name
             )));
+        }
+        if let (Some(token), Some(ids)) = (self.pooled_token, &batch.inputs.input_ids) {
+            let has = ids.clone().equal_scalar(token).any_dim(1).into_data().iter::<bool>().collect::<Vec<_>>();
+            if let Some(row) = has.iter().position(|has| !has) {
+                return Err(Error::Data(format!(
+                    "input_ids[{row}] has no token {token}: {} reads the state of each row's last one",
+                    self.class_name
+                )));
+            }
         }
         let vocab = self.number("vocab_size");
         let types = self.num_types();
         let fields = [
             ("input_ids", &batch.inputs.input_ids, vocab),
-            ("decoder_input_ids", &batch.inputs.decoder_input_ids, vocab),
+            ("decoder_input_ids", &batch.inputs.decoder_input_ids, self.number("decoder_vocab_size").or(vocab)),
             ("token_type_ids", &batch.inputs.token_type_ids, types),
         ];
         for (name, tensor, limit) in fields {
@@ -225,7 +258,9 @@ pub struct BaseModel {
 impl BaseModel {
     /// Modules and parameters by checkpoint name.
     pub fn tree(&self) -> ModuleTree {
-        self.module.tree(&|path| self.info.rename(path))
+        let mut tree = self.module.tree(&|path| self.info.rename(path));
+        tree.mark_buffers(self.info.buffers);
+        tree
     }
 }
 

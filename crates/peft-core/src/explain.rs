@@ -114,10 +114,9 @@ impl Explanation {
         let fixed: usize =
             plan.adapted.iter().flat_map(|a| a.layer.tensors()).filter(|t| !t.trainable).map(|t| size(&t.shape)).sum();
         let saved_names: HashSet<String> = plan.saved_params(tree).into_iter().collect();
+        // Each copy of a tied parameter is trained by itself, so they all count.
         let count = |wanted: &dyn Fn(&String) -> bool| {
-            let mut seen = HashSet::new();
-            let hits = tree.params().filter(|(name, param)| wanted(name) && seen.insert(param.id));
-            hits.map(|(_, param)| size(&param.shape)).sum::<usize>()
+            tree.params().filter(|(name, _)| wanted(name)).map(|(_, param)| size(&param.shape)).sum::<usize>()
         };
         let copies = count(&|name| saved_names.contains(name));
         let biases = count(&|name| plan.biases.contains(name));

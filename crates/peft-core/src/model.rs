@@ -363,6 +363,17 @@ impl PeftModel {
         self.module.forward(&self.prepare(inputs))
     }
 
+    /// The batch with the inputs that follow from its labels, as the task has them: a decoder's.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the labels are unfit.
+    pub fn complete(&self, batch: Batch) -> Result<Batch> {
+        match self.task()? {
+            Some(plugin) => plugin.task.complete(batch, &self.base.info),
+            None => Ok(batch),
+        }
+    }
+
     /// The inputs as the task's wrapper hands them to the base model.
     pub fn prepare(&self, inputs: &Inputs) -> Inputs {
         match self.task() {
@@ -384,6 +395,7 @@ impl PeftModel {
         let Some(task) = self.task()? else {
             return Err(Error::Adapter("the default wrapper has no loss: give the adapter a task_type".to_owned()));
         };
+        let batch = task.task.complete(batch.clone(), &self.base.info)?;
         let outputs = self.forward(&batch.inputs);
         let loss = task.task.loss(&outputs, &batch.labels, &self.base.info)?;
         Ok((loss, outputs))

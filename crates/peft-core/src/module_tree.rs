@@ -65,6 +65,8 @@ pub struct ParamInfo {
     pub shape: Vec<usize>,
     /// Its identity; parameters that are tied share one.
     pub id: ParamId,
+    /// Whether it is stored but no parameter.
+    pub is_buffer: bool,
 }
 
 /// A module and its own parameters.
@@ -131,10 +133,23 @@ impl ModuleTree {
         })
     }
 
-    /// How many values the model has; tied parameters count once.
+    /// Takes note of which tensors are no parameters, by full name.
+    pub(crate) fn mark_buffers(&mut self, buffers: &[&str]) {
+        for module in &mut self.modules {
+            let dot = if module.name.is_empty() { "" } else { "." };
+            for param in &mut module.params {
+                param.is_buffer = buffers.contains(&format!("{}{dot}{}", module.name, param.name).as_str());
+            }
+        }
+    }
+
+    /// How many values the model has; tied parameters count once, buffers not at all.
     pub fn num_params(&self) -> usize {
         let mut seen = HashSet::new();
-        self.params().filter(|(_, p)| seen.insert(p.id)).map(|(_, p)| p.shape.iter().product::<usize>()).sum()
+        self.params()
+            .filter(|(_, p)| !p.is_buffer && seen.insert(p.id))
+            .map(|(_, p)| p.shape.iter().product::<usize>())
+            .sum()
     }
 }
 
@@ -154,7 +169,7 @@ impl Walk<'_> {
         let (module, name) = full.rsplit_once('.').unwrap_or(("", &full));
         // The container of a parameter is the type that holds it.
         let kind = ModuleKind::from_container(self.path.last().map_or("", |(_, container)| container));
-        let param = ParamInfo { name: name.to_owned(), shape, id };
+        let param = ParamInfo { name: name.to_owned(), shape, id, is_buffer: false };
         match self.tree.modules.iter_mut().find(|m| m.name == module) {
             Some(info) => {
                 info.kind = kind;

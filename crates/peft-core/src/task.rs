@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::{
-    AutoClass, Inputs, Labels, ModelInfo, Outputs, Result,
+    AutoClass, Batch, Inputs, Labels, ModelInfo, Outputs, Result,
     example::{EncodeContext, Example, Row},
     registry::Plugin,
 };
@@ -77,6 +77,14 @@ pub trait Task: Debug + Send + Sync {
     /// Whether examples may be packed into one sequence: only where every label belongs to a token.
     fn packs(&self) -> bool {
         false
+    }
+
+    /// The batch with the inputs that follow from its labels: those of a decoder that is to say them.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) if the labels are unfit.
+    fn complete(&self, batch: Batch, _info: &ModelInfo) -> Result<Batch> {
+        Ok(batch)
     }
 
     /// The inputs as the wrapper hands them to the base model.

@@ -5,12 +5,15 @@
 
 mod activation;
 mod attention;
+mod bart_layers;
 mod bert_layers;
+mod cross_attention;
 mod decoder;
 mod decoder_heads;
 mod dropout;
 mod embedding;
 mod encoder;
+mod encoder_decoder;
 mod fields;
 mod gated_mlp;
 mod layer_type;
@@ -24,12 +27,15 @@ mod sandwich_layer;
 
 pub use activation::Activation;
 pub use attention::{Heads, Scores, attend};
+pub use bart_layers::{BartFamily, BartPositions};
 pub use bert_layers::{BertEmbeddings, BertEncoder, BertFeedForward, BertOutput, BertPooler, BertSizes};
+pub use cross_attention::{AttentionSizes, CrossAttention};
 pub use decoder::{Decoder, DecoderContext, DecoderLayer, DecoderSizes, Sight, View};
 pub use decoder_heads::{CausalBackbone, CausalModel, class_name};
 pub use dropout::dropout;
-pub use embedding::{embed, first_token, last_token, past_length, positions, split_span_logits};
+pub use embedding::{counted, embed, first_token, last_token, past_length, positions, split_span_logits};
 pub use encoder::{Encoder, EncoderModel, FirstTokenClassifier, PooledClassifier, of_class, self_attention};
+pub use encoder_decoder::{CrossContext, Seq2SeqBackbone, Seq2SeqModel, target_ids};
 pub use fields::Fields;
 pub use gated_mlp::GatedMlp;
 pub use layer_type::LayerType;

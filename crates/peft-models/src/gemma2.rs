@@ -1,11 +1,11 @@
 //! Gemma 2: norms around both blocks of a layer, scaled words, capped scores and logits, a window in every other layer.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    AttentionOptions, CausalModel, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, Rotary, RotaryAttention,
+    AttentionOptions, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, Rotary, RotaryAttention,
     SandwichLayer, Sight, class_name,
 };
 
@@ -53,21 +53,10 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         post_feedforward_layernorm: norm(),
     };
     let layers = layer_types.into_iter().enumerate().map(layer).collect();
-    let info = ModelInfo {
-        model_type: "gemma2".to_owned(),
-        class_name: class_name("Gemma2", class),
-        config: config.clone(),
-        ignored_tensors: &["rotary_emb.inv_freq"],
-        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
-        ..ModelInfo::custom()
-    };
-    let sight = Sight { word_scale: (sizes.hidden as f64).sqrt(), window, ..Sight::new(rotary) };
-    let model = CausalModel {
-        backbone: Decoder::new(&make, &sizes, sight, layers, norm()),
-        info,
-        words: "embed_tokens",
-        tied: fields.flag_or("tie_word_embeddings", true)?,
-        soft_cap: fields.cap_or("final_logit_softcapping", Some(30.0))?,
-    };
+    let sight = Sight { window, ..Sight::new(rotary) };
+    let decoder = Decoder::new(&make, &sizes, sight, layers, norm()).with_word_scale((sizes.hidden as f64).sqrt());
+    let mut model = decoder.into_model("gemma2", class_name("Gemma2", class), fields)?;
+    model.tied = fields.flag_or("tie_word_embeddings", true)?;
+    model.soft_cap = fields.cap_or("final_logit_softcapping", Some(30.0))?;
     model.with_head(class, &make)
 }

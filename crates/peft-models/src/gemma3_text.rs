@@ -1,11 +1,11 @@
 //! Gemma 3 without its eyes: Gemma 2 with norms over queries and keys in place of the caps, and two bases of positions.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    AttentionOptions, CausalModel, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, Rotary, RotaryAttention,
+    AttentionOptions, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, Rotary, RotaryAttention,
     SandwichLayer, Sight, class_name,
 };
 
@@ -49,24 +49,13 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         post_feedforward_layernorm: norm(),
     };
     let layers = layer_types.into_iter().enumerate().map(layer).collect();
-    let info = ModelInfo {
-        model_type: "gemma3_text".to_owned(),
-        // Only the head for words goes without `Text` in its name.
-        class_name: class_name(if *class == AutoClass::CAUSAL_LM { "Gemma3" } else { "Gemma3Text" }, class),
-        config: config.clone(),
-        ignored_tensors: &["rotary_emb.inv_freq"],
-        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
-        ..ModelInfo::custom()
-    };
-    let sight =
-        Sight { word_scale: (sizes.hidden as f64).sqrt(), rotary, window, sliding_rotary: Some(sliding_rotary) };
-    let model = CausalModel {
-        backbone: Decoder::new(&make, &sizes, sight, layers, norm()),
-        info,
-        words: "embed_tokens",
-        tied: fields.flag_or("tie_word_embeddings", true)?,
-        soft_cap: fields.cap_or("final_logit_softcapping", None)?,
-    };
+    let sight = Sight { rotary, window, sliding_rotary: Some(sliding_rotary) };
+    let decoder = Decoder::new(&make, &sizes, sight, layers, norm()).with_word_scale((sizes.hidden as f64).sqrt());
+    // Only the head for words goes without `Text` in its name.
+    let family = if *class == AutoClass::CAUSAL_LM { "Gemma3" } else { "Gemma3Text" };
+    let mut model = decoder.into_model("gemma3_text", class_name(family, class), fields)?;
+    model.tied = fields.flag_or("tie_word_embeddings", true)?;
+    model.soft_cap = fields.cap_or("final_logit_softcapping", None)?;
     model.with_head(class, &make)
 }
 
@@ -84,4 +73,28 @@ fn rotaries(fields: Fields<'_>, dim: usize) -> Result<(Rotary, Rotary)> {
         Rotary::with_parameters(fields, "rope_parameters", full, theta, dim)?,
         Rotary::with_parameters(fields, "rope_parameters", sliding, local, dim)?,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn old_and_new_keys_mean_the_same() {
+        let read = |config: Value| rotaries(Fields(config.as_object().unwrap()), 4).unwrap();
+        let old = json!({"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_local_base_freq": 7e3});
+        let new = json!({"rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 7e3},
+        }});
+        assert_eq!(read(old), read(new));
+        let by_default = json!({"rope_theta": 1e6, "rope_local_base_freq": 1e4});
+        assert_eq!(read(json!({})), read(by_default.clone()));
+        let (full, sliding) = read(by_default);
+        assert_ne!(full, sliding);
+    }
 }

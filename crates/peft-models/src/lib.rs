@@ -11,15 +11,19 @@ mod tokenizer;
 mod tokenizer_files;
 
 mod albert;
+mod bart;
 mod bert;
 mod deberta_v2;
 mod distilbert;
 mod electra;
+mod gemma;
 mod gemma2;
 mod gemma3_text;
 mod gpt2;
 mod gpt_neox;
 mod llama;
+mod marian;
+mod mbart;
 mod mistral;
 mod modernbert;
 mod opt;
@@ -27,6 +31,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
+mod t5;
 
 pub use tokenizer::HfTokenizer;
 pub use tokenizer_files::copy_tokenizer;

@@ -1,12 +1,12 @@
 //! Llama: a causal decoder with rotary positions, grouped key heads, a gated feed-forward and norms before each block.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    AttentionOptions, CausalModel, Decoder, DecoderSizes, Fields, GatedMlp, Layers, PreNormLayer, Rotary,
-    RotaryAttention, Sight, class_name,
+    AttentionOptions, Decoder, DecoderSizes, Fields, GatedMlp, Layers, PreNormLayer, Rotary, RotaryAttention, Sight,
+    class_name,
 };
 
 inventory::submit! {
@@ -46,24 +46,12 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         post_attention_layernorm: make.rms_norm(sizes.hidden, epsilon),
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
-    // Transformers names the backbone of this one head differently from all others of the family.
-    let is_span = *class == AutoClass::QUESTION_ANSWERING;
-    let info = ModelInfo {
-        model_type: "llama".to_owned(),
-        class_name: class_name("Llama", class),
-        config: config.clone(),
-        segments: if is_span { &[("model", "transformer")] } else { &[] },
-        ignored_tensors: &["rotary_emb.inv_freq"],
-        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
-        ..ModelInfo::custom()
-    };
     let norm = make.rms_norm(sizes.hidden, epsilon);
-    let model = CausalModel {
-        backbone: Decoder::new(&make, &sizes, Sight::new(rotary), layers, norm),
-        info,
-        words: "embed_tokens",
-        tied: fields.flag_or("tie_word_embeddings", false)?,
-        soft_cap: None,
-    };
+    let decoder = Decoder::new(&make, &sizes, Sight::new(rotary), layers, norm);
+    let mut model = decoder.into_model("llama", class_name("Llama", class), fields)?;
+    if *class == AutoClass::QUESTION_ANSWERING {
+        // Transformers names the backbone of this one head differently from all others of the family.
+        model.info.segments = &[("model", "transformer")];
+    }
     model.with_head(class, &make)
 }

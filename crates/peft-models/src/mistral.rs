@@ -1,11 +1,11 @@
 //! Mistral: Llama whose layers may all look at a sliding window only.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    AttentionOptions, CausalModel, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, PreNormLayer, Rotary,
+    AttentionOptions, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, PreNormLayer, Rotary,
     RotaryAttention, Sight, class_name,
 };
 
@@ -44,22 +44,8 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         post_attention_layernorm: make.rms_norm(sizes.hidden, epsilon),
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
-    let info = ModelInfo {
-        model_type: "mistral".to_owned(),
-        class_name: class_name("Mistral", class),
-        config: config.clone(),
-        ignored_tensors: &["rotary_emb.inv_freq"],
-        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
-        ..ModelInfo::custom()
-    };
     let sight = Sight { window, ..Sight::new(rotary) };
     let norm = make.rms_norm(sizes.hidden, epsilon);
-    let model = CausalModel {
-        backbone: Decoder::new(&make, &sizes, sight, layers, norm),
-        info,
-        words: "embed_tokens",
-        tied: fields.flag_or("tie_word_embeddings", false)?,
-        soft_cap: None,
-    };
-    model.with_head(class, &make)
+    let decoder = Decoder::new(&make, &sizes, sight, layers, norm);
+    decoder.into_model("mistral", class_name("Mistral", class), fields)?.with_head(class, &make)
 }

@@ -5,12 +5,12 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::{Device, Tensor},
 };
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, adapted_linear, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, adapted_linear, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, CausalModel, Decoder, DecoderContext, DecoderLayer, DecoderSizes, Fields, LayerType, Layers, RmsNorm,
-    Rotary, RotaryHeads, Scores, Sight, class_name, dropout,
+    Activation, Decoder, DecoderContext, DecoderLayer, DecoderSizes, Fields, LayerType, Layers, RmsNorm, Rotary,
+    RotaryHeads, Scores, Sight, class_name, dropout,
 };
 
 inventory::submit! {
@@ -119,22 +119,8 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         dropout: make.dropout(residual_drop),
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
-    let info = ModelInfo {
-        model_type: "phi3".to_owned(),
-        class_name: class_name("Phi3", class),
-        config: config.clone(),
-        ignored_tensors: &["rotary_emb.inv_freq"],
-        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
-        ..ModelInfo::custom()
-    };
     let sight = Sight { window, ..Sight::new(rotary) };
     let norm = make.rms_norm(hidden, epsilon);
-    let model = CausalModel {
-        backbone: Decoder::new(&make, &sizes, sight, layers, norm),
-        info,
-        words: "embed_tokens",
-        tied: fields.flag_or("tie_word_embeddings", false)?,
-        soft_cap: None,
-    };
-    model.with_head(class, &make)
+    let decoder = Decoder::new(&make, &sizes, sight, layers, norm);
+    decoder.into_model("phi3", class_name("Phi3", class), fields)?.with_head(class, &make)
 }

@@ -1,11 +1,11 @@
 //! Qwen 2 and 2.5: Llama with biases on queries, keys and values, and sliding windows in the upper layers.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    AttentionOptions, CausalModel, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, PreNormLayer, Rotary,
+    AttentionOptions, Decoder, DecoderSizes, Fields, GatedMlp, LayerType, Layers, PreNormLayer, Rotary,
     RotaryAttention, Sight, class_name,
 };
 
@@ -44,26 +44,14 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         post_attention_layernorm: make.rms_norm(sizes.hidden, epsilon),
     };
     let layers = layer_types.into_iter().enumerate().map(layer).collect();
-    // Transformers names the backbone of this one head differently from all others of the family.
-    let is_span = *class == AutoClass::QUESTION_ANSWERING;
-    let info = ModelInfo {
-        model_type: "qwen2".to_owned(),
-        class_name: class_name("Qwen2", class),
-        config: config.clone(),
-        segments: if is_span { &[("model", "transformer")] } else { &[] },
-        ignored_tensors: &["rotary_emb.inv_freq"],
-        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
-        ..ModelInfo::custom()
-    };
     let sight = Sight { window, ..Sight::new(rotary) };
     let norm = make.rms_norm(sizes.hidden, epsilon);
-    let model = CausalModel {
-        backbone: Decoder::new(&make, &sizes, sight, layers, norm),
-        info,
-        words: "embed_tokens",
-        tied: fields.flag_or("tie_word_embeddings", false)?,
-        soft_cap: None,
-    };
+    let decoder = Decoder::new(&make, &sizes, sight, layers, norm);
+    let mut model = decoder.into_model("qwen2", class_name("Qwen2", class), fields)?;
+    if *class == AutoClass::QUESTION_ANSWERING {
+        // Transformers names the backbone of this one head differently from all others of the family.
+        model.info.segments = &[("model", "transformer")];
+    }
     model.with_head(class, &make)
 }
 
@@ -76,4 +64,24 @@ pub(crate) fn windows(fields: Fields<'_>, n_layers: usize) -> Result<(Option<usi
     let first = fields.float_or("max_window_layers", 28.0)?;
     let by_default = |layer: usize| LayerType::sliding_if(window.is_some() && layer as f64 >= first);
     Ok((window, LayerType::read(fields, n_layers, window, by_default)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_window_is_used_only_where_the_configuration_switches_it_on() {
+        use LayerType::{Full, Sliding};
+        let read = |config: Value| windows(Fields(config.as_object().unwrap()), 3);
+        assert_eq!(read(json!({"sliding_window": 8, "max_window_layers": 1})).unwrap(), (None, vec![Full; 3]));
+        let on = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1});
+        assert_eq!(read(on).unwrap(), (Some(8), vec![Full, Sliding, Sliding]));
+        let off = json!({"sliding_window": 8, "layer_types": vec!["sliding_attention"; 3]});
+        assert!(read(off).unwrap_err().to_string().contains("no sliding_window"));
+    }
 }

@@ -1,13 +1,13 @@
 //! Qwen 3: Qwen 2 with a norm over each head's queries and keys in place of the biases.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::{
     blocks::{
-        AttentionOptions, CausalModel, Decoder, DecoderSizes, Fields, GatedMlp, Layers, PreNormLayer, Rotary,
-        RotaryAttention, Sight, class_name,
+        AttentionOptions, Decoder, DecoderSizes, Fields, GatedMlp, Layers, PreNormLayer, Rotary, RotaryAttention,
+        Sight, class_name,
     },
     qwen2::windows,
 };
@@ -50,25 +50,13 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         post_attention_layernorm: make.rms_norm(sizes.hidden, epsilon),
     };
     let layers = layer_types.into_iter().enumerate().map(layer).collect();
-    // Transformers names the backbone of this one head differently from all others of the family.
-    let is_span = *class == AutoClass::QUESTION_ANSWERING;
-    let info = ModelInfo {
-        model_type: "qwen3".to_owned(),
-        class_name: class_name("Qwen3", class),
-        config: config.clone(),
-        segments: if is_span { &[("model", "transformer")] } else { &[] },
-        ignored_tensors: &["rotary_emb.inv_freq"],
-        max_positions: Some(rotary.reach(fields.size("max_position_embeddings")?)),
-        ..ModelInfo::custom()
-    };
     let sight = Sight { window, ..Sight::new(rotary) };
     let norm = make.rms_norm(sizes.hidden, epsilon);
-    let model = CausalModel {
-        backbone: Decoder::new(&make, &sizes, sight, layers, norm),
-        info,
-        words: "embed_tokens",
-        tied: fields.flag_or("tie_word_embeddings", false)?,
-        soft_cap: None,
-    };
+    let decoder = Decoder::new(&make, &sizes, sight, layers, norm);
+    let mut model = decoder.into_model("qwen3", class_name("Qwen3", class), fields)?;
+    if *class == AutoClass::QUESTION_ANSWERING {
+        // Transformers names the backbone of this one head differently from all others of the family.
+        model.info.segments = &[("model", "transformer")];
+    }
     model.with_head(class, &make)
 }

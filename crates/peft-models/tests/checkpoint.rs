@@ -282,7 +282,7 @@ fn broken_folders_are_errors_that_name_the_file() {
     check(&|folder| fs::remove_file(folder.join("config.json")).unwrap(), 6, "config.json: not found");
     check(&config("{"), 3, "config.json: not a JSON object");
     check(&config("{}"), 2, "`model_type`: missing");
-    check(&config(r#"{"model_type": "brt"}"#), 2, "did you mean `bert`?");
+    check(&config(r#"{"model_type": "bertt"}"#), 2, "did you mean `bert`?");
     check(&config(r#"{"model_type": "bert"}"#), 2, "config.json: `");
     check(&|folder| fs::remove_file(folder.join("model.safetensors")).unwrap(), 6, "model.safetensors: not found");
     check(&weights(|bytes| bytes[..bytes.len() - 4].to_vec()), 3, "model.safetensors: not a whole safetensors file");

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance, s};
-use peft_core::{AutoClass, Batch, Inputs, files::TensorFile};
+use peft_core::{AutoClass, BaseModel, Batch, Inputs, files::TensorFile};
 use peft_models::checkpoint::{LoadOptions, load};
 
 fn folder(case: &str) -> PathBuf {
@@ -88,15 +88,26 @@ fn llama_gives_the_numbers_of_transformers() {
 }
 
 #[test]
-fn the_last_token_cannot_be_told_without_a_pad_token() {
-    let source = folder("llama.SEQ_CLS.default").join("model");
+fn the_last_token_is_told_by_the_mask_where_there_is_no_pad_token() {
+    let case = folder("llama.SEQ_CLS.default");
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(case.join("model/model.safetensors"), copy.path().join("model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(case.join("model/config.json")).unwrap();
+    let without = config.replace("\"pad_token_id\": 0", "\"pad_token_id\": null");
+    assert_ne!(config, without);
+    std::fs::write(copy.path().join("config.json"), without).unwrap();
     let class = AutoClass::SEQUENCE_CLASSIFICATION;
-    let base = load(&source, &class, &LoadOptions::default(), &Device::flex()).unwrap().base;
-    let mut info = (*base.info).clone();
-    info.config.shift_remove("pad_token_id");
-    let batch = Batch { inputs: inputs("llama.SEQ_CLS.default"), ..Batch::default() };
-    assert!(info.check(&batch).unwrap_err().to_string().contains("`pad_token_id`"));
-    let ids = batch.inputs.input_ids.map(|ids| ids.slice(s![0..1]));
-    let one = Batch { inputs: Inputs { input_ids: ids, ..Inputs::default() }, ..Batch::default() };
-    info.check(&one).unwrap();
+    let load = |from: &Path| load(from, &class, &LoadOptions::default(), &Device::flex()).unwrap().base;
+    let (base, by_id) = (load(copy.path()), load(&case.join("model")));
+
+    let batch = |inputs| Batch { inputs, ..Batch::default() };
+    let inputs = inputs("llama.SEQ_CLS.default");
+    base.info.check(&batch(inputs.clone())).unwrap();
+    let logits = |base: &BaseModel| base.module.forward(&inputs).get::<2>("logits").unwrap().into_data();
+    logits(&base).assert_eq(&logits(&by_id), true);
+
+    let unmasked = batch(Inputs { attention_mask: None, ..inputs.clone() });
+    assert!(base.info.check(&unmasked).unwrap_err().to_string().contains("`pad_token_id`"));
+    let ids = inputs.input_ids.map(|ids| ids.slice(s![0..1]));
+    base.info.check(&batch(Inputs { input_ids: ids, ..Inputs::default() })).unwrap();
 }

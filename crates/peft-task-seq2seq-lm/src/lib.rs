@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use peft_core::{
-    AutoClass, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    AutoClass, Batch, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, Example, IGNORE, Label, Row},
     inventory, loss,
     metrics::likelihood::Likelihood,
@@ -55,7 +55,29 @@ impl Task for Seq2SeqLm {
         Ok(vec![example])
     }
 
-    /// The cross-entropy of each decoder position; the model shifts the labels to make its decoder's input.
+    /// The decoder reads the labels one place later, as the model's family has it.
+    fn complete(&self, mut batch: Batch, info: &ModelInfo) -> Result<Batch> {
+        let inputs = &mut batch.inputs;
+        let has_target = inputs.decoder_input_ids.is_some() || inputs.decoder_inputs_embeds.is_some();
+        let (Some(shift), Ok(labels), false) = (&info.shift_right, batch.labels.get("labels"), has_target) else {
+            return Ok(batch);
+        };
+        if labels.dtype().is_float() || labels.rank() != 2 {
+            let problem = format!(
+                "`labels` should be whole numbers [batch, target], are {:?} {:?}",
+                labels.dtype(),
+                labels.shape()
+            );
+            return Err(Error::Data(problem));
+        }
+        let of_ids = inputs.input_ids.as_ref().map(Tensor::device);
+        let device = of_ids.or_else(|| inputs.inputs_embeds.as_ref().map(|embeds| embeds.device().inner()));
+        let ids = Tensor::from_data(labels.clone().convert::<i64>(), &device.unwrap_or_default());
+        inputs.decoder_input_ids = Some(shift.apply(ids));
+        Ok(batch)
+    }
+
+    /// The cross-entropy of each decoder position.
     fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
         let logits = outputs.get::<3>("logits")?;
         let [batch, length, classes] = logits.dims();

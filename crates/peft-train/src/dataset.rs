@@ -190,6 +190,12 @@ fn check(example: &Example, row: &Row, info: &ModelInfo) -> peft::Result<()> {
     if example.input_ids.is_empty() {
         return Err(row.error("has no tokens"));
     }
+    let lacks = |token: &i64| !example.input_ids.iter().any(|id| i64::from(*id) == *token);
+    if let Some(token) = info.pooled_token.filter(lacks) {
+        let problem =
+            format!("has no token {token}, whose state {} reads: does the tokenizer add it?", info.class_name);
+        return Err(row.error(problem));
+    }
     if let Some(most) = info.max_positions.filter(|most| example.input_ids.len() > *most) {
         let problem = format!("has {} tokens: the model has {most} positions; set max_length", example.input_ids.len());
         return Err(row.error(problem));

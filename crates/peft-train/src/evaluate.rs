@@ -81,6 +81,7 @@ impl Pass<'_> {
         for groups in data.by_length().chunks(self.batch_size.max(1)) {
             let examples: Vec<&Example> = groups.iter().flat_map(|group| data.group(*group)).collect();
             let batch = batch(&examples, self.context.tokenizer, self.context.info, &self.device);
+            let batch = self.task.complete(batch, self.context.info)?;
             let outputs = self.module.forward(&self.task.prepare(batch.inputs.clone()));
             let weight = self.weight(&batch.labels)?;
             if weight > 0.0 {

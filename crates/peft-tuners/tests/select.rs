@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 fn module(name: &str, kind: ModuleKind) -> ModuleInfo {
     let params = match kind {
         ModuleKind::Other(_) => Vec::new(),
-        _ => vec![ParamInfo { name: "weight".to_owned(), shape: vec![4, 4], id: ParamId::new() }],
+        _ => vec![ParamInfo { name: "weight".to_owned(), shape: vec![4, 4], id: ParamId::new(), is_buffer: false }],
     };
     ModuleInfo { name: name.to_owned(), kind, params }
 }

@@ -35,7 +35,7 @@ impl Forward {
     pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
         let mut model = self.model.open(globals)?;
         let file = TensorFile::read(&self.inputs, "the model's inputs")?;
-        let batch = batch(file, &model.device().clone().inner())?;
+        let batch = model.complete(batch(file, &model.device().clone().inner())?)?;
         model.base().info.check(&batch)?;
 
         let outputs = model.forward(&batch.inputs);

@@ -5,11 +5,11 @@ use burn::{
     nn::Embedding,
     tensor::Tensor,
 };
-use peft_core::{Forward, Inputs, Outputs, PastKeyValues, Result};
+use peft_core::{Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result};
 
 use super::{
-    AttentionMask, CausalBackbone, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables, embed, past_length,
-    positions,
+    AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables, embed,
+    past_length, positions,
 };
 
 /// The sizes of a decoder, as the configurations of Llama and its kin have them.
@@ -76,6 +76,7 @@ pub struct Decoder<L: DecoderLayer> {
     embed_tokens: Embedding,
     layers: Vec<L>,
     norm: RmsNorm,
+    word_scale: f64,
     #[module(skip)]
     sight: Sight,
 }
@@ -83,8 +84,6 @@ pub struct Decoder<L: DecoderLayer> {
 /// What a decoder's layers see of the tokens before, and how they tell their positions.
 #[derive(Debug, Clone)]
 pub struct Sight {
-    /// Words are multiplied by it: 1, or `√hidden` in Gemma.
-    pub word_scale: f64,
     /// Positions.
     pub rotary: Rotary,
     /// How many tokens a sliding layer sees, itself the last.
@@ -96,14 +95,37 @@ pub struct Sight {
 impl Sight {
     /// Of a decoder that sees everything before.
     pub fn new(rotary: Rotary) -> Self {
-        Self { word_scale: 1.0, rotary, window: None, sliding_rotary: None }
+        Self { rotary, window: None, sliding_rotary: None }
     }
 }
 
 impl<L: DecoderLayer> Decoder<L> {
     /// A decoder of these layers and this last norm.
     pub fn new(make: &Layers<'_>, sizes: &DecoderSizes, sight: Sight, layers: Vec<L>, norm: RmsNorm) -> Self {
-        Self { embed_tokens: make.embedding(sizes.vocab, sizes.hidden), layers, norm, sight }
+        Self { embed_tokens: make.embedding(sizes.vocab, sizes.hidden), layers, norm, word_scale: 1.0, sight }
+    }
+
+    /// The same with words, but not embedded inputs, multiplied by a factor: `√hidden` in Gemma.
+    #[must_use]
+    pub fn with_word_scale(self, word_scale: f64) -> Self {
+        Self { word_scale, ..self }
+    }
+
+    /// With what Llama and its kin say of themselves; what a family has otherwise, it sets in the result.
+    ///
+    /// # Errors
+    /// [`peft_core::Error::Config`] if `max_position_embeddings` is missing or `tie_word_embeddings` is no truth value.
+    pub fn into_model(self, model_type: &str, class_name: String, fields: Fields<'_>) -> Result<CausalModel<Self>> {
+        let info = ModelInfo {
+            model_type: model_type.to_owned(),
+            class_name,
+            config: fields.0.clone(),
+            ignored_tensors: &["rotary_emb.inv_freq"],
+            max_positions: Some(self.sight.rotary.reach(fields.size("max_position_embeddings")?)),
+            ..ModelInfo::custom()
+        };
+        let tied = fields.flag_or("tie_word_embeddings", false)?;
+        Ok(CausalModel { backbone: self, info, words: "embed_tokens", tied, soft_cap: None })
     }
 }
 
@@ -111,7 +133,7 @@ impl<L: DecoderLayer> CausalBackbone for Decoder<L> {
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let hidden = embed(&self.embed_tokens, inputs)?;
         let hidden = match inputs.inputs_embeds {
-            None if self.sight.word_scale != 1.0 => hidden * self.sight.word_scale,
+            None if self.word_scale != 1.0 => hidden * self.word_scale,
             _ => hidden,
         };
         let context = DecoderContext::new(&self.sight, inputs, &hidden);

@@ -7,13 +7,13 @@
 use std::sync::Arc;
 
 use burn::{
-    module::{Module, ModuleDisplay, Param},
+    module::{Module, ModuleDisplay},
     nn::{Dropout, Embedding, Linear},
-    tensor::Tensor,
+    tensor::{Bool, Tensor},
 };
 use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear};
 
-use super::{Fields, Layers, dropout, last_token, split_span_logits};
+use super::{Fields, Layers, dropout, last_token, past_length, split_span_logits};
 
 /// A decoder without a head.
 pub trait CausalBackbone: Module + ModuleDisplay + Forward + 'static {
@@ -104,7 +104,7 @@ impl<B: CausalBackbone> CausalModel<B> {
             let head = info.rename("lm_head");
             let lm_head = if tied {
                 info.tied = vec![(format!("{head}.weight"), format!("{}.{words}.weight", info.base_model_prefix))];
-                shared(model.words(), layers)
+                layers.tied_linear(model.words())
             } else {
                 layers.linear(width, vocab, false)
             };
@@ -134,14 +134,19 @@ impl<B: CausalBackbone> CausalModel<B> {
     }
 }
 
-/// An output layer whose weight is the embedding's table, of the same identity and in the same memory.
-fn shared(embedding: &Embedding, layers: &Layers<'_>) -> Linear {
-    let table = embedding.weight.clone();
-    let [entries, dimensions] = table.lazy_shape().dims();
-    let id = table.id;
-    let shape = [dimensions, entries].into();
-    let weight = Param::uninitialized(id, move |_, _| table.base().transpose(), layers.device.clone(), false, shape);
-    Linear { weight, bias: None }
+impl<B: CausalBackbone> SequenceClassification<B> {
+    /// Which tokens are no padding. By their ids, as Transformers has it; a model without a padding token, which
+    /// Transformers runs one row at a time, goes by the attention mask.
+    fn counted(&self, inputs: &Inputs) -> Option<Tensor<2, Bool>> {
+        let Some(pad) = self.pad_token_id else {
+            let mask = inputs.attention_mask.clone()?.not_equal_scalar(0);
+            // The mask is of what stands before the input as well.
+            let past = past_length(inputs);
+            return Some(mask.clone().narrow(1, past, mask.dims()[1].saturating_sub(past)));
+        };
+        let ids = inputs.input_ids.clone().filter(|_| inputs.inputs_embeds.is_none());
+        ids.map(|ids| ids.not_equal_scalar(pad))
+    }
 }
 
 impl<B: CausalBackbone> Forward for CausalLM<B> {
@@ -159,8 +164,7 @@ impl<B: CausalBackbone> Forward for CausalLM<B> {
 impl<B: CausalBackbone> Forward for SequenceClassification<B> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
         let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
-        let ids = inputs.input_ids.as_ref().filter(|_| inputs.inputs_embeds.is_none());
-        let pooled = last_token(hidden, ids, self.pad_token_id);
+        let pooled = last_token(hidden, self.counted(inputs));
         Outputs::new().with("logits", adapted_linear(&self.score, pooled))
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::{
     nn::Embedding,
-    tensor::{Int, Tensor},
+    tensor::{Bool, Int, Tensor},
 };
 use peft_core::{Inputs, PastKeyValues, adapted_embedding};
 
@@ -25,12 +25,16 @@ pub fn past_length(inputs: &Inputs) -> usize {
 /// # Shapes
 /// - returned: `[batch, sequence]` or `[1, sequence]`
 pub fn positions(inputs: &Inputs, hidden: &Tensor<3>) -> Tensor<2, Int> {
-    let counted = || {
-        let past = past_length(inputs);
-        let range = [past, past + hidden.dims()[1]].map(|place| i64::try_from(place).unwrap_or(i64::MAX));
-        Tensor::<1, Int>::arange(range[0]..range[1], &hidden.device().inner()).unsqueeze()
-    };
-    inputs.position_ids.clone().unwrap_or_else(counted)
+    inputs.position_ids.clone().unwrap_or_else(|| counted(past_length(inputs), hidden))
+}
+
+/// Positions counted from the end of the past, for all rows alike.
+///
+/// # Shapes
+/// - returned: `[1, sequence]`
+pub fn counted(past: usize, hidden: &Tensor<3>) -> Tensor<2, Int> {
+    let range = [past, past + hidden.dims()[1]].map(|place| i64::try_from(place).unwrap_or(i64::MAX));
+    Tensor::<1, Int>::arange(range[0]..range[1], &hidden.device().inner()).unsqueeze()
 }
 
 /// The hidden state of each row's first token.
@@ -43,19 +47,20 @@ pub fn first_token(hidden: &Tensor<3>) -> Tensor<2> {
     hidden.clone().slice([0..batch, 0..1, 0..width]).reshape([batch, width])
 }
 
-/// The hidden state of each row's right-most token that is no padding; of the last token where nothing tells padding.
+/// The hidden state of each row's right-most token that counts; of the last token where nothing tells them apart.
 ///
 /// # Shapes
 /// - `hidden`: `[batch, sequence, dimensions]`
+/// - `counts`: `[batch, sequence]`
 /// - returned: `[batch, dimensions]`
-pub fn last_token(hidden: Tensor<3>, input_ids: Option<&Tensor<2, Int>>, pad_token_id: Option<i64>) -> Tensor<2> {
+pub fn last_token(hidden: Tensor<3>, counts: Option<Tensor<2, Bool>>) -> Tensor<2> {
     let [batch, length, width] = hidden.dims();
-    let Some((ids, pad)) = input_ids.zip(pad_token_id) else {
+    let Some(counts) = counts else {
         return hidden.slice([0..batch, length.saturating_sub(1)..length, 0..width]).reshape([batch, width]);
     };
     let device = hidden.device().inner();
     let count = |n: usize| Tensor::<1, Int>::arange(0..i64::try_from(n).unwrap_or(i64::MAX), &device);
-    let places = ids.clone().not_equal_scalar(pad).int() * count(length).unsqueeze();
+    let places = counts.int() * count(length).unsqueeze();
     let last = places.max_dim(1).reshape([batch]);
     let row_starts = count(batch) * i64::try_from(length).unwrap_or(i64::MAX);
     hidden.reshape([batch * length, width]).select(0, row_starts + last)

@@ -64,6 +64,15 @@ impl<'a> Fields<'a> {
         Ok(number.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0))
     }
 
+    /// A token's id, or the first of several, with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn token_or(&self, key: &str, default: i64) -> Result<i64> {
+        let id = |value: &Value| value.as_array().and_then(|ids| ids.first()).unwrap_or(value).as_i64();
+        Ok(self.read(key, "a token's id", id)?.unwrap_or(default))
+    }
+
     /// A finite number.
     ///
     /// # Errors

@@ -40,6 +40,16 @@ impl<'a> Layers<'a> {
         Conv1D { weight, bias }
     }
 
+    /// An output layer whose weight is the embedding's table, of the same identity and in the same memory.
+    pub fn tied_linear(&self, embedding: &Embedding) -> Linear {
+        let table = embedding.weight.clone();
+        let [entries, dimensions] = table.lazy_shape().dims();
+        let id = table.id;
+        let shape = [dimensions, entries].into();
+        let weight = Param::uninitialized(id, move |_, _| table.base().transpose(), self.device.clone(), false, shape);
+        Linear { weight, bias: None }
+    }
+
     /// A table of `entries` vectors.
     pub fn embedding(&self, entries: usize, dimensions: usize) -> Embedding {
         Embedding { weight: self.normal().init([entries, dimensions], self.device).set_require_grad(false) }

@@ -117,6 +117,18 @@ mod tests {
 
     use super::*;
 
+    fn rotary(config: &serde_json::Value) -> Rotary {
+        Rotary::from_config(Fields(config.as_object().unwrap()), 4).unwrap()
+    }
+
+    #[test]
+    fn old_and_new_keys_mean_the_same() {
+        let new = json!({"rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0}});
+        let old = json!({"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}});
+        assert_eq!(rotary(&new), rotary(&old));
+        assert_ne!(rotary(&new), rotary(&json!({"rope_theta": 500.0})));
+    }
+
     #[test]
     fn a_quarter_turn_swaps_the_halves_and_leaves_the_rest() {
         let device = Device::flex();
@@ -124,7 +136,7 @@ mod tests {
         let parameters =
             json!({"rope_type": "linear", "factor": std::f64::consts::FRAC_2_PI, "partial_rotary_factor": 0.5});
         let config = json!({ "rope_parameters": parameters });
-        let rotary = Rotary::from_config(Fields(config.as_object().unwrap()), 4).unwrap();
+        let rotary = rotary(&config);
         let tables = rotary.tables(Tensor::from_data([[1]], &device), DType::F32, &device);
         let turned = tables.rotate(Tensor::from_data([[[[3.0_f32, 5.0, 7.0, 9.0]]]], &device)).into_data();
         turned

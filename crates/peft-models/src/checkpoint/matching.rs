@@ -15,6 +15,8 @@ pub(super) enum Source {
     Tied(String),
     /// The checkpoint lacks this head.
     Fresh,
+    /// What the model begins with: it works the parameter out by itself, or the checkpoint lacks a buffer.
+    Own,
 }
 
 /// A parameter of the model.
@@ -48,6 +50,8 @@ pub(super) struct Matching {
     pub(super) slots: HashMap<String, Slot>,
     pub(super) initialised: Vec<String>,
     pub(super) ignored: Vec<String>,
+    /// Parameters that are another parameter: those of the model that the checkpoint does not tell apart.
+    pub(super) tied: Vec<(String, String)>,
     /// One line for each tensor that does not fit.
     pub(super) problems: Vec<String>,
 }
@@ -58,7 +62,16 @@ impl Matching {
         let tree = model.tree();
         let stored: HashMap<String, &str> = shards.names().map(|name| (modern(name, info), name)).collect();
         let prefixes = Prefixes::new(info, &tree, &stored);
+        let in_file = |name: &str| stored.get(&prefixes.in_file(name)).copied();
         let mut matching = Self::default();
+        // As in Transformers, parameters are not tied if the checkpoint has both and they differ.
+        let differ =
+            |copy: &str, original: &str| shards.view(copy).map(|v| v.data()) != shards.view(original).map(|v| v.data());
+        let is_tied = |(copy, original): &&(String, String)| match (in_file(copy), in_file(original)) {
+            (Some(copy), Some(original)) => !differ(copy, original),
+            _ => true,
+        };
+        matching.tied = info.tied.iter().filter(is_tied).cloned().collect();
         let mut left: BTreeSet<&str> = stored.keys().map(String::as_str).collect();
         for module in &tree.modules {
             for param in &module.params {
@@ -67,11 +80,18 @@ impl Matching {
                 let key = prefixes.in_file(&name);
                 let mut slot = Slot { source: Source::Fresh, kind: module.kind.clone(), shape: param.shape.clone() };
                 left.remove(key.as_str());
-                if let Some((_, original)) = info.tied.iter().find(|(copy, _)| *copy == name) {
+                // Any of the names under which a shared parameter is known will do.
+                let copies = matching.tied.iter().filter(|(_, original)| *original == name);
+                let found = || in_file(&name).or_else(|| copies.filter_map(|(copy, _)| in_file(copy)).next());
+                if let Some((_, original)) = matching.tied.iter().find(|(copy, _)| *copy == name) {
                     slot.source = Source::Tied(original.clone());
-                } else if let Some(key) = stored.get(&key) {
-                    slot.source = Source::Tensor((*key).to_owned());
+                } else if info.is_computed(&name) {
+                    slot.source = Source::Own;
+                } else if let Some(key) = found() {
+                    slot.source = Source::Tensor(key.to_owned());
                     matching.problems.extend(misfit(&name, key, &slot, info, shards));
+                } else if param.is_buffer {
+                    slot.source = Source::Own;
                 } else if is_head(info, &module.name) {
                     matching.initialised.push(name.clone());
                 } else {

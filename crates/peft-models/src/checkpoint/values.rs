@@ -11,7 +11,7 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
     vec::HalfBitsVecExt,
 };
-use peft_core::{BaseModel, DynParam, DynTensor};
+use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo};
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -30,8 +30,10 @@ pub(super) fn fill(
     seed: u64,
     device: &Device,
 ) -> BaseModel {
-    let info = Arc::clone(&model.info);
-    let std = info.config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
+    let known = Arc::clone(&model.info);
+    let info = Arc::new(ModelInfo { tied: plan.tied.clone(), ..ModelInfo::clone(&known) });
+    let range = || info.config.get("initializer_range").and_then(Value::as_f64);
+    let std = info.initializer_std.or_else(range).unwrap_or(0.02);
     let read = |name: &str, slot: &Slot| {
         let transposed = slot.is_stored_transposed();
         match &slot.source {
@@ -40,7 +42,7 @@ pub(super) fn fill(
                 let value = fresh::value(name, &slot.kind, &slot.stored_shape(), std, seed).convert_dtype(dtype);
                 on_device(value, device).map(|value| if transposed { value.transposed() } else { value })
             }
-            Source::Tied(_) => None,
+            Source::Tied(_) | Source::Own => None,
         }
     };
     let originals = info.tied.iter().map(|(_, original)| original.as_str());
@@ -56,7 +58,10 @@ pub(super) fn fill(
             }),
             _ => shared.get(name).map(|(_, value)| value.clone()).or_else(|| read(name, slot)),
         };
-        value.map_or_else(|| param.clone(), |value| parameter(param.id(), value))
+        // What the checkpoint tells apart is no longer the same parameter.
+        let is_apart = |(copy, _): &&(String, String)| copy == name && !plan.tied.iter().any(|(copy, _)| copy == name);
+        let id = if known.tied.iter().any(|pair| is_apart(&pair)) { ParamId::new() } else { param.id() };
+        value.map_or_else(|| param.clone(), |value| parameter(id, value))
     });
     BaseModel { module, info }
 }

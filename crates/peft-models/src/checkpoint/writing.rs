@@ -60,6 +60,9 @@ fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
     let tree = base.tree();
     let mut tensors = BTreeMap::new();
     base.module.boxed_clone().map_params(&|path| base.info.rename(path), &mut |name, param| {
+        if base.info.is_computed(name) {
+            return param;
+        }
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
         let is_linear = tree.get(module).is_some_and(|module| module.kind == ModuleKind::Linear);
         let value = param.tensor().without_autodiff();
