@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use peft::{PeftConfig, PeftType, TaskPlugin, registry::plugins, task::DEFAULT_WRAPPER, tuners::defaults};
+use peft::{
+    ArchitecturePlugin, PeftConfig, PeftType, TaskPlugin, registry::plugins, task::DEFAULT_WRAPPER, tuners::defaults,
+};
 use peft_train::recipe::{DataArguments, ModelArguments, TrainingArguments};
 use serde_json::{Map, Value};
 
@@ -48,6 +50,37 @@ fn the_table_of_task_types_is_the_registry() {
     let linked: BTreeMap<_, _> =
         plugins::<TaskPlugin>().iter().map(decided).chain([("none".to_owned(), default)]).collect();
     assert_eq!(shown, linked);
+}
+
+#[test]
+fn the_table_of_models_is_the_registry() {
+    let shown = table(&page("models.md"), "# ", "| `model_type` | models");
+    let line = |architecture: &&ArchitecturePlugin| {
+        let tasks = plugins::<TaskPlugin>();
+        let tasks = tasks.iter().filter(|task| architecture.classes.contains(&task.auto_class));
+        let tasks: Vec<_> = tasks.map(|task| format!("`{}`", task.name)).collect();
+        let targets: Vec<_> =
+            defaults::lora(architecture.name).unwrap_or_default().iter().map(|name| format!("`{name}`")).collect();
+        let targets = if targets.is_empty() { "–".to_owned() } else { targets.join(", ") };
+        vec![format!("`{}`", architecture.name), architecture.summary.to_owned(), tasks.join(", "), targets]
+    };
+    let linked: Vec<_> = plugins::<ArchitecturePlugin>().iter().map(line).collect();
+    for row in &linked {
+        assert!(shown.contains(row), "docs/src/models.md lacks | {} |", row.join(" | "));
+    }
+    assert_eq!(shown, linked);
+}
+
+#[test]
+fn the_walk_through_an_architecture_quotes_its_file() {
+    let text = page("adding-an-architecture.md");
+    let file = fs::read_to_string(root().join("crates/peft-models/src/distilbert.rs")).unwrap();
+    let quotes = text.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let quotes: Vec<_> = quotes.filter(|quote| !quote.starts_with("{{#include ")).collect();
+    assert!(quotes.len() > 3);
+    for quote in quotes {
+        assert!(file.contains(quote), "not in distilbert.rs:\n{quote}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Gradients against finite differences, and who receives them.
 
+use std::path::PathBuf;
+
 use burn::{
     module::ParamId,
     tensor::{Device, Distribution, Tensor, TensorData},
@@ -10,8 +12,9 @@ use peft::{
     tuners::lora::{InitLoraWeights, LoraLinear},
 };
 use proptest::prelude::*;
+use rstest::rstest;
 
-use crate::fixture::{batch, case, model};
+use crate::fixture::{batch, case, floats, model};
 
 #[test]
 fn only_the_adapter_receives_gradients_and_every_tensor_of_it_does() {
@@ -24,6 +27,19 @@ fn only_the_adapter_receives_gradients_and_every_tensor_of_it_does() {
     for tensor in trainable {
         let gradient = tensor.param.gradient(&gradients).unwrap_or_else(|| panic!("{}", tensor.key));
         assert_eq!(gradient.shape(), tensor.param.shape());
+    }
+}
+
+#[rstest]
+fn gradients_come_through_dropout(#[files("golden/*.TOKEN_CLS.default/expected.json")] facts: PathBuf) {
+    let case = facts.parent().unwrap();
+    let mut model = model(case);
+    model.set_training(true);
+    let (loss, _) = model.loss(&batch(case)).unwrap();
+    let gradients = model.gradients(&loss);
+    for tensor in model.trainable() {
+        let gradient = tensor.param.gradient(&gradients).unwrap_or_else(|| panic!("{}", tensor.key));
+        assert!(floats(&gradient.to_data()).iter().all(|value| value.is_finite()), "{}", tensor.key);
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
 use peft::{
-    AutoClass,
+    files::AdapterFolder,
     models::checkpoint::{LoadOptions, load},
 };
 use rstest::rstest;
@@ -13,11 +13,14 @@ use crate::fixture::{batch, expected, floats};
 
 #[rstest]
 fn outputs_in_half_precision_are_near_those_in_single(
-    #[files("golden/*.CAUSAL_LM.default/expected.json")] facts: PathBuf,
+    #[files("golden/*.CAUSAL_LM.default/expected.json")]
+    #[files("golden/*.TOKEN_CLS.default/expected.json")]
+    facts: PathBuf,
 ) {
     let case = facts.parent().unwrap();
     let options = LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() };
-    let base = load(&case.join("model"), &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base;
+    let class = AdapterFolder::read(&case.join("adapter")).unwrap().config.task().unwrap().unwrap().auto_class.clone();
+    let base = load(&case.join("model"), &class, &options, &Device::flex()).unwrap().base;
     let logits = base.module.forward(&batch(case).inputs).get::<3>("logits").unwrap();
     assert_eq!(logits.dtype(), DType::BF16);
     let (got, wanted) = (floats(&logits.into_data()), floats(&expected(case)["base.logits"]));
