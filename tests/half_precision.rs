@@ -13,15 +13,17 @@ use crate::fixture::{batch, expected, floats};
 
 #[rstest]
 fn outputs_in_half_precision_are_near_those_in_single(
-    #[files("golden/*.CAUSAL_LM.default/expected.json")]
+    #[files("golden/*_LM.default/expected.json")]
     #[files("golden/*.TOKEN_CLS.default/expected.json")]
     facts: PathBuf,
 ) {
     let case = facts.parent().unwrap();
     let options = LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() };
-    let class = AdapterFolder::read(&case.join("adapter")).unwrap().config.task().unwrap().unwrap().auto_class.clone();
-    let base = load(&case.join("model"), &class, &options, &Device::flex()).unwrap().base;
-    let logits = base.module.forward(&batch(case).inputs).get::<3>("logits").unwrap();
+    let config = AdapterFolder::read(&case.join("adapter")).unwrap().config;
+    let plugin = config.task().unwrap().unwrap();
+    let base = load(&case.join("model"), &plugin.auto_class, &options, &Device::flex()).unwrap().base;
+    let batch = plugin.task.complete(batch(case), &base.info).unwrap();
+    let logits = base.module.forward(&batch.inputs).get::<3>("logits").unwrap();
     assert_eq!(logits.dtype(), DType::BF16);
     let (got, wanted) = (floats(&logits.into_data()), floats(&expected(case)["base.logits"]));
     let length = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();

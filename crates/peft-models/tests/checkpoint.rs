@@ -61,6 +61,10 @@ fn saving_gives_the_file_that_was_loaded() {
         ("bert.SEQ_CLS.default", SEQ_CLS),
         ("llama.CAUSAL_LM.default", AutoClass::CAUSAL_LM),
         ("llama.CAUSAL_LM.tied-all-linear", AutoClass::CAUSAL_LM),
+        ("t5.SEQ_2_SEQ_LM.default", AutoClass::SEQ2SEQ_LM),
+        ("bart.SEQ_CLS.default", SEQ_CLS),
+        ("mbart.SEQ_2_SEQ_LM.default", AutoClass::SEQ2SEQ_LM),
+        ("marian.SEQ_2_SEQ_LM.two-vocabularies", AutoClass::SEQ2SEQ_LM),
     ] {
         let source = golden(case);
         let folder = tempfile::tempdir().unwrap();
@@ -97,6 +101,58 @@ fn tied_parameters_count_once_and_share_their_identity() {
     let stored = tensors(&golden("llama.CAUSAL_LM.tied-all-linear"));
     assert!(tree.get("lm_head").is_some() && !stored.contains_key("lm_head.weight"));
     assert_eq!(tree.num_params(), stored.values().map(TensorData::num_elements).sum::<usize>());
+}
+
+#[test]
+fn words_load_from_any_of_their_names() {
+    for (case, words) in [("t5.SEQ_2_SEQ_LM.default", ""), ("bart.SEQ_2_SEQ_LM.default", "model.")] {
+        let shared = format!("{words}shared.weight");
+        let names =
+            [&shared, &format!("{words}encoder.embed_tokens.weight"), &format!("{words}decoder.embed_tokens.weight")]
+                .map(Clone::clone);
+        let expected = tensors(&golden(case)).remove(&shared).unwrap();
+        for kept in names.iter().chain(&["lm_head.weight".to_owned()]) {
+            let folder = changed(case, |all| {
+                let table = all.remove(&shared).unwrap();
+                all.insert(kept.clone(), table);
+            });
+            let loaded = open(folder.path(), &AutoClass::SEQ2SEQ_LM).unwrap();
+            let all = parameters(&loaded);
+            assert!(names.iter().all(|name| all[name].to_data() == expected), "{kept}");
+            assert_eq!(all["lm_head.weight"].clone().transposed().to_data(), expected, "{kept}");
+        }
+    }
+}
+
+#[test]
+fn tables_that_differ_in_the_file_are_not_tied() {
+    let case = "t5.SEQ_2_SEQ_LM.default";
+    let folder = changed(case, |all| {
+        let table = all["shared.weight"].clone();
+        all.insert("encoder.embed_tokens.weight".to_owned(), table.clone());
+        let doubled: Vec<f32> = table.try_to_vec::<f32>().unwrap().into_iter().map(|value| value * 2.0).collect();
+        all.insert("lm_head.weight".to_owned(), TensorData::new(doubled, table.shape().clone()));
+    });
+    let loaded = open(folder.path(), &AutoClass::SEQ2SEQ_LM).unwrap();
+    let words = tensors(&golden(case))["shared.weight"].num_elements();
+    let tied = open(&golden(case), &AutoClass::SEQ2SEQ_LM).unwrap();
+    assert_eq!(loaded.base.tree().num_params(), tied.base.tree().num_params() + words);
+    let again = tempfile::tempdir().unwrap();
+    save(&loaded.base, None, again.path()).unwrap();
+    let written = tensors(again.path());
+    assert!(written.contains_key("lm_head.weight") && !written.contains_key("encoder.embed_tokens.weight"));
+    // The scale of the states before the output layer does not follow what is tied.
+    let again = open(again.path(), &AutoClass::SEQ2SEQ_LM).unwrap();
+    assert_eq!(again.base.info.config["scale_decoder_outputs"], json!(true));
+    assert_eq!(parameters(&again)["lm_head.weight"].to_data(), parameters(&loaded)["lm_head.weight"].to_data());
+}
+
+#[test]
+fn a_missing_bias_of_the_logits_is_zero() {
+    let folder = changed("bart.SEQ_2_SEQ_LM.default", |all| drop(all.remove("final_logits_bias")));
+    let loaded = open(folder.path(), &AutoClass::SEQ2SEQ_LM).unwrap();
+    let bias = parameters(&loaded)["final_logits_bias"].to_data().try_to_vec::<f32>().unwrap();
+    assert!(loaded.initialised.is_empty() && bias.iter().all(|value| *value == 0.0));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, Batch, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, Example, IGNORE, Label, Row},
+    example::{EncodeContext, EncodeOptions, Example, IGNORE, Label, Overflow, Row},
     inventory, loss,
     metrics::likelihood::Likelihood,
     task::{Column, Judged, Metrics, Scores},
@@ -29,27 +29,38 @@ pub struct Seq2SeqLm;
 impl Task for Seq2SeqLm {
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "source", required: true, holds: "the text to read" },
             Column { role: "target", required: true, holds: "the text to write" },
+            Column { role: "source", required: false, holds: "the text to read" },
+            Column { role: "text", required: false, holds: "the text to read, where there is no `source`" },
         ]
     }
 
     /// Labels are the target's tokens as the tokenizer makes them, closed by its end-of-text token.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
-        let source = context.tokenizer.encode(row.text(context.column("source"))?, None, context.options.max_length)?;
+        let EncodeOptions { max_length, max_target_length, source_prefix, .. } = context.options;
+        let column = ["source", "text"].into_iter().find_map(|role| context.optional(role, row));
+        let source = row.text(column.unwrap_or_else(|| context.column("source")))?;
+        let source = context.tokenizer.encode(&format!("{source_prefix}{source}"), None, *max_length)?;
         let Some(mut example) = context.example(row, &source)? else { return Ok(Vec::new()) };
         if context.labelled {
-            let target =
-                context.tokenizer.encode(row.text(context.column("target"))?, None, context.options.max_length)?;
-            let Some(Example { input_ids: mut ids, .. }) = context.example(row, &target)? else {
-                return Ok(Vec::new());
-            };
+            let most = max_target_length.unwrap_or(*max_length);
+            let target = context.tokenizer.encode(row.text(context.column("target"))?, None, most)?;
+            match context.options.overflow {
+                Overflow::Raise if target.truncated => {
+                    let problem = format!("the target has more than {most} tokens: raise max_target_length");
+                    return Err(row.error(format!("{problem}, or set overflow to truncate or drop")));
+                }
+                Overflow::Drop if target.truncated => return Ok(Vec::new()),
+                _ => {}
+            }
+            let mut ids = target.ids;
             if let Some(eos) = context.tokenizer.eos_id()
                 && !target.truncated
                 && ids.last() != Some(&eos)
             {
                 ids.push(eos);
             }
+            check_target(&ids, context.info).map_err(|problem| row.error(problem))?;
             example.labels.insert("labels", Label::Tokens(ids.into_iter().map(i64::from).collect()));
         }
         Ok(vec![example])
@@ -108,6 +119,24 @@ impl Task for Seq2SeqLm {
     fn answer(&self, row: &Judged<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
         let sum = Likelihood::of(row.examples.iter().map(|(_, scores)| *scores));
         Ok(json!({ "nll": sum.nll, "tokens": sum.tokens, "perplexity": sum.perplexity() }))
+    }
+}
+
+/// Whether the decoder has the tokens and the positions, judged on the host.
+fn check_target(ids: &[u32], info: &ModelInfo) -> Result<(), String> {
+    if let Some(most) = info.max_positions.filter(|most| ids.len() > *most) {
+        return Err(format!(
+            "the target has {} tokens: the model has {most} positions; set max_target_length",
+            ids.len()
+        ));
+    }
+    let words = info.number("decoder_vocab_size").or_else(|| info.number("vocab_size")).unwrap_or(usize::MAX);
+    match ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= words)) {
+        Some(id) => Err(format!(
+            "token id {id} of the target is outside the model's 0 to {}: is the tokenizer its own?",
+            words.saturating_sub(1)
+        )),
+        None => Ok(()),
     }
 }
 

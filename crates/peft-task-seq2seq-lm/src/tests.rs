@@ -2,7 +2,8 @@ use std::{path::Path, sync::Arc};
 
 use burn::tensor::{Device, TensorData};
 use peft_core::{
-    example::{EncodeOptions, Overflow, collate_labels},
+    DecoderStart, Inputs, ShiftRight,
+    example::{EncodeOptions, collate_labels},
     registry::find,
     tokenizer::{Encoding, Tokenizer},
 };
@@ -96,6 +97,55 @@ fn a_target_is_needed_only_to_learn() {
     assert!(encode(json!({ "source": "ab" }), false).unwrap()[0].labels.is_empty());
     let error = encode(json!({ "source": "ab" }), true).unwrap_err().to_string();
     assert_eq!(error, "train.tsv:1: no column `target` (columns: source)");
+}
+
+#[test]
+fn a_text_stands_for_the_source_and_a_prefix_before_it() {
+    assert_eq!(encode(json!({ "text": "ab", "target": "c" }), true).unwrap()[0].input_ids, [97, 98]);
+    let error = encode(json!({ "target": "c" }), true).unwrap_err().to_string();
+    assert_eq!(error, "train.tsv:1: no column `source` (columns: target)");
+    let options = EncodeOptions { source_prefix: "> ".to_owned(), ..EncodeOptions::default() };
+    let info = ModelInfo::custom();
+    let context = EncodeContext { tokenizer: &Letters, info: &info, options: &options, labelled: false };
+    let examples = Seq2SeqLm.encode(&row(1, json!({ "source": "a" })), &context).unwrap();
+    assert_eq!(examples[0].input_ids, [62, 32, 97]);
+}
+
+#[test]
+fn a_target_that_the_decoder_cannot_take_is_named_with_its_row() {
+    let mut info = ModelInfo { max_positions: Some(4), ..ModelInfo::custom() };
+    info.config.insert("vocab_size".to_owned(), json!(120));
+    let check = |target: &str, overflow: Overflow, words: &str| {
+        let options = EncodeOptions { max_target_length: Some(5), overflow, ..EncodeOptions::default() };
+        let context = EncodeContext { tokenizer: &Letters, info: &info, options: &options, labelled: true };
+        match Seq2SeqLm.encode(&row(7, json!({ "source": "a", "target": target })), &context) {
+            Err(error) => assert!(error.to_string().starts_with(&format!("train.tsv:7: {words}")), "{error}"),
+            Ok(examples) => assert_eq!(words, format!("{} examples", examples.len())),
+        }
+    };
+    check("abc", Overflow::Raise, "1 examples");
+    check("abcd", Overflow::Raise, "the target has 5 tokens: the model has 4 positions");
+    check("x", Overflow::Raise, "token id 120 of the target");
+    check("abcdef", Overflow::Raise, "the target has more than 5 tokens: raise max_target_length");
+    check("abcdef", Overflow::Drop, "0 examples");
+}
+
+#[test]
+fn the_decoder_reads_the_labels_one_place_later() {
+    let shift = ShiftRight { start: DecoderStart::Token(9), pad_token_id: 0 };
+    let info = ModelInfo { shift_right: Some(shift), ..ModelInfo::custom() };
+    let complete = |labels: TensorData| {
+        let ids = Tensor::from_data([[1, 1]], &Device::default());
+        let inputs = Inputs { input_ids: Some(ids), ..Inputs::default() };
+        Seq2SeqLm.complete(Batch { inputs, labels: Labels([("labels".to_owned(), labels)].into()) }, &info)
+    };
+    let batch = complete(TensorData::from([[5_i64, 6, IGNORE]])).unwrap();
+    let found = batch.inputs.decoder_input_ids.clone().unwrap().into_data().convert::<i64>();
+    assert_eq!(found.try_to_vec::<i64>().unwrap(), [9, 5, 6]);
+    // What is there already stays.
+    let again = Seq2SeqLm.complete(batch, &ModelInfo { shift_right: None, ..ModelInfo::custom() }).unwrap();
+    assert!(again.inputs.decoder_input_ids.is_some());
+    assert!(complete(TensorData::from([1_i64])).unwrap_err().to_string().contains("[batch, target]"));
 }
 
 #[test]

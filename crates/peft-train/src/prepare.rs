@@ -73,6 +73,8 @@ fn encode_options(data: &DataArguments, model: &Path, max_length: usize) -> Resu
     Ok(EncodeOptions {
         columns: data.columns.clone(),
         max_length,
+        max_target_length: data.max_target_length,
+        source_prefix: data.source_prefix.clone(),
         overflow: data.overflow,
         doc_stride: data.doc_stride,
         completion_only_loss: data.completion_only_loss,
@@ -202,15 +204,14 @@ fn has_own_classes(folder: &Path, task: &TaskPlugin, found: Option<&LabelSet>) -
 }
 
 fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {
-    let Some(wanted) = recipe.data.max_length else {
-        return Ok(info.max_positions.map_or(DEFAULT_MAX_LENGTH, |most| most.min(DEFAULT_MAX_LENGTH)));
-    };
-    match info.max_positions {
-        Some(most) if wanted > most => {
+    let most = info.max_positions.unwrap_or(usize::MAX);
+    let wanted = [("max_length", recipe.data.max_length), ("max_target_length", recipe.data.max_target_length)];
+    for (key, wanted) in wanted {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted > most) {
             let problem = format!("{wanted} is more than the model's {most} positions");
-            let origin = recipe.path.display().to_string();
-            Err(Error::from(PeftError::Config { origin, key: "max_length".to_owned(), problem }))
+            let (origin, key) = (recipe.path.display().to_string(), key.to_owned());
+            return Err(Error::from(PeftError::Config { origin, key, problem }));
         }
-        _ => Ok(wanted),
     }
+    Ok(recipe.data.max_length.unwrap_or_else(|| most.min(DEFAULT_MAX_LENGTH)))
 }

@@ -229,6 +229,8 @@ fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<BTreeMap<
         "eval",
         "eval_split",
         "max_length",
+        "max_target_length",
+        "source_prefix",
         "overflow",
         "doc_stride",
         "packing",

@@ -11,6 +11,10 @@ pub struct EncodeOptions {
     pub columns: BTreeMap<String, String>,
     /// Most tokens of an example.
     pub max_length: usize,
+    /// Most tokens of what is to be written; [`max_length`](Self::max_length) when absent.
+    pub max_target_length: Option<usize>,
+    /// What is put before each text that is read: `translate English to German: `.
+    pub source_prefix: String,
     /// What happens to longer rows.
     pub overflow: Overflow,
     /// Tokens that neighbouring windows of a long context share.
@@ -32,6 +36,8 @@ impl Default for EncodeOptions {
         Self {
             columns: BTreeMap::new(),
             max_length: 1024,
+            max_target_length: None,
+            source_prefix: String::new(),
             overflow: Overflow::Raise,
             doc_stride: 128,
             completion_only_loss: true,

@@ -56,6 +56,7 @@ pub(super) fn fill(
                 let is_turned = original.is_stored_transposed() != slot.is_stored_transposed();
                 if is_turned { value.clone().transposed() } else { value.clone() }
             }),
+            Source::Own => on_device(param.tensor().to_data().convert_dtype(dtype), device),
             _ => shared.get(name).map(|(_, value)| value.clone()).or_else(|| read(name, slot)),
         };
         // What the checkpoint tells apart is no longer the same parameter.

@@ -56,6 +56,10 @@ pub struct DataArguments {
     pub eval_split: Option<f64>,
     /// Most tokens of an example; the model's positions, at most 1024, when absent.
     pub max_length: Option<usize>,
+    /// Most tokens of what is to be written; `max_length` when absent.
+    pub max_target_length: Option<usize>,
+    /// What is put before each text that is read.
+    pub source_prefix: String,
     /// What happens to longer rows.
     pub overflow: Overflow,
     /// Tokens that neighbouring windows of a long context share.
@@ -84,6 +88,8 @@ impl Default for DataArguments {
             eval: None,
             eval_split: None,
             max_length: None,
+            max_target_length: None,
+            source_prefix: String::new(),
             overflow: Overflow::Raise,
             doc_stride: 128,
             packing: false,
@@ -311,8 +317,9 @@ impl DataArguments {
         if let Some(share) = self.eval_split.filter(|share| !(*share > 0.0 && *share < 1.0)) {
             return Err(("eval_split", format!("must be above 0 and below 1, found {share}")));
         }
-        if self.max_length == Some(0) {
-            return Err(("max_length", "must be at least 1, found 0".to_owned()));
+        let lengths = [("max_length", self.max_length), ("max_target_length", self.max_target_length)];
+        if let Some((key, _)) = lengths.into_iter().find(|(_, length)| *length == Some(0)) {
+            return Err((key, "must be at least 1, found 0".to_owned()));
         }
         if !(self.score_scale.is_finite() && self.score_scale > 0.0) {
             return Err(("score_scale", format!("must be a number above 0, found {}", self.score_scale)));
