@@ -170,3 +170,22 @@ proptest! {
         prop_assert_ne!(get(&model.forward(&inputs), "fast"), get(&outputs, "fast"));
     }
 }
+
+#[test]
+fn copies_of_embeddings_beside_an_adapter_must_be_the_base_models() {
+    let case = case("gemma2.CAUSAL_LM.embedding");
+    let read = || AdapterFolder::read(&case.join("adapter")).unwrap();
+    let key = "base_model.model.model.embed_tokens.base_layer.weight";
+    let mut model = model(&case);
+    model.load_adapter("again", read()).unwrap();
+    let mut other = read();
+    let wanted = other.tensors[key].shape().clone();
+    other.tensors.insert(key.to_owned(), TensorData::zeros::<f32, _>(wanted));
+    let text = model.load_adapter("other", other).unwrap_err().to_string();
+    assert!(text.contains(key) && text.contains("not the base model's own"), "{text}");
+    let mut unknown = read();
+    let data = unknown.tensors[key].clone();
+    unknown.tensors.insert("base_model.model.model.norm.base_layer.weight".to_owned(), data);
+    let text = model.load_adapter("unknown", unknown).unwrap_err().to_string();
+    assert!(text.contains("nothing in the model takes"), "{text}");
+}

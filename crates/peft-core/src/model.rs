@@ -145,12 +145,41 @@ impl PeftModel {
         };
         let mut left: Vec<_> = left.into_iter().filter(|key| !is_double(key)).collect();
         left.sort_unstable();
-        problems.extend(left.into_iter().map(|key| format!("`{key}`: nothing in the model takes this tensor")));
+        problems.extend(left.into_iter().filter_map(|key| self.misfit(key, folder.tensors.get(key)?)));
         if !problems.is_empty() {
             return Err(Error::Tensors { origin: folder.path.display().to_string(), problems });
         }
         self.adapters.insert(name.to_owned(), adapter);
         Ok(())
+    }
+
+    /// What is wrong with a tensor that no adapter takes: nothing if it is a copy of the base's embeddings, which PEFT writes
+    /// beside adapters of them (`save_embedding_layers`).
+    fn misfit(&self, key: &str, data: &TensorData) -> Option<String> {
+        let info = &self.base.info;
+        let module = key.strip_prefix(KEY_PREFIX).and_then(|key| key.strip_suffix(".weight"));
+        let module = module.map(|module| module.strip_suffix(".base_layer").unwrap_or(module));
+        let is_embedding = |module: &&str| {
+            [&info.input_embedding, &info.output_embedding].into_iter().flatten().any(|embedding| embedding == module)
+        };
+        let Some(parameter) = module.filter(is_embedding).map(|module| format!("{module}.weight")) else {
+            return Some(format!("`{key}`: nothing in the model takes this tensor"));
+        };
+        let own = self.base_values(&HashSet::from([parameter.as_str()])).remove(&parameter)?;
+        let own = if is_stored_transposed(&self.tree, &parameter) { own.transposed() } else { own };
+        let floats = |data: TensorData| data.convert::<f32>().try_to_vec::<f32>().unwrap_or_default();
+        // The adapter may be of a shorter float type than the base.
+        let is_near = |(own, copy): (&f32, &f32)| (own - copy).abs() <= 1e-2 * own.abs() + 1e-5;
+        let is_same = own.shape() == data.shape().as_slice()
+            && floats(own.to_data()).iter().zip(&floats(data.clone())).all(is_near);
+        (!is_same).then(|| {
+            format!(
+                "`{key}`: is {:?}, and not the base model's own {:?}; adapters that bring other embeddings, as for a resized \
+                 vocabulary, are not supported",
+                data.shape().as_slice(),
+                own.shape()
+            )
+        })
     }
 
     fn check_new(&self, name: &str, config: &PeftConfig) -> Result<()> {
