@@ -87,7 +87,7 @@ CASES = [
     ("deberta-v2.SEQ_CLS.xlarge-all-linear", dict(conv_kernel_size=3, conv_act="gelu", embedding_size=8, position_biased_input=True, type_vocab_size=2, share_att_key=False, position_buckets=-1, max_relative_positions=5, norm_rel_ebd="none"), dict(LORA, target_modules="all-linear"), "classes"),
     ("deberta-v2.none.absolute", dict(relative_attention=False, position_biased_input=True), LORA, None),
     *encoder("modernbert", dict(LORA, target_modules=["Wqkv", "Wo"])),
-    ("modernbert.SEQ_CLS.mean-all-linear-biases", dict(classifier_pooling="mean", attention_bias=True, mlp_bias=True, norm_bias=True, classifier_bias=True, layer_types=["sliding_attention", "full_attention", "sliding_attention"]), dict(LORA, target_modules="all-linear"), "classes"),
+    ("modernbert.SEQ_CLS.mean-all-linear-biases", dict(classifier_pooling="mean", attention_bias=True, mlp_bias=True, norm_bias=True, classifier_bias=True, layer_types=["sliding_attention", "full_attention", "sliding_attention"], rope_parameters=dict(full_attention=dict(rope_type="default", rope_theta=500.0), sliding_attention=dict(rope_type="default", rope_theta=50.0))), dict(LORA, target_modules="all-linear"), "classes"),
     ("llama.CAUSAL_LM.default", {}, LORA, None),
     ("llama.CAUSAL_LM.tied-all-linear", dict(tie_word_embeddings=True), dict(LORA, target_modules="all-linear"), None),
     ("llama.CAUSAL_LM.patterns", {}, dict(LORA, target_modules="all-linear", rank_pattern={"layers.0.*q_proj": 2}, alpha_pattern={"v_proj": 7}), None),

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance, s};
 use peft_core::{AutoClass, BaseModel, Batch, Inputs, files::TensorFile};
-use peft_models::checkpoint::{LoadOptions, load};
+use peft_models::checkpoint::{LoadOptions, load, read_config};
+use serde_json::{Map, Value, json};
 
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
@@ -75,6 +76,36 @@ fn encoders_give_the_numbers_of_transformers() {
     }
     let class = AutoClass::SEQUENCE_CLASSIFICATION;
     check("xlm-roberta.SEQ_CLS.default", &class, "XLMRobertaForSequenceClassification");
+}
+
+#[test]
+fn older_modernbert_configurations_mean_the_same() {
+    let case = folder("modernbert.SEQ_CLS.mean-all-linear-biases");
+    let class = AutoClass::SEQUENCE_CLASSIFICATION;
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(case.join("model/model.safetensors"), copy.path().join("model.safetensors")).unwrap();
+    let mut config = read_config(&case.join("model")).unwrap();
+    config.shift_remove("rope_parameters").unwrap();
+    config.insert("global_rope_theta".to_owned(), 500.0.into());
+    config.insert("local_rope_theta".to_owned(), 50.0.into());
+    let logits = |config: &Map<String, Value>| {
+        std::fs::write(copy.path().join("config.json"), Value::from(config.clone()).to_string()).unwrap();
+        let base = load(copy.path(), &class, &LoadOptions::default(), &Device::flex()).unwrap().base;
+        base.module
+            .forward(&inputs("modernbert.SEQ_CLS.mean-all-linear-biases"))
+            .get::<2>("logits")
+            .unwrap()
+            .into_data()
+    };
+    let base = expected("modernbert.SEQ_CLS.mean-all-linear-biases").into_iter().find(|(name, _)| name == "logits");
+    logits(&config).assert_approx_eq::<f32>(&base.unwrap().1, Tolerance::rel_abs(1e-4, 5e-6));
+
+    let types = json!(["full_attention", "sliding_attention", "full_attention"]);
+    config.insert("layer_types".to_owned(), types);
+    let listed = logits(&config);
+    config.shift_remove("layer_types").unwrap();
+    config.insert("global_attn_every_n_layers".to_owned(), 2.into());
+    logits(&config).assert_eq(&listed, true);
 }
 
 #[test]
