@@ -151,6 +151,7 @@ CASES = [
     ("mt5.SEQ_2_SEQ_LM.default", {}, LORA, None),
     ("bart.SEQ_2_SEQ_LM.default", {}, LORA, None),
     ("bart.SEQ_2_SEQ_LM.all-linear-bias-all", dict(scale_embedding=True), dict(LORA, target_modules="all-linear", bias="all"), None),
+    ("bart.SEQ_2_SEQ_LM.saved-output", dict(scale_embedding=True), dict(LORA, modules_to_save=["lm_head"]), None),
     ("bart.SEQ_CLS.default", {}, LORA, "classes"),
     ("bart.QUESTION_ANS.default", {}, LORA, None),
     ("bart.none.default", {}, LORA, None),
@@ -159,6 +160,7 @@ CASES = [
     ("mbart.none.default", {}, dict(LORA, target_modules=["v_proj"]), None),
     ("marian.SEQ_2_SEQ_LM.default", {}, dict(LORA, target_modules=["q_proj", "v_proj"]), None),
     ("marian.SEQ_2_SEQ_LM.two-vocabularies", dict(share_encoder_decoder_embeddings=False, decoder_vocab_size=37, scale_embedding=True), dict(LORA, target_modules=["out_proj"]), None),
+    ("marian.SEQ_2_SEQ_LM.saved-embeddings", {}, dict(LORA, target_modules=["v_proj"], modules_to_save=["embed_tokens"]), None),
     ("marian.none.default", {}, dict(LORA, target_modules=["k_proj"]), None),
 ]
 ENCODER_DECODERS = EOS = dict(t5=1, mt5=1, bart=2, mbart=2, marian=2)

@@ -25,6 +25,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         model_type: "bart",
         name: "Bart",
         conditional_generation: "ForConditionalGeneration",
+        input_words: "shared",
         norm_first: false,
         embedding_norm: true,
         final_norm: false,

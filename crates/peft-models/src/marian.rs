@@ -20,6 +20,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         model_type: "marian",
         name: "Marian",
         conditional_generation: "MTModel",
+        input_words: "encoder.embed_tokens",
         norm_first: false,
         embedding_norm: false,
         final_norm: false,

@@ -25,6 +25,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         model_type: "mbart",
         name: "MBart",
         conditional_generation: "ForConditionalGeneration",
+        input_words: "shared",
         norm_first: true,
         embedding_norm: true,
         final_norm: true,

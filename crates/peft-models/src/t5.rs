@@ -340,6 +340,7 @@ fn build(family: &Family, config: &Map<String, Value>, class: &AutoClass, device
         family: family.name,
         conditional_generation: "ForConditionalGeneration",
         words: "shared",
+        input_words: "shared",
         copies: &["encoder.embed_tokens", "decoder.embed_tokens"],
         output_words: "shared",
         // A checkpoint with an output layer of its own keeps it, as in Transformers.

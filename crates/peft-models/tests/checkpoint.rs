@@ -181,6 +181,15 @@ fn backbones_load_with_and_without_a_prefix() {
     let questions = open(&golden("llama.CAUSAL_LM.default"), &AutoClass::QUESTION_ANSWERING).unwrap();
     assert_eq!(questions.initialised, ["qa_outputs.weight", "qa_outputs.bias"]);
     assert_eq!(questions.ignored, ["lm_head.weight"]);
+
+    let writer = open(&golden("bart.none.default"), &AutoClass::SEQ2SEQ_LM).unwrap();
+    assert!(writer.initialised.is_empty() && writer.ignored.is_empty());
+    let halves = open(&golden("bart.SEQ_2_SEQ_LM.default"), &AutoClass::MODEL).unwrap();
+    assert_eq!(halves.ignored, ["final_logits_bias"]);
+    let classifier = open(&golden("t5.SEQ_2_SEQ_LM.default"), &SEQ_CLS).unwrap();
+    assert!(classifier.initialised.iter().all(|name| name.starts_with("classification_head.")));
+    let encoder = open(&golden("t5.SEQ_2_SEQ_LM.default"), &AutoClass::TOKEN_CLASSIFICATION).unwrap();
+    assert!(!encoder.ignored.is_empty() && encoder.ignored.iter().all(|name| name.starts_with("decoder.")));
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub struct BartFamily {
     pub name: &'static str,
     /// The end of the name of the class that says words.
     pub conditional_generation: &'static str,
+    /// What the class gives as its input embedding, of several tables that are one.
+    pub input_words: &'static str,
     /// Whether the norm stands before an attention or feed-forward, inside the residual.
     pub norm_first: bool,
     /// Whether embeddings are normalised.
@@ -90,6 +92,8 @@ struct BartEmbeddings {
     scale: f64,
     #[module(skip)]
     offset: usize,
+    #[module(skip)]
+    pad_token_id: i64,
 }
 
 #[derive(Module, Debug)]
@@ -127,7 +131,15 @@ struct BartFeedForward {
 
 impl BartEmbeddings {
     fn words(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let is_pad = ids.clone().equal_scalar(self.pad_token_id);
         let words = adapted_embedding(&self.embed_tokens, ids);
+        // The padding token is never trained, as in PyTorch; Marian's decoder begins with it.
+        let words = if words.is_autodiff() {
+            let is_pad = is_pad.unsqueeze_dim::<3>(2).expand(words.dims());
+            words.clone().mask_where(is_pad, words.detach())
+        } else {
+            words
+        };
         if self.scale == 1.0 { words } else { words * self.scale }
     }
 
@@ -266,6 +278,7 @@ impl BartFamily {
             family: self.name,
             conditional_generation: self.conditional_generation,
             words: if is_shared { "shared" } else { "encoder.embed_tokens" },
+            input_words: if is_shared { self.input_words } else { "encoder.embed_tokens" },
             copies: if is_shared { &["encoder.embed_tokens", "decoder.embed_tokens"] } else { &[] },
             output_words: if is_shared { "shared" } else { "decoder.embed_tokens" },
             tied: fields.flag_or("tie_word_embeddings", true)?,
@@ -297,6 +310,7 @@ impl BartFamily {
             dropout: drop.clone(),
             scale,
             offset: if self.positions == BartPositions::Learned { OFFSET } else { 0 },
+            pad_token_id: shift.pad_token_id,
         };
         let encoder_layer = |layer| BartEncoderLayer {
             self_attn: CrossAttention::new(layers, &encoder_sizes.attention, layer),

@@ -89,6 +89,8 @@ pub struct Seq2SeqModel<B> {
     pub conditional_generation: &'static str,
     /// The table of words.
     pub words: &'static str,
+    /// What the class gives as its input embedding.
+    pub input_words: &'static str,
     /// The tables that are the table of words.
     pub copies: &'static [&'static str],
     /// The table that the output layer is.
@@ -153,7 +155,7 @@ impl<B: Seq2SeqBackbone> Seq2SeqModel<B> {
         let mut tied: Vec<_> =
             copies.iter().map(|copy| (format!("{}.weight", full(copy)), format!("{}.weight", full(words)))).collect();
         let output_words = format!("{}.weight", full(self.output_words));
-        info.input_embedding = Some(full(words));
+        info.input_embedding = Some(full(self.input_words));
         let [vocab, width] = model.target_words().weight.lazy_shape().dims();
         let class_name = |tail: &str| format!("{family}{tail}");
         if *class == AutoClass::SEQ2SEQ_LM {
