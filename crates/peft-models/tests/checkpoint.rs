@@ -14,7 +14,7 @@ use peft_core::{
     files::{TensorFile, write_safetensors},
     task::LabelSet,
 };
-use peft_models::checkpoint::{LoadOptions, Loaded, load, save, skeleton};
+use peft_models::checkpoint::{LoadOptions, Loaded, load, read_config, save, skeleton};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -145,6 +145,26 @@ fn tables_that_differ_in_the_file_are_not_tied() {
     let again = open(again.path(), &AutoClass::SEQ2SEQ_LM).unwrap();
     assert_eq!(again.base.info.config["scale_decoder_outputs"], json!(true));
     assert_eq!(parameters(&again)["lm_head.weight"].to_data(), parameters(&loaded)["lm_head.weight"].to_data());
+}
+
+#[test]
+fn where_one_table_of_words_differs_all_are_written() {
+    let mut loaded = open(&golden("bart.SEQ_2_SEQ_LM.default"), &AutoClass::SEQ2SEQ_LM).unwrap();
+    let info = loaded.base.info.clone();
+    loaded.base.module = loaded.base.module.map_params(&|path| info.rename(path), &mut |name, param| match name {
+        "lm_head.weight" => peft_core::DynParam::R2(param.get::<2>().unwrap().map(|weight| weight * 2.0)),
+        _ => param,
+    });
+    let folder = tempfile::tempdir().unwrap();
+    save(&loaded.base, None, folder.path()).unwrap();
+    // With `tie_word_embeddings` false Transformers ties none of them.
+    assert_eq!(read_config(folder.path()).unwrap()["tie_word_embeddings"], json!(false));
+    let names = ["lm_head", "model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"];
+    let written = tensors(folder.path());
+    assert!(names.iter().all(|name| written.contains_key(&format!("{name}.weight"))), "{:?}", written.keys());
+    let again = tempfile::tempdir().unwrap();
+    save(&open(folder.path(), &AutoClass::SEQ2SEQ_LM).unwrap().base, None, again.path()).unwrap();
+    assert_eq!(tensors(again.path()), written);
 }
 
 #[test]

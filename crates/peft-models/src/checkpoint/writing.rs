@@ -24,12 +24,12 @@ pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()
     let mut tensors = stored_tensors(base);
     let mut config = info.config.clone();
     let dtype = tensors.values().next().map(|data| data.dtype());
-    for (copy, original) in &info.tied {
-        if tensors.get(copy) == tensors.get(original) {
-            tensors.remove(copy);
-        } else {
-            config.insert("tie_word_embeddings".to_owned(), false.into());
-        }
+    // `tie_word_embeddings` is of all tables of words: where one is told apart, none may be left out.
+    let is_tied = config.get("tie_word_embeddings") != Some(&Value::Bool(false));
+    if info.tied.iter().any(|(copy, original)| tensors.get(copy) != tensors.get(original)) {
+        config.insert("tie_word_embeddings".to_owned(), false.into());
+    } else if is_tied {
+        tensors.retain(|name, _| !info.tied.iter().any(|(copy, _)| copy == name));
     }
     config.insert("architectures".to_owned(), Value::from(vec![info.class_name.as_str()]));
     if let Some(name) = dtype.and_then(torch_name) {
