@@ -23,6 +23,7 @@ use peft::{
     files::{ADAPTER_CONFIG, AdapterFolder, create_folder, write_atomically},
     model::DEFAULT_ADAPTER,
     models::copy_tokenizer,
+    module_tree::is_inside,
     task::Metrics,
 };
 
@@ -78,7 +79,17 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     observer.observe(&Event::Prepared(&prepared));
     let seed = recipe.training.seed;
     let mut model = PeftModel::new(prepared.base.clone(), recipe.adapter.clone(), &options.device, seed)?;
-    observer.observe(&Event::Adapted(&model.explanation()?));
+    let explanation = model.explanation()?;
+    observer.observe(&Event::Adapted(&explanation));
+    let lost = lost_heads(&prepared.initialised, &explanation.saved);
+    if !lost.is_empty() {
+        // As in PEFT, which does not say so.
+        observer.observe(&Event::Note(&format!(
+            "{} start at random and are neither trained nor saved with the adapter, so it will not give these answers again: \
+             list their modules in modules_to_save",
+            lost.join(", ")
+        )));
+    }
     model.set_training(true);
 
     let trained = model.trainable();
@@ -111,6 +122,12 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     let log = run.open(options.resume, observer)?;
     run.all_steps(&log, options, observer)?;
     run.finish(trainable_params, observer)
+}
+
+/// The fresh parameters of which the adapter keeps nothing.
+fn lost_heads<'a>(initialised: &'a [String], saved: &[String]) -> Vec<&'a str> {
+    let is_lost = |name: &&str| !saved.iter().any(|module| is_inside(name, module));
+    initialised.iter().map(String::as_str).filter(is_lost).collect()
 }
 
 /// PyTorch's AdamW.

@@ -4,8 +4,9 @@
 use std::{fs, path::Path};
 
 use burn::tensor::Device;
-use peft_train::{Recipe, Silent, TrainOptions, TrainReport, train};
+use peft_train::{Event, Observer, Recipe, Silent, TrainOptions, TrainReport, train};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const WORDS: [&str; 8] = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
 
@@ -38,8 +39,8 @@ fn tokenizer() -> Value {
     })
 }
 
-/// Trains a golden model to say its source again, which is in a column `text`.
-fn run(case: &str, overrides: &[&str]) -> TrainReport {
+/// A folder with a golden model and the tokenizer.
+fn folder(case: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case).join("model");
     let model = folder.path().join("model");
@@ -48,6 +49,12 @@ fn run(case: &str, overrides: &[&str]) -> TrainReport {
         fs::copy(golden.join(file), model.join(file)).unwrap();
     }
     fs::write(model.join("tokenizer.json"), tokenizer().to_string()).unwrap();
+    folder
+}
+
+/// Trains a golden model to say its source again, which is in a column `text`.
+fn run(case: &str, overrides: &[&str]) -> TrainReport {
+    let folder = folder(case);
     let rows = (0..16).map(|row| {
         let text: Vec<_> = WORDS.iter().cycle().skip(row).step_by(1 + row % 3).take(1 + row % 4).copied().collect();
         format!("{0}\t{0}\n", text.join(" "))
@@ -96,4 +103,36 @@ fn training_makes_the_target_likely() {
         assert!(after < 0.6 * before, "{case}: {before} before, {after} after");
         assert!((many.metrics["perplexity"] - after.exp()).abs() < 1e-3 * after.exp(), "{:?}", many.metrics);
     }
+}
+
+/// The notes of a run.
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Observer for Notes {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Note(note) = event {
+            self.0.push((*note).to_owned());
+        }
+    }
+}
+
+#[test]
+fn a_fresh_head_that_the_adapter_does_not_keep_is_pointed_out() {
+    let folder = folder("t5.SEQ_2_SEQ_LM.default");
+    fs::write(folder.path().join("train.tsv"), "text\tlabel\none two\ta\nthree\tb\n").unwrap();
+    let notes = |adapter: &str| {
+        let out = folder.path().join("out");
+        let recipe = format!(
+            "[model]\nmodel_name_or_path = \"model\"\n[adapter]\npeft_type = \"LORA\"\ntask_type = \"SEQ_CLS\"\n{adapter}\n\
+             [data]\ntrain = \"train.tsv\"\n[training]\noutput_dir = {out:?}\nmax_steps = 1\n"
+        );
+        let recipe = Recipe::parse(&recipe, &folder.path().join("recipe.toml"), &[]).unwrap();
+        let mut notes = Notes::default();
+        train(&recipe, &TrainOptions::new(Device::flex()), &mut notes).unwrap();
+        fs::remove_dir_all(out).unwrap();
+        notes.0.into_iter().filter(|note| note.contains("classification_head.out_proj.weight")).count()
+    };
+    assert_eq!(notes(""), 1);
+    assert_eq!(notes("modules_to_save = [\"classification_head\"]"), 0);
 }
