@@ -7,8 +7,8 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use peft_core::{
-    AutoClass, BaseModel, DecoderStart, Forward, Inputs, ModelInfo, Outputs, Result, ShiftRight, adapted_embedding,
-    adapted_linear,
+    AdapterSet, AutoClass, BaseModel, DecoderStart, Forward, Inputs, ModelInfo, Outputs, Result, ShiftRight,
+    adapted_embedding, adapted_linear,
 };
 use serde_json::{Map, Value};
 
@@ -133,8 +133,9 @@ impl BartEmbeddings {
     fn words(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let is_pad = ids.clone().equal_scalar(self.pad_token_id);
         let words = adapted_embedding(&self.embed_tokens, ids);
-        // The padding token is never trained, as in PyTorch; Marian's decoder begins with it.
-        let words = if words.is_autodiff() {
+        // A trained copy leaves the padding token as it is, as in PyTorch; Marian's decoder begins with it.
+        let is_copy = self.embed_tokens.weight.reparameterization::<AdapterSet>().is_some_and(AdapterSet::replaces);
+        let words = if is_copy && words.is_autodiff() {
             let is_pad = is_pad.unsqueeze_dim::<3>(2).expand(words.dims());
             words.clone().mask_where(is_pad, words.detach())
         } else {
