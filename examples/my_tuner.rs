@@ -46,6 +46,7 @@ impl Tuner for OutputScale {
             skipped: selection.skipped,
             saved: selection.saved.modules,
             biases: Vec::new(),
+            in_place: false,
             notes: selection.notes,
         })
     }

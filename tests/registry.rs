@@ -17,7 +17,7 @@ fn every_feature_of_the_facade_links_its_plugins() {
         names::<TaskPlugin>(),
         ["CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS"]
     );
-    assert_eq!(names::<TunerPlugin>(), ["LORA"]);
+    assert_eq!(names::<TunerPlugin>(), ["FULL", "LORA"]);
 }
 
 #[test]

@@ -22,6 +22,11 @@ pub enum Role {
     Tuned(Arc<dyn LayerTuner>),
     /// A full copy of a parameter of a saved module; replaces it while the adapter is enabled.
     Saved,
+    /// The copy of a parameter that this one is tied to, with its two dimensions swapped or not.
+    Tied {
+        /// Whether they are swapped: an output layer and its embedding.
+        transposed: bool,
+    },
     /// A trained bias of the base model; replaces it also while adapters are disabled, as in PEFT, which trains the
     /// base's own bias in place.
     Bias,
@@ -68,6 +73,19 @@ pub struct Adapter {
     pub plan: Plan,
     /// The tensors in the order of the model.
     pub tensors: Vec<AdapterTensor>,
+    /// Parameters of the base model that follow a copy among the tensors.
+    pub ties: Vec<Tie>,
+}
+
+/// A parameter that is another one, for an adapter that trains them in place.
+#[derive(Debug, Clone)]
+pub struct Tie {
+    /// Its name in the base model: `lm_head.weight`.
+    pub copy: String,
+    /// The parameter that it is.
+    pub original: String,
+    /// Whether it is that one with its dimensions swapped.
+    pub transposed: bool,
 }
 
 impl Adapter {
@@ -115,7 +133,7 @@ impl AdapterSet {
     pub fn tuned(&self) -> impl Iterator<Item = (&dyn LayerTuner, Tensors<'_>)> {
         self.entries.iter().filter_map(|entry| match &entry.role {
             Role::Tuned(layer) => Some((&**layer, Tensors(&entry.tensors))),
-            Role::Saved | Role::Bias => None,
+            Role::Saved | Role::Tied { .. } | Role::Bias => None,
         })
     }
 
@@ -210,6 +228,11 @@ impl Reparameterization for AdapterSet {
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         self.entries.iter().fold(base, |value, entry| match &entry.role {
             Role::Saved | Role::Bias => entry.tensors.first().and_then(|(_, copy)| copy.val()).unwrap_or(value),
+            Role::Tied { transposed } => {
+                let copy = entry.tensors.first().map(|(_, copy)| copy.tensor());
+                let copy = copy.map(|copy| if *transposed { copy.transposed() } else { copy });
+                copy.and_then(|copy| copy.get()).unwrap_or(value)
+            }
             Role::Tuned(layer) => match DynTensor::wrap(value.clone()) {
                 Some(weight) => layer.merged(&Tensors(&entry.tensors), weight).get().unwrap_or(value),
                 None => value,

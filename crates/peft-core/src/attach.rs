@@ -36,6 +36,14 @@ pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(
             }
         }
     }
+    for (name, adapter) in adapters.iter().filter(|_| enabled) {
+        for tie in &adapter.ties {
+            let Some(tensor) = adapter.tensors.iter().find(|tensor| tensor.parameter == tie.original) else { continue };
+            let role = Role::Tied { transposed: tie.transposed };
+            let tensors = vec![(Arc::clone(&tensor.name), tensor.param.clone())];
+            sets.entry(&tie.copy).or_default().push(Entry { adapter: Arc::from(*name), role, tensors });
+        }
+    }
     let sets = sets.into_iter().map(|(parameter, entries)| (parameter, AdapterSet::new(entries))).collect();
     base.map(&mut Attach { path: Vec::new(), rename, sets })
 }

@@ -136,7 +136,7 @@ impl Explanation {
             biases: plan.biases.clone(),
             trainable_params: tuned + copies + biases,
             // Trained biases are the base's own in PEFT, so they are no addition.
-            all_params: tree.num_params() + tuned + fixed + copies,
+            all_params: tree.num_params() + tuned + fixed + if plan.in_place { 0 } else { copies },
             adapted,
             num_transformer_submodules: None,
             num_virtual_tokens: None,

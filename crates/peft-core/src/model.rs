@@ -1,7 +1,7 @@
 //! A base model and its named adapters: PEFT's `PeftModel`.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
     path::Path,
     sync::Arc,
@@ -18,7 +18,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use crate::{
     Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, ModuleKind, ModuleTree,
     Outputs, PeftConfig, Plan, Result, TaskPlugin,
-    adapter::{AdapterTensor, Role},
+    adapter::{AdapterTensor, Role, Tie},
     explain,
     files::AdapterFolder,
     tuner::{Init, TensorSpec},
@@ -248,7 +248,14 @@ impl PeftModel {
                 param,
             });
         }
-        Ok(Adapter { config: plan.config.clone(), plan, tensors })
+        let is_linear = |name: &str| is_stored_transposed(&self.tree, name);
+        let tie = |(copy, original): &(String, String)| Tie {
+            copy: copy.clone(),
+            original: original.clone(),
+            transposed: is_linear(copy) != is_linear(original),
+        };
+        let ties = self.base.info.tied.iter().filter(|_| plan.in_place).map(tie).collect();
+        Ok(Adapter { config: plan.config.clone(), plan, tensors, ties })
     }
 
     fn base_values(&self, wanted: &HashSet<&str>) -> BTreeMap<String, DynTensor> {
@@ -439,6 +446,20 @@ impl PeftModel {
     pub fn step(&mut self, optimizer: &mut ModuleOptimizer, lr: f64, gradients: GradientsParams) {
         let module = std::mem::replace(&mut self.module, self.base.module.boxed_clone());
         self.module = module.step(optimizer, lr, gradients);
+        if self.adapters.values().any(|adapter| !adapter.ties.is_empty()) {
+            self.unify();
+        }
+    }
+
+    /// Gives all places of a tied parameter the value of the first: an optimiser has one gradient for them, and so changes one.
+    fn unify(&mut self) {
+        let module = std::mem::replace(&mut self.module, self.base.module.boxed_clone());
+        let mut first: HashMap<ParamId, DynParam> = HashMap::new();
+        let ties: HashSet<ParamId> = self.adapters.values().flat_map(tied_ids).collect();
+        self.module = module.map_params(&str::to_owned, &mut |_, param| match ties.contains(&param.id()) {
+            true => first.entry(param.id()).or_insert(param).clone(),
+            false => param,
+        });
     }
 
     /// The model in evaluation mode without autodiff.
@@ -505,7 +526,13 @@ impl PeftModel {
                 hung.entry(&tensor.parameter).or_default().push((name, tensor));
             }
         }
+        let ties: HashMap<&str, (&Tie, DynTensor)> =
+            self.active.iter().filter_map(|name| self.adapters.get(name)).flat_map(tied_values).collect();
         let module = self.base.module.boxed_clone().map_params(&|path| info.rename(path), &mut |name, param| {
+            if let Some((tie, value)) = ties.get(name) {
+                let value = if tie.transposed { value.clone().transposed() } else { value.clone() };
+                return with_value(param, value);
+            }
             let Some(tensors) = hung.get(name) else { return param };
             let merged = merge_one(&param, tensors);
             if !is_finite(&merged) {
@@ -544,11 +571,25 @@ fn merge_one(param: &DynParam, tensors: &[(&str, &AdapterTensor)]) -> DynTensor 
             .collect();
         at += group.len().max(1);
         value = match &first.role {
-            Role::Saved | Role::Bias => first.param.tensor().without_autodiff(),
+            Role::Saved | Role::Tied { .. } | Role::Bias => first.param.tensor().without_autodiff(),
             Role::Tuned(layer) => layer.merged(&crate::tuner::Tensors(&group), value),
         };
     }
     value
+}
+
+/// The copies that more than one parameter of the base model follows.
+fn tied_ids(adapter: &Adapter) -> impl Iterator<Item = ParamId> {
+    let is_tied = |tensor: &&AdapterTensor| adapter.ties.iter().any(|tie| tie.original == tensor.parameter);
+    adapter.tensors.iter().filter(is_tied).map(|tensor| tensor.param.id())
+}
+
+/// What the tied parameters of the base model are.
+fn tied_values(adapter: &Adapter) -> impl Iterator<Item = (&str, (&Tie, DynTensor))> {
+    adapter.ties.iter().filter_map(|tie| {
+        let original = adapter.tensors.iter().find(|tensor| tensor.parameter == tie.original)?;
+        Some((tie.copy.as_str(), (tie, original.param.tensor().without_autodiff())))
+    })
 }
 
 fn with_value(param: DynParam, value: DynTensor) -> DynParam {

@@ -98,6 +98,9 @@ pub struct Plan {
     pub saved: Vec<String>,
     /// Biases of the base model that are trained, by full name.
     pub biases: Vec<String>,
+    /// Whether the saved modules are trained in place: tied parameters stay tied, nothing of the base's own remains, and the
+    /// result is a model, not an adapter.
+    pub in_place: bool,
     /// Remarks: what was corrected or resolved on the way.
     pub notes: Vec<String>,
 }

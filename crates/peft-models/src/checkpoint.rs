@@ -6,7 +6,7 @@ pub(crate) mod shards;
 mod values;
 mod writing;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use peft_core::{
@@ -47,7 +47,7 @@ pub struct Loaded {
     pub ignored: Vec<String>,
 }
 
-/// Reads a model's configuration; of a GGUF file what its metadata means.
+/// Reads a model's configuration, in its folder or the file itself; of a GGUF file what its metadata means.
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Io`], [`Error::File`] if it is not a JSON object.
@@ -55,9 +55,14 @@ pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
     if let Some(file) = gguf::file_of(folder)? {
         return gguf::config::read(&gguf::GgufFile::open(&file)?);
     }
-    let path = folder.join(CONFIG);
+    let path = config_path(folder);
     let text = read_text(&path, "a model's configuration")?;
     serde_json::from_str(&text).map_err(|error| Error::File { path, problem: format!("not a JSON object: {error}") })
+}
+
+/// The configuration of a folder, or the file itself.
+fn config_path(model: &Path) -> PathBuf {
+    if model.is_file() { model.to_owned() } else { model.join(CONFIG) }
 }
 
 /// Builds the model that a folder's configuration describes, without reading weights: for planning and explaining.
@@ -66,7 +71,7 @@ pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
 /// As [`read_config`]; [`Error::Config`] if the configuration cannot be used or the architecture has no such head;
 /// [`Error::UnknownPlugin`] if no architecture of its `model_type` is linked.
 pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<BaseModel> {
-    let path = gguf::file_of(folder)?.unwrap_or_else(|| folder.join(CONFIG));
+    let path = gguf::file_of(folder)?.unwrap_or_else(|| config_path(folder));
     let mut config = read_config(folder)?;
     if let Some(LabelSet { labels, problem_type }) = &options.labels {
         ModelInfo::set_labels(&mut config, labels, problem_type);
@@ -80,6 +85,21 @@ pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device:
     };
     let plugin = registry::find::<ArchitecturePlugin>(model_type)?;
     plugin.build(&config, class, &device.clone().inner()).map_err(|error| error.in_file(&path))
+}
+
+/// A new model of a configuration, which is a file or in a folder: every parameter is drawn from the seed.
+///
+/// Matrices are normal with the configuration's standard deviation, norms one, biases zero, as most families of Transformers
+/// begin; what a family scales by its depth or width is not told apart.
+///
+/// # Errors
+/// As [`skeleton`].
+pub fn random(config: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<BaseModel> {
+    let skeleton = skeleton(config, class, options, device)?;
+    let nothing = shards::Shards::default();
+    let plan = matching::Matching::new(&skeleton, &nothing);
+    let dtype = options.dtype.unwrap_or(DType::F32);
+    Ok(values::fill(skeleton, &plan, &nothing, dtype, options.seed, &device.clone().inner()))
 }
 
 /// Loads a model with the head of `class`.

@@ -20,7 +20,7 @@ use crate::{
     dataset,
     packing::check_kept_apart,
     pooling,
-    recipe::{DataArguments, RECIPE_FILE},
+    recipe::{DataArguments, Init, RECIPE_FILE},
 };
 
 /// Most tokens of an example where neither the recipe nor the model says less: the default of `SFTConfig`.
@@ -111,8 +111,8 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
         }
         .into());
     };
-    let folder = recipe.model_folder();
-    if !folder.exists() {
+    let (folder, config) = (recipe.model_folder(), recipe.model_config());
+    if recipe.model.config.is_none() && !folder.exists() {
         let what = "the base model of the recipe, beside it or in the working directory".to_owned();
         return Err(PeftError::NotFound { path: folder, what }.into());
     }
@@ -131,15 +131,17 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
 
     let label_column = label_column(task, &recipe.data.columns);
     let found = task.task.labels(&train, &label_column)?;
-    let labels = if has_own_classes(&folder, task, found.as_ref())? { None } else { found.clone() };
+    let labels = if has_own_classes(&config, task, found.as_ref())? { None } else { found.clone() };
     let options = LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
-    let (base, initialised) = if weights {
+    let (base, initialised) = if !weights {
+        (checkpoint::skeleton(&config, &task.auto_class, &options, device)?, Vec::new())
+    } else if recipe.model.init == Some(Init::Random) {
+        (checkpoint::random(&config, &task.auto_class, &options, device)?, Vec::new())
+    } else {
         let Loaded { base, initialised, .. } = checkpoint::load(&folder, &task.auto_class, &options, device)?;
         (base, initialised)
-    } else {
-        (checkpoint::skeleton(&folder, &task.auto_class, &options, device)?, Vec::new())
     };
-    let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&folder)?);
+    let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&recipe.tokenizer())?);
 
     let max_length = max_length(recipe, &base.info)?;
     let options = encode_options(&recipe.data, &folder, max_length)?;

@@ -21,7 +21,7 @@ use crate::{Error, Result};
 use document::{Document, Section};
 
 pub(crate) use arguments::FREE_ON_RESUME;
-pub use arguments::{DataArguments, ModelArguments, SchedulerType, Strategy, TrainingArguments, WeightType};
+pub use arguments::{DataArguments, Init, ModelArguments, SchedulerType, Strategy, TrainingArguments, WeightType};
 pub use document::Place;
 
 /// The name of the resolved recipe in an output folder.
@@ -106,9 +106,24 @@ impl Recipe {
         locate(&self.path, given)
     }
 
-    /// The folder of the base model.
+    /// The folder of the base model; of a new one that of its configuration.
     pub fn model_folder(&self) -> PathBuf {
-        self.locate(&self.model.model_name_or_path)
+        match &self.model.config {
+            Some(config) if self.model.model_name_or_path.is_empty() => {
+                self.locate(config).parent().map(Path::to_owned).unwrap_or_default()
+            }
+            _ => self.locate(&self.model.model_name_or_path),
+        }
+    }
+
+    /// Where the model's configuration is: its folder, or a file.
+    pub fn model_config(&self) -> PathBuf {
+        self.model.config.as_ref().map_or_else(|| self.model_folder(), |config| self.locate(config))
+    }
+
+    /// Where the tokenizer is.
+    pub fn tokenizer(&self) -> PathBuf {
+        self.model.tokenizer.as_ref().map_or_else(|| self.model_folder(), |tokenizer| self.locate(tokenizer))
     }
 
     /// The folder of the result.
@@ -133,9 +148,17 @@ impl Recipe {
     /// The recipe as resolved, defaults included, paths as they were found.
     pub fn to_toml(&self) -> String {
         let mut map = self.to_map();
-        let paths = [("model", "model_name_or_path"), ("data", "train"), ("data", "eval")];
+        let paths = [
+            ("model", "model_name_or_path"),
+            ("model", "config"),
+            ("model", "tokenizer"),
+            ("data", "train"),
+            ("data", "eval"),
+        ];
         for (section, key) in paths {
-            if let Some(Value::String(given)) = map.get_mut(section).and_then(|section| section.get_mut(key)) {
+            if let Some(Value::String(given)) = map.get_mut(section).and_then(|section| section.get_mut(key))
+                && !given.is_empty()
+            {
                 *given = self.locate(given).display().to_string();
             }
         }

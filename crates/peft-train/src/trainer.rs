@@ -22,7 +22,10 @@ use peft::{
     example::{Example, collate_labels},
     files::{ADAPTER_CONFIG, AdapterFolder, create_folder, write_atomically},
     model::DEFAULT_ADAPTER,
-    models::copy_tokenizer,
+    models::{
+        checkpoint::{CONFIG, save as save_model},
+        copy_tokenizer,
+    },
     module_tree::is_inside,
     task::Metrics,
 };
@@ -168,7 +171,8 @@ impl Run<'_> {
         create_folder(&self.output_dir)?;
         checkpoint::sweep(&self.output_dir)?;
         let last = checkpoint::list(&self.output_dir)?.pop();
-        let finished = self.output_dir.join(ADAPTER_CONFIG);
+        let in_place = self.model.adapter(DEFAULT_ADAPTER)?.plan.in_place;
+        let finished = self.output_dir.join(if in_place { CONFIG } else { ADAPTER_CONFIG });
         match last {
             Some((_, folder)) if resume => self.restore(checkpoint::read(&folder)?)?,
             Some((step, _)) if !finished.exists() => {
@@ -185,7 +189,7 @@ impl Run<'_> {
                 let note = format!("{}: replacing the finished run there", self.output_dir.display());
                 observer.observe(&Event::Note(&note));
                 let io = |source| PeftError::Io { path: finished.clone(), action: "remove", source };
-                // Without its configuration a folder is no adapter: what lies there is not the result of this run.
+                // Without its configuration a folder is no adapter and no model: what lies there is not the result of this run.
                 std::fs::remove_file(&finished).map_err(io)?;
             }
             checkpoint::prune(&self.output_dir, 0)?;
@@ -419,12 +423,18 @@ impl Run<'_> {
         if let Some(key) = tensors.iter().find(|(_, data)| !is_finite(data)).map(|(key, _)| key.clone()) {
             return Err(Error::NotFinite { step: written_step, key });
         }
-        copy_tokenizer(&self.recipe.model_folder(), &self.output_dir)?;
+        copy_tokenizer(&self.recipe.tokenizer(), &self.output_dir)?;
         if let Some(found) = &self.prepared.labels {
             labels::write(&self.output_dir, found)?;
         }
-        let config = self.model.adapter(DEFAULT_ADAPTER)?.config.clone();
-        AdapterFolder::write(&self.output_dir, DEFAULT_ADAPTER, &config, &tensors)?;
+        let adapter = self.model.adapter(DEFAULT_ADAPTER)?;
+        if adapter.plan.in_place {
+            self.model.load_state_dict(DEFAULT_ADAPTER, tensors, &self.output_dir)?;
+            save_model(&self.model.merge()?, None, &self.output_dir)?;
+        } else {
+            let config = adapter.config.clone();
+            AdapterFolder::write(&self.output_dir, DEFAULT_ADAPTER, &config, &tensors)?;
+        }
         let steps = self.state.global_step;
         Ok(TrainReport {
             train_loss: self.state.loss_sum.0 / steps.max(1) as f64,

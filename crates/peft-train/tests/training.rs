@@ -303,6 +303,56 @@ fn pairs_of_texts_learn_the_cosine_that_their_score_says() {
     assert!(report.metrics["eval_loss"] < first && report.metrics["pearson"] > 0.9, "{first} {:?}", report.metrics);
 }
 
+const NEW_MODEL: &str = r#"{"model_type": "llama", "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": true,
+    "rms_norm_eps": 1e-6}"#;
+
+#[test]
+fn a_new_model_is_trained_whole_and_is_a_base_model_then() {
+    let bench = Bench::new();
+    let vocab = checkpoint::read_config(&bench.out("model")).unwrap()["vocab_size"].to_string();
+    fs::write(bench.out("new.json"), NEW_MODEL.replace("VOCAB", &vocab)).unwrap();
+    fs::write(bench.out("texts.txt"), "the good day\n\nthe bad night\n\nwhy a sun\n").unwrap();
+    let recipe = RECIPE.replace("model_name_or_path = \"model\"", "config = \"new.json\"\ntokenizer = \"model\"");
+    let recipe = recipe.replace("\"LORA\"", "\"FULL\"").replace("r = 2\ntarget_modules = [\"query\", \"value\"]\n", "");
+    fs::write(bench.out("recipe.toml"), recipe.replace("train.jsonl", "texts.txt")).unwrap();
+    let task = "adapter.task_type=CAUSAL_LM";
+    let error = Recipe::read(&bench.out("recipe.toml"), &[task.to_owned()]).unwrap_err().to_string();
+    assert!(error.contains("say init = \"random\""), "{error}");
+
+    let overrides = [task, "model.init=random", "training.max_steps=40", "training.eval_on_start=true"];
+    let report = bench.run("base", &overrides);
+    let first = bench.log("base").iter().find_map(|line| line.get("eval_loss")?.as_f64()).unwrap();
+    assert!(report.metrics["eval_loss"] < first / 2.0, "{first} {:?}", report.metrics);
+    // A table of words, one layer of nine tensors, a norm; the output layer is the table still.
+    let written =
+        peft::files::TensorFile::read(&bench.out("base").join("model.safetensors"), "weights").unwrap().tensors;
+    assert_eq!(written.len(), 11);
+    assert!(!written.contains_key("lm_head.weight") && !bench.out("base").join("adapter_config.json").exists());
+    let total: usize = written.values().map(|data| data.num_elements()).sum();
+    assert_eq!(report.trainable_params, total);
+
+    // What was measured is what was written, with and without a pause on the way.
+    let class = peft::AutoClass::CAUSAL_LM;
+    let base = checkpoint::load(&bench.out("base"), &class, &Default::default(), &Device::flex()).unwrap().base;
+    assert_eq!(base.info.config["tie_word_embeddings"], true);
+    let stopped = bench.stop_after("paused", 17, &overrides);
+    assert!(matches!(stopped, Error::Interrupted { .. }), "{stopped}");
+    bench.resume("paused", &overrides).unwrap();
+    assert_eq!(
+        fs::read(bench.out("paused").join("model.safetensors")).unwrap(),
+        fs::read(bench.out("base").join("model.safetensors")).unwrap()
+    );
+
+    fs::write(bench.out("recipe.toml"), RECIPE.replace("\"model\"", "\"base\"").replace("train.jsonl", "texts.txt"))
+        .unwrap();
+    let adapted = bench.run(
+        "adapter",
+        &[task, "adapter.target_modules=[\"q_proj\"]", "training.learning_rate=1e-6", "training.max_steps=1"],
+    );
+    assert!((adapted.metrics["eval_loss"] - report.metrics["eval_loss"]).abs() < 1e-3, "{:?}", adapted.metrics);
+}
+
 #[test]
 fn a_loss_that_is_no_number_ends_the_run_without_a_result() {
     let bench = Bench::new();

@@ -4,6 +4,7 @@
 //! it; [`defaults`] knows where each architecture is adapted when nobody says. A tuner is one file that registers itself.
 
 pub mod defaults;
+pub mod full;
 pub mod heads;
 pub mod lora;
 pub mod pattern;

@@ -107,6 +107,7 @@ impl Tuner for Lora {
             skipped: selection.skipped,
             saved: selection.saved.modules,
             biases,
+            in_place: false,
             notes,
         };
         // The bias of a saved module is trained with its copy already.

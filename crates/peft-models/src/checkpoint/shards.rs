@@ -54,7 +54,7 @@ pub(super) struct Stored {
 }
 
 /// All tensors of a checkpoint.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Shards {
     files: Vec<MappedFile>,
     tensors: BTreeMap<String, Stored>,
@@ -63,7 +63,7 @@ pub(super) struct Shards {
 impl Shards {
     /// Opens `model.safetensors`, the shards that `model.safetensors.index.json` names, or a GGUF file.
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        let mut shards = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut shards = Self::default();
         if let Some(file) = file_of(folder)? {
             shards.add_gguf(GgufFile::open(&file)?)?;
             return Ok(shards);

@@ -15,8 +15,22 @@ pub(crate) type Wrong = (&'static str, String);
 pub struct ModelArguments {
     /// Folder of the base model, looked for beside the recipe first.
     pub model_name_or_path: String,
+    /// Configuration of a new model, in place of the folder's.
+    pub config: Option<String>,
+    /// Folder of the tokenizer, where it is not the model's.
+    pub tokenizer: Option<String>,
+    /// `random` for a new model; the weights of the folder when absent.
+    pub init: Option<Init>,
     /// Type of the base model's weights in memory; `f32` when absent.
     pub dtype: Option<WeightType>,
+}
+
+/// Where a model's weights come from, if not from its folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// Drawn from the recipe's seed.
+    Random,
 }
 
 /// Type of a base model's weights.
@@ -299,7 +313,11 @@ impl TrainingArguments {
 
 impl ModelArguments {
     pub(crate) fn check(&self) -> Result<(), Wrong> {
-        if self.model_name_or_path.is_empty() {
+        if self.config.is_some() && self.init.is_none() {
+            let problem = "a model from a configuration has no weights yet: say init = \"random\"";
+            return Err(("config", problem.to_owned()));
+        }
+        if self.model_name_or_path.is_empty() && self.config.is_none() {
             return Err(("model_name_or_path", "missing; the folder of the base model".to_owned()));
         }
         Ok(())
