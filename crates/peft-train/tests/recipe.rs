@@ -81,7 +81,10 @@ fn unknown_keys_are_refused_where_they_stand_with_the_nearest_known_one() {
         (
             "model_name_or_path",
             "zzz",
-            &["recipes/r.toml:2:1: unknown key `zzz` in [model]", "known: model_name_or_path, config, tokenizer, init, dtype"],
+            &[
+                "recipes/r.toml:2:1: unknown key `zzz` in [model]",
+                "known: model_name_or_path, config, tokenizer, init, dtype",
+            ],
         ),
         ("[training]", "[trainig]", &["recipes/r.toml:16:2: unknown section [trainig]", "`training`?"]),
     ];
