@@ -68,6 +68,9 @@ CASES = [
     ("bert.SEQ_CLS.bias-lora-only-rslora", {}, dict(LORA, bias="lora_only", use_rslora=True), "classes"),
     ("bert.SEQ_CLS.embedding", {}, dict(LORA, target_modules=["word_embeddings", "query"]), "classes"),
     ("bert.SEQ_CLS.excluded-layers", {}, dict(LORA, target_modules=["query", "key", "dense"], exclude_modules=["pooler.dense"], layers_to_transform=[1]), "classes"),
+    ("bert.SEQ_CLS.dora-embedding", {}, dict(LORA, use_dora=True, target_modules=["word_embeddings", "query", "dense"]), "classes"),
+    ("gpt2.CAUSAL_LM.dora", {}, dict(LORA, use_dora=True), None),
+    ("llama.CAUSAL_LM.dora-all-linear", {}, dict(LORA, use_dora=True, target_modules="all-linear"), None),
     ("bert.TOKEN_CLS.default", {}, LORA, None),
     ("bert.QUESTION_ANS.default", {}, LORA, None),
     ("bert.FEATURE_EXTRACTION.default", {}, LORA, None),
@@ -233,6 +236,7 @@ def write(name, model_options, lora, labels):
     expected = outputs(out) | {"loss": loss.detach().reshape(1)}
     for n, p in model.named_parameters():
         key = n.replace(".modules_to_save.default", "").replace(".default", "")
+        key = key.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
         if p.grad is not None and key in saved:
             expected["grad." + key] = p.grad.float().contiguous().clone()
     with torch.no_grad(), model.disable_adapter():

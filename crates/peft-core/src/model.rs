@@ -21,7 +21,8 @@ use crate::{
     adapter::{AdapterTensor, Role, Tie},
     explain,
     files::AdapterFolder,
-    tuner::{Init, TensorSpec},
+    plan::Adapted,
+    tuner::{Init, TensorSpec, Tensors},
 };
 
 /// What stands before every key of an adapter file.
@@ -93,7 +94,9 @@ impl PeftModel {
         self.check_new(name, &config)?;
         let plan = explain::plan(&self.base, &config)?;
         let adapter = self.fill(name, plan, |key, slot| match slot {
-            Slot::Tuned(spec) => Ok(initial(key, spec, seed)),
+            Slot::Tuned(spec, derived) => {
+                Ok(derived().map_or_else(|| initial(key, spec, seed), |value| value.to_data()))
+            }
             Slot::Copy(value) => Ok(value.to_data()),
         })?;
         self.adapters.insert(name.to_owned(), adapter);
@@ -113,7 +116,7 @@ impl PeftModel {
             let file_key = format!("{KEY_PREFIX}{key}");
             left.remove(file_key.as_str());
             let (shape, transposed, dtype) = match slot {
-                Slot::Tuned(spec) => (spec.shape.clone(), false, DType::F32),
+                Slot::Tuned(spec, _) => (spec.shape.clone(), false, DType::F32),
                 Slot::Copy(value) => (value.shape(), is_stored_transposed(&self.tree, key), value.to_data().dtype()),
             };
             let stored: Vec<usize> = if transposed { shape.iter().rev().copied().collect() } else { shape.clone() };
@@ -209,13 +212,21 @@ impl PeftModel {
         mut value: impl FnMut(&str, Slot<'_>) -> Result<TensorData>,
     ) -> Result<Adapter> {
         let mut tensors = Vec::new();
+        let derives = |target: &&Adapted| target.layer.tensors().iter().any(|spec| spec.init == Init::Derived);
+        let weights: HashSet<String> =
+            plan.adapted.iter().filter(derives).map(|target| format!("{}.weight", target.module)).collect();
+        let weights = self.base_values(&weights.iter().map(String::as_str).collect());
         for target in &plan.adapted {
+            let mut before: Vec<(Arc<str>, DynParam)> = Vec::new();
             for spec in target.layer.tensors() {
                 let key = format!("{}.{}", target.module, spec.name);
-                let data = value(&key, Slot::Tuned(&spec))?;
+                let weight = weights.get(&format!("{}.weight", target.module)).filter(|_| spec.init == Init::Derived);
+                let derived = || target.layer.derived(&Tensors::new(&before), weight?.clone());
+                let data = value(&key, Slot::Tuned(&spec, &derived))?;
                 let id = param_id(adapter, &key);
                 let make = if spec.trainable { DynParam::trainable } else { DynParam::frozen };
                 let Some(param) = make(id, data, &self.device) else { continue };
+                before.push((Arc::from(spec.name), param.valid()));
                 tensors.push(AdapterTensor {
                     parameter: format!("{}.weight", target.module),
                     key,
@@ -555,7 +566,8 @@ impl PeftModel {
 }
 
 enum Slot<'a> {
-    Tuned(&'a TensorSpec),
+    /// With its derived value, if it has one.
+    Tuned(&'a TensorSpec, &'a dyn Fn() -> Option<DynTensor>),
     Copy(&'a DynTensor),
 }
 
@@ -572,7 +584,7 @@ fn merge_one(param: &DynParam, tensors: &[(&str, &AdapterTensor)]) -> DynTensor 
         at += group.len().max(1);
         value = match &first.role {
             Role::Saved | Role::Tied { .. } | Role::Bias => first.param.tensor().without_autodiff(),
-            Role::Tuned(layer) => layer.merged(&crate::tuner::Tensors(&group), value),
+            Role::Tuned(layer) => layer.merged(&Tensors::new(&group), value),
         };
     }
     value
@@ -631,6 +643,7 @@ fn stable_hash(value: &impl Hash) -> u64 {
 /// The first value of a tensor: it depends on the seed and the key, not on the order of creation or the device.
 fn initial(key: &str, spec: &TensorSpec, seed: u64) -> TensorData {
     let distribution = match spec.init {
+        Init::Derived => return TensorData::zeros::<f32, _>(spec.shape.clone()),
         Init::Constant(value) => return TensorData::full::<f32, _>(spec.shape.clone(), value as f32),
         Init::Normal { std } => Distribution::Normal(0.0, std),
         Init::Uniform { bound } => Distribution::Uniform(-bound, bound),

@@ -34,6 +34,14 @@ pub trait LayerTuner: Debug + Send + Sync {
     /// - `weight`, returned: Burn's orientation, `[d_in, d_out]` for a linear layer
     fn merged(&self, tensors: &Tensors<'_>, weight: DynTensor) -> DynTensor;
 
+    /// The value in a fresh adapter of its [`Init::Derived`] tensor, given those before it.
+    ///
+    /// # Shapes
+    /// - `weight`: Burn's orientation, `[d_in, d_out]` for a linear layer
+    fn derived(&self, _tensors: &Tensors<'_>, _weight: DynTensor) -> Option<DynTensor> {
+        None
+    }
+
     /// Adds the adapter's contribution to a frozen linear layer's output: the activation path, which forms no dense
     /// weight. The default is the weight path.
     ///
@@ -121,6 +129,8 @@ pub struct TensorSpec {
 /// The value of a tensor in a fresh adapter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
+    /// What [`LayerTuner::derived`] says: it follows from the base weight and the tensors before it.
+    Derived,
     /// One value everywhere.
     Constant(f64),
     /// Normal with mean 0.

@@ -4,6 +4,7 @@
 //! `y = x W + scale · (x Aᵀ) Bᵀ`, with `A` random and `B` zero, so that a fresh adapter changes nothing.
 
 mod config;
+mod dora;
 mod layer;
 
 use std::sync::Arc;
@@ -11,10 +12,12 @@ use std::sync::Arc;
 use peft_core::{
     Error, ModelInfo, ModuleKind, ModuleTree, PeftConfig, Plan, Result, Tuner, TunerPlugin, inventory,
     plan::{Adapted, TaskRules},
+    tuner::LayerTuner,
 };
 use serde_json::Value;
 
 pub use config::{Bias, InitLoraWeights, Lora};
+pub use dora::{DoraEmbedding, DoraLinear};
 pub use layer::{LoraEmbedding, LoraLinear};
 
 use crate::{defaults, pattern::PatternMap, select::Rules};
@@ -60,22 +63,13 @@ impl Tuner for Lora {
                 return Err(Error::config("rank_pattern", format!("rank 0 for `{module}`: must be at least 1")));
             }
             let scale = self.scale(rank, alpha);
-            let layer: Arc<dyn peft_core::tuner::LayerTuner> = match module_info.kind {
-                ModuleKind::Embedding => Arc::new(LoraEmbedding {
-                    entries: rows,
-                    dimensions: columns,
-                    rank,
-                    scale,
-                    init: self.init_lora_weights.clone(),
-                }),
-                _ => Arc::new(LoraLinear {
-                    d_in: rows,
-                    d_out: columns,
-                    rank,
-                    scale,
-                    dropout: self.lora_dropout,
-                    init: self.init_lora_weights.clone(),
-                }),
+            let init = self.init_lora_weights.clone();
+            let layer: Arc<dyn LayerTuner> = if module_info.kind == ModuleKind::Embedding {
+                let layer = LoraEmbedding { entries: rows, dimensions: columns, rank, scale, init };
+                if self.use_dora { Arc::new(DoraEmbedding(layer)) } else { Arc::new(layer) }
+            } else {
+                let layer = LoraLinear { d_in: rows, d_out: columns, rank, scale, dropout: self.lora_dropout, init };
+                if self.use_dora { Arc::new(DoraLinear(layer)) } else { Arc::new(layer) }
             };
             conv1d += usize::from(module_info.kind == ModuleKind::Conv1D);
             adapted.push(Adapted { module: module.clone(), reason: reason.clone(), layer });

@@ -75,7 +75,7 @@ pub struct Lora {
     pub corda_config: Option<Value>,
     /// Not used here; kept for PEFT.
     pub lora_ga_config: Option<Value>,
-    /// Not supported: must be false.
+    /// Train the length of each column of a weight apart from its direction, see [`DoraLinear`](super::DoraLinear).
     pub use_dora: bool,
     /// Not used here; kept for PEFT.
     pub velora_config: Option<Value>,
@@ -166,7 +166,6 @@ impl Lora {
         }
         let given = |value: &Option<Value>| value.as_ref().is_some_and(|v| !v.is_null());
         let unsupported = [
-            ("use_dora", self.use_dora),
             ("lora_bias", self.lora_bias),
             ("use_qalora", self.use_qalora),
             ("ensure_weight_tying", self.ensure_weight_tying),

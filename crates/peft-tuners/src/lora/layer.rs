@@ -49,17 +49,25 @@ impl LayerTuner for LoraLinear {
     }
 
     fn forward(&self, tensors: &Tensors<'_>, call: &LinearCall, output: Tensor<2>) -> Tensor<2> {
-        let (a, b) = (tensors.get::<2>(LORA_A), tensors.get::<2>(LORA_B));
-        let input = as_dtype(call.input.clone(), a.dtype());
-        let input = if call.training { dropout(input, self.dropout) } else { input };
-        // The scale goes on the `[tokens, rank]` product, the smallest tensor it can go on.
-        let product = input.matmul(a.transpose()).mul_scalar(self.scale).matmul(b.transpose());
+        let (_, product) = self.product(tensors, call);
         let dtype = output.dtype();
         output + as_dtype(product, dtype)
     }
 
     fn summary(&self) -> String {
         format!("r {}, scale {}", self.rank, self.scale)
+    }
+}
+
+impl LoraLinear {
+    /// The input with some of it dropped, if some is, and the scaled low-rank product of it.
+    pub(super) fn product(&self, tensors: &Tensors<'_>, call: &LinearCall) -> (Option<Tensor<2>>, Tensor<2>) {
+        let (a, b) = (tensors.get::<2>(LORA_A), tensors.get::<2>(LORA_B));
+        let input = as_dtype(call.input.clone(), a.dtype());
+        let dropped = (call.training && self.dropout > 0.0).then(|| dropout(input.clone(), self.dropout));
+        let input = dropped.clone().unwrap_or(input);
+        // The scale goes on the `[tokens, rank]` product, the smallest tensor it can go on.
+        (dropped, input.matmul(a.transpose()).mul_scalar(self.scale).matmul(b.transpose()))
     }
 }
 
@@ -118,14 +126,11 @@ fn low_rank(weight: DynTensor, a: Tensor<2>, b: Tensor<2>, scale: f64) -> DynTen
     DynTensor::R2(as_dtype(as_dtype(weight, delta.dtype()) + delta, dtype))
 }
 
-fn as_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+pub(super) fn as_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
     if tensor.dtype() == dtype { tensor } else { tensor.cast(FloatDType::from(dtype)) }
 }
 
 fn dropout(input: Tensor<2>, probability: f64) -> Tensor<2> {
-    if probability == 0.0 {
-        return input;
-    }
     let keep = 1.0 - probability;
     let mask = input.random_like(Distribution::Bernoulli(keep)).div_scalar(keep);
     input * mask
