@@ -26,10 +26,14 @@ fn config(bias: &str) -> PeftConfig {
 #[test]
 fn a_fresh_adapter_changes_nothing() {
     let device = Device::flex();
-    let mut model = PeftModel::new(base(&case(CASE), &device), config("none"), &device, 7).unwrap();
-    let with = logits(&model);
-    model.set_enabled(false);
-    assert_close("logits", &with, &logits(&model));
+    let everywhere = config("none").with("target_modules", ["word_embeddings", "query", "dense"].as_slice()).unwrap();
+    let dora = everywhere.clone().with("use_dora", true).unwrap();
+    for config in [config("none"), everywhere, dora] {
+        let mut model = PeftModel::new(base(&case(CASE), &device), config, &device, 7).unwrap();
+        let with = logits(&model);
+        model.set_enabled(false);
+        assert_close("logits", &with, &logits(&model));
+    }
 }
 
 #[test]
