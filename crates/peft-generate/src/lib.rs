@@ -1,0 +1,15 @@
+//! Text generation as Transformers does it: greedy search, sampling and beam search over any model with a head for words.
+//!
+//! A model reads its prompts once; after that it reads one token of each row a step and finds what came before in
+//! [`PastKeyValues`](peft_core::PastKeyValues). [`GenerationConfig`] has the names and the defaults of Transformers.
+
+mod beam;
+mod config;
+mod decoder;
+mod generate;
+mod logits;
+mod sample;
+
+pub use config::{EarlyStopping, GenerationConfig};
+pub use generate::{Generated, Prompts, Watch, generate};
+pub use logits::{Written, process};

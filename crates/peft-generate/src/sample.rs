@@ -1,0 +1,76 @@
+//! One token after the other: the most probable one, or one that is drawn.
+
+use peft_core::{Error, Result, metrics::classification::argmax};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use crate::{
+    Generated, Watch, Written,
+    decoder::Decoder,
+    generate::Run,
+    logits::{process, softmax},
+};
+
+/// Writes until each row has ended or is full.
+pub(crate) fn search(
+    run: &Run<'_>,
+    decoder: &mut Decoder<'_>,
+    scores: Vec<Vec<f32>>,
+    pad: u32,
+    watch: &mut dyn Watch,
+) -> Result<Vec<Generated>> {
+    let config = run.config;
+    let rows: Vec<usize> =
+        (0..scores.len()).flat_map(|row| std::iter::repeat_n(row, config.num_return_sequences)).collect();
+    let mut scores: Vec<Vec<f32>> = rows.iter().filter_map(|row| scores.get(*row).cloned()).collect();
+    if config.num_return_sequences > 1 {
+        decoder.select(&rows);
+    }
+    let mut read: Vec<Vec<u32>> = rows.iter().filter_map(|row| run.read.get(*row).cloned()).collect();
+    let padding: Vec<usize> = rows.iter().filter_map(|row| run.padding.get(*row).copied()).collect();
+    let mut draws: Vec<StdRng> = (0_u64..).take(rows.len()).map(|row| StdRng::seed_from_u64(config.seed ^ row.rotate_left(32))).collect();
+    let mut answers = vec![Generated { tokens: Vec::new(), score: None }; rows.len()];
+    let mut ended = vec![false; rows.len()];
+    loop {
+        let mut next = vec![pad; rows.len()];
+        let state = scores.iter_mut().zip(&mut read).zip(&padding).zip(&mut draws).zip(&mut answers).zip(&mut ended);
+        for (at, (((((scores, read), padding), draw), answer), ended)) in state.enumerate() {
+            let mut token = pad;
+            if !*ended {
+                let (prompt, max_length) = (run.prompt, run.max_length);
+                process(config, Written { tokens: read, padding: *padding, prompt, max_length }, scores);
+                token = pick(scores, config.do_sample.then_some(draw))?;
+                answer.tokens.push(token);
+                watch.token(at, token);
+                *ended = config.eos_token_id.contains(&token) || watch.ends(&answer.tokens);
+            }
+            read.push(token);
+            if let Some(slot) = next.get_mut(at) {
+                *slot = token;
+            }
+        }
+        let length = read.first().map_or(0, Vec::len);
+        if length >= run.max_length || ended.iter().all(|ended| *ended) {
+            return Ok(answers);
+        }
+        scores = decoder.read(&next)?;
+    }
+}
+
+fn pick(scores: &[f32], draw: Option<&mut StdRng>) -> Result<u32> {
+    let unfit = || Error::Data("the model's scores of the next token are no numbers, or all tokens are forbidden".to_owned());
+    let best = argmax(scores).filter(|best| scores.get(*best).is_some_and(|score| score.is_finite())).ok_or_else(unfit)?;
+    let mut chosen = best;
+    if let Some(draw) = draw {
+        let probabilities = softmax(scores);
+        // 53 random bits are a number in [0, 1).
+        let mut left = (draw.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        for (at, probability) in probabilities.iter().enumerate().filter(|(_, probability)| **probability > 0.0) {
+            left -= f64::from(*probability);
+            if left < 0.0 {
+                chosen = at;
+                break;
+            }
+        }
+    }
+    u32::try_from(chosen).map_err(|_| unfit())
+}
