@@ -42,7 +42,8 @@ pub(crate) fn search(
     decoder.select(&rows);
     let mut scores: Vec<Vec<f32>> = rows.iter().filter_map(|row| scores.get(*row).cloned()).collect();
     let start = |prompt: usize| {
-        let beam = |at: usize, score: f32| Beam { tokens: Vec::new(), score, row: prompt * beams + at, is_finished: false };
+        let beam =
+            |at: usize, score: f32| Beam { tokens: Vec::new(), score, row: prompt * beams + at, is_finished: false };
         Hypotheses {
             // All beams are alike at first: only one of them may be continued.
             running: (0..beams).map(|at| beam(at, if at == 0 { 0.0 } else { OUT })).collect(),
@@ -81,7 +82,14 @@ pub(crate) fn search(
 
 impl Hypotheses {
     /// One more token, the `new`th, for each running beam.
-    fn step(&mut self, run: &Run<'_>, prompt: usize, scores: &mut [Vec<f32>], new: usize, watch: &dyn Watch) -> Result<()> {
+    fn step(
+        &mut self,
+        run: &Run<'_>,
+        prompt: usize,
+        scores: &mut [Vec<f32>],
+        new: usize,
+        watch: &dyn Watch,
+    ) -> Result<()> {
         let (config, beams) = (run.config, run.config.num_beams);
         let read = run.read.get(prompt).map(Vec::as_slice).unwrap_or_default();
         let padding = run.padding.get(prompt).copied().unwrap_or_default();
@@ -90,7 +98,11 @@ impl Hypotheses {
             let Some(scores) = scores.get_mut(beam.row) else { continue };
             *scores = log_softmax(scores);
             let tokens = [read, &beam.tokens].concat();
-            process(config, Written { tokens: &tokens, padding, prompt: run.prompt, max_length: run.max_length }, scores);
+            process(
+                config,
+                Written { tokens: &tokens, padding, prompt: run.prompt, max_length: run.max_length },
+                scores,
+            );
             candidates.extend(scores.iter().enumerate().map(|(token, score)| (score + beam.score, at, token)));
         }
         // As many beams must be able to go on where every end comes first.
@@ -109,7 +121,8 @@ impl Hypotheses {
             continued.push(Beam { tokens, score, row: beam.row, is_finished });
         }
         self.all_ended = continued.iter().all(|beam| beam.is_finished);
-        let is_closed = config.early_stopping == EarlyStopping::When(true) && self.finished.iter().all(|beam| beam.is_finished);
+        let is_closed =
+            config.early_stopping == EarlyStopping::When(true) && self.finished.iter().all(|beam| beam.is_finished);
         let ended = continued.iter().enumerate().map(|(place, beam)| {
             let is_finished = beam.is_finished && place < beams;
             let mut score = beam.score / (new as f64).powf(config.length_penalty) as f32;
@@ -135,7 +148,8 @@ impl Hypotheses {
         let config = run.config;
         let is_never = matches!(config.early_stopping, EarlyStopping::Never(_));
         let length = if is_never && config.length_penalty > 0.0 { run.max_length - run.prompt } else { new };
-        let most = self.running.first().map_or(OUT, |beam| beam.score) / (length as f64).powf(config.length_penalty) as f32;
+        let most =
+            self.running.first().map_or(OUT, |beam| beam.score) / (length as f64).powf(config.length_penalty) as f32;
         let least = self.finished.iter().map(|beam| beam.score).fold(f32::INFINITY, f32::min);
         self.finished.iter().any(|beam| most > if beam.is_finished { least } else { OUT })
     }

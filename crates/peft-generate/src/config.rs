@@ -138,12 +138,15 @@ impl GenerationConfig {
     /// # Errors
     /// [`Error::Config`] that names the key.
     pub fn with(&self, map: &Map<String, Value>, origin: &str) -> Result<Self> {
-        let failed = |key: &str, problem: String| Error::Config { origin: origin.to_owned(), key: key.to_owned(), problem };
+        let failed =
+            |key: &str, problem: String| Error::Config { origin: origin.to_owned(), key: key.to_owned(), problem };
         let mut all = match serde_json::to_value(self) {
             Ok(Value::Object(all)) => all,
             _ => Map::new(),
         };
-        for (key, value) in map.iter().filter(|(key, value)| !value.is_null() && all.contains_key(*key)).collect::<Vec<_>>() {
+        for (key, value) in
+            map.iter().filter(|(key, value)| !value.is_null() && all.contains_key(*key)).collect::<Vec<_>>()
+        {
             let alone = Map::from_iter([(key.clone(), value.clone())]);
             Self::deserialize(Value::Object(alone)).map_err(|error| failed(key, error.to_string()))?;
             all.insert(key.clone(), value.clone());
@@ -158,12 +161,20 @@ impl GenerationConfig {
     fn check(&self, origin: &str) -> Result<()> {
         let rules = [
             ("max_new_tokens", self.max_new_tokens == Some(0), "must be above 0"),
-            ("temperature", self.temperature <= 0.0, "must be above 0; for the most probable token set do_sample to false"),
+            (
+                "temperature",
+                self.temperature <= 0.0,
+                "must be above 0; for the most probable token set do_sample to false",
+            ),
             ("top_p", !(0.0..=1.0).contains(&self.top_p), "must lie between 0 and 1"),
             ("min_p", self.min_p.is_some_and(|p| !(0.0..=1.0).contains(&p)), "must lie between 0 and 1"),
             ("repetition_penalty", self.repetition_penalty <= 0.0, "must be above 0; 1 is no penalty"),
             ("num_beams", self.num_beams == 0, "must be at least 1"),
-            ("num_beams", self.num_beams > 1 && self.do_sample, "sampling from beams is not offered: set do_sample to false, or num_beams to 1"),
+            (
+                "num_beams",
+                self.num_beams > 1 && self.do_sample,
+                "sampling from beams is not offered: set do_sample to false, or num_beams to 1",
+            ),
             ("num_return_sequences", self.num_return_sequences == 0, "must be at least 1"),
             (
                 "num_return_sequences",

@@ -62,9 +62,12 @@ pub fn generate(
     if let Some(row) = prompts.iter().position(Vec::is_empty) {
         return Err(Error::Data(format!("prompt {} has no tokens: give it some text", row + 1)));
     }
-    let outside = |id: &&u32| info.number("vocab_size").is_some_and(|size| usize::try_from(**id).map_or(true, |id| id >= size));
+    let outside =
+        |id: &&u32| info.number("vocab_size").is_some_and(|size| usize::try_from(**id).map_or(true, |id| id >= size));
     if let Some(id) = prompts.iter().flatten().find(outside) {
-        return Err(Error::Data(format!("token {id} lies outside the model's vocabulary: is the tokenizer another's?")));
+        return Err(Error::Data(format!(
+            "token {id} lies outside the model's vocabulary: is the tokenizer another's?"
+        )));
     }
     let is_crossed = info.config.get("is_encoder_decoder").and_then(serde_json::Value::as_bool).unwrap_or(false);
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);

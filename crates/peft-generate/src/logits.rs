@@ -121,7 +121,12 @@ fn penalize(tokens: &[u32], penalty: f32, scores: &mut [f32]) {
 fn repeated(tokens: &[u32], size: usize) -> Vec<u32> {
     let Some(from) = (tokens.len() + 1).checked_sub(size) else { return Vec::new() };
     let suffix = tokens.get(from..).unwrap_or_default();
-    tokens.windows(size).filter_map(|run| run.split_last()).filter(|(_, run)| *run == suffix).map(|(last, _)| *last).collect()
+    tokens
+        .windows(size)
+        .filter_map(|run| run.split_last())
+        .filter(|(_, run)| *run == suffix)
+        .map(|(last, _)| *last)
+        .collect()
 }
 
 fn forbid(tokens: &[u32], scores: &mut [f32]) {

@@ -27,7 +27,8 @@ pub(crate) fn search(
     }
     let mut read: Vec<Vec<u32>> = rows.iter().filter_map(|row| run.read.get(*row).cloned()).collect();
     let padding: Vec<usize> = rows.iter().filter_map(|row| run.padding.get(*row).copied()).collect();
-    let mut draws: Vec<StdRng> = (0_u64..).take(rows.len()).map(|row| StdRng::seed_from_u64(config.seed ^ row.rotate_left(32))).collect();
+    let mut draws: Vec<StdRng> =
+        (0_u64..).take(rows.len()).map(|row| StdRng::seed_from_u64(config.seed ^ row.rotate_left(32))).collect();
     let mut answers = vec![Generated { tokens: Vec::new(), score: None }; rows.len()];
     let mut ended = vec![false; rows.len()];
     loop {
@@ -57,8 +58,10 @@ pub(crate) fn search(
 }
 
 fn pick(scores: &[f32], draw: Option<&mut StdRng>) -> Result<u32> {
-    let unfit = || Error::Data("the model's scores of the next token are no numbers, or all tokens are forbidden".to_owned());
-    let best = argmax(scores).filter(|best| scores.get(*best).is_some_and(|score| score.is_finite())).ok_or_else(unfit)?;
+    let unfit =
+        || Error::Data("the model's scores of the next token are no numbers, or all tokens are forbidden".to_owned());
+    let best =
+        argmax(scores).filter(|best| scores.get(*best).is_some_and(|score| score.is_finite())).ok_or_else(unfit)?;
     let mut chosen = best;
     if let Some(draw) = draw {
         let probabilities = softmax(scores);
