@@ -91,7 +91,9 @@ fn every_command_runs_and_prints_what_is_shown() {
     fs::create_dir_all(&bin).unwrap();
     symlink(env!("CARGO_BIN_EXE_peft"), bin.join("peft")).unwrap();
     // What the commands write lands here and not in the repository.
-    symlink(root().join("examples"), place.join("examples")).unwrap();
+    for folder in ["examples", "tests"] {
+        symlink(root().join(folder), place.join(folder)).unwrap();
+    }
     let path = env::join_paths([bin].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap()))).unwrap();
 
     let steps: Vec<Step> = pages().iter().flat_map(|page| steps(page)).collect();

@@ -230,3 +230,42 @@ fn every_verb_has_help_with_an_example() {
         assert!(output.status.success() && text(&output.stdout).contains("Example"), "{verb}");
     }
 }
+
+#[test]
+fn a_model_writes_text_greedily_drawn_and_in_beams() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = golden("../gguf/llama-old-quants.gguf").display().to_string();
+    let generate = |more: &[&str]| run(folder.path(), &[&["generate", "--model", &model][..], more].concat());
+    let plain = generate(&["--prompt", "the cat", "max_new_tokens=6"]);
+    assert!(plain.status.success(), "{}", text(&plain.stderr));
+    assert!(text(&plain.stderr).contains("tokens/s"));
+    let streamed = generate(&["--prompt", "the cat", "--stream", "max_new_tokens=6"]);
+    assert_eq!(text(&plain.stdout), text(&streamed.stdout));
+
+    let json = |more: &[&str]| {
+        let out =
+            generate(&[&["--json", "--prompt", "the cat", "--prompt", "a mat", "max_new_tokens=6"][..], more].concat());
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap_or_else(|_| panic!("{}", text(&out.stderr)))
+    };
+    let greedy = json(&[]);
+    assert_eq!((greedy.as_array().unwrap().len(), &greedy[1]["prompt"]), (2, &"a mat".into()));
+    assert_eq!(format!("{}\n", greedy[0]["text"].as_str().unwrap()), text(&plain.stdout));
+    let drawn = ["do_sample=true", "temperature=2.5", "top_k=0"];
+    assert_eq!(json(&[&drawn[..], &["seed=3"]].concat()), json(&[&drawn[..], &["seed=3"]].concat()));
+    assert_ne!(json(&[&drawn[..], &["seed=3"]].concat()), json(&[&drawn[..], &["seed=4"]].concat()));
+    let beams = json(&["num_beams=3", "num_return_sequences=2"]);
+    assert_eq!((beams.as_array().unwrap().len(), &beams[2]["prompt"]), (4, &"a mat".into()));
+    assert!(beams[0]["score"].as_f64() >= beams[1]["score"].as_f64());
+    assert!(json(&["--chat"])[0]["text"].is_string());
+
+    let refused = [
+        (&["--prompt", "x", "temprature=3"][..], "`temprature` is no option of generation"),
+        (&["--prompt", "x", "temperature=0"], "temperature"),
+        (&["--prompt", "x", "--stream", "num_beams=2"], "--stream is for one prompt"),
+    ];
+    for (arguments, part) in refused {
+        let out = generate(arguments);
+        assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(part) && out.stdout.is_empty(), "{}", text(&out.stderr));
+    }
+}
