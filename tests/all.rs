@@ -7,6 +7,7 @@ mod config;
 mod docs;
 mod files;
 mod fixture;
+mod fresh;
 mod generation;
 mod gguf;
 mod golden_cases;

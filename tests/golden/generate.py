@@ -255,7 +255,8 @@ def write(name, model_options, lora, labels):
         extra.unlink()
 
 
-for case in CASES:
-    if not sys.argv[1:] or sys.argv[1] in case[0]:
-        write(*case)
-        print(case[0])
+if __name__ == "__main__":
+    for case in CASES:
+        if not sys.argv[1:] or sys.argv[1] in case[0]:
+            write(*case)
+            print(case[0])

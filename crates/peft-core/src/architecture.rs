@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use burn::tensor::Device;
 use serde_json::{Map, Value};
 
-use crate::{Batch, DynModule, Error, ModuleTree, Result, ShiftRight, registry::Plugin};
+use crate::{Batch, DynModule, Error, FreshValues, ModuleTree, Result, ShiftRight, fresh::is_ending, registry::Plugin};
 
 /// Which head a model is built with, by the name of Transformers' auto class; open, so that a plugin can add its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -71,8 +71,8 @@ pub struct ModelInfo {
     pub buffers: &'static [&'static str],
     /// Parameters that the model works out by itself, so that checkpoints lack them: name endings.
     pub computed: &'static [&'static str],
-    /// Standard deviation of fresh heads; `initializer_range` where the family says nothing else.
-    pub initializer_std: Option<f64>,
+    /// How parameters begin that a checkpoint lacks: heads, or all of a new model.
+    pub fresh: FreshValues,
     /// Most tokens the model can take.
     pub max_positions: Option<usize>,
     /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` or the attention mask tells it.
@@ -100,7 +100,7 @@ impl ModelInfo {
             ignored_tensors: &[],
             buffers: &[],
             computed: &[],
-            initializer_std: None,
+            fresh: FreshValues::default(),
             max_positions: None,
             pools_last_token: false,
             pooled_token: None,
@@ -141,10 +141,7 @@ impl ModelInfo {
 
     /// Whether the model works this parameter out by itself.
     pub fn is_computed(&self, parameter: &str) -> bool {
-        let is_ending = |ending: &&str| {
-            parameter.strip_suffix(*ending).is_some_and(|outer| outer.is_empty() || outer.ends_with('.'))
-        };
-        self.computed.iter().any(is_ending)
+        self.computed.iter().any(|ending| is_ending(parameter, ending))
     }
 
     /// How many classes a classification head has: from `num_labels`, else from `id2label`, else 2 as Transformers has it.

@@ -6,7 +6,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result, adapted_linear,
+    inventory,
 };
 use serde_json::{Map, Value};
 
@@ -153,6 +154,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
             base_model_prefix: "albert",
             input_embedding: Some("embeddings.word_embeddings".to_owned()),
             ignored_tensors: &["position_ids"],
+            fresh: FreshValues::default().with_zero_row("word_embeddings.weight", fields.padding_row(Some(0))?),
             max_positions: Some(sizes.positions),
             ..ModelInfo::custom()
         },

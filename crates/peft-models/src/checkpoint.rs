@@ -62,14 +62,15 @@ pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
 
 /// The configuration of a folder, or the file itself.
 fn config_path(model: &Path) -> PathBuf {
-    if model.is_file() { model.to_owned() } else { model.join(CONFIG) }
+    let is_file = model.is_file() || model.extension().is_some_and(|extension| extension == "json");
+    if is_file { model.to_owned() } else { model.join(CONFIG) }
 }
 
 /// Builds the model that a folder's configuration describes, without reading weights: for planning and explaining.
 ///
 /// # Errors
 /// As [`read_config`]; [`Error::Config`] if the configuration cannot be used or the architecture has no such head;
-/// [`Error::UnknownPlugin`] if no architecture of its `model_type` is linked.
+/// also if no architecture of its `model_type` is linked.
 pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<BaseModel> {
     let path = gguf::file_of(folder)?.unwrap_or_else(|| config_path(folder));
     let mut config = read_config(folder)?;
@@ -83,14 +84,13 @@ pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device:
         Some(other) => return Err(wrong(format!("should be the name of an architecture, found {other}"))),
         None => return Err(wrong("missing; it names the architecture".to_owned())),
     };
-    let plugin = registry::find::<ArchitecturePlugin>(model_type)?;
+    let plugin = registry::find::<ArchitecturePlugin>(model_type).map_err(|error| wrong(error.to_string()))?;
     plugin.build(&config, class, &device.clone().inner()).map_err(|error| error.in_file(&path))
 }
 
 /// A new model of a configuration, which is a file or in a folder: every parameter is drawn from the seed.
 ///
-/// Matrices are normal with the configuration's standard deviation, norms one, biases zero, as most families of Transformers
-/// begin; what a family scales by its depth or width is not told apart.
+/// Each by the rule of its architecture, [`ModelInfo::fresh`].
 ///
 /// # Errors
 /// As [`skeleton`].

@@ -6,7 +6,8 @@ use burn::{
     tensor::{Device, Tensor, activation::relu},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, Fresh, FreshValues, Inputs, ModelInfo, Outputs, Result,
+    adapted_linear, inventory,
 };
 use serde_json::{Map, Value};
 
@@ -140,6 +141,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
             base_model_prefix: "distilbert",
             input_embedding: Some("embeddings.word_embeddings".to_owned()),
             ignored_tensors: &["position_ids"],
+            fresh: fresh(fields)?,
             max_positions: Some(sizes.positions),
             ..ModelInfo::custom()
         },
@@ -154,6 +156,21 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         dropout: layers.dropout(drop),
         classifier: layers.linear(width, labels, true),
     }))
+}
+
+/// Positions that wave instead of being drawn, where the configuration asks for them.
+fn fresh(fields: Fields<'_>) -> Result<FreshValues> {
+    let mut fresh = FreshValues::default().with_zero_row("word_embeddings.weight", fields.padding_row(Some(0))?);
+    if fields.flag_or("sinusoidal_pos_embds", false)? {
+        fresh.others.push(("position_embeddings.weight", Fresh::Table(wave)));
+    }
+    Ok(fresh)
+}
+
+/// `sin(place / 10000^(2i / width))` in column `2i`, the cosine in the next.
+fn wave(place: usize, column: usize, width: usize) -> f64 {
+    let angle = place as f64 / 10000_f64.powf((2 * (column / 2)) as f64 / width as f64);
+    if column.is_multiple_of(2) { angle.sin() } else { angle.cos() }
 }
 
 fn sizes(fields: Fields<'_>) -> Result<BertSizes> {

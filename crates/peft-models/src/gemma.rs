@@ -1,7 +1,7 @@
 //! Gemma: Llama with scaled words, norms whose weights are stored as their distance from 1, and wide heads.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, FreshValues, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
@@ -53,6 +53,9 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let decoder =
         Decoder::new(&make, &sizes, Sight::new(rotary), layers, norm()).with_word_scale((sizes.hidden as f64).sqrt());
     let mut model = decoder.into_model("gemma", class_name("Gemma", class), fields)?;
+    // Norms are stored as their distance from 1.
+    model.info.fresh = FreshValues { norm: 0.0, ..FreshValues::default() }
+        .with_zero_row("embed_tokens.weight", fields.padding_row(Some(0))?);
     model.tied = fields.flag_or("tie_word_embeddings", true)?;
     model.with_head(class, &make)
 }

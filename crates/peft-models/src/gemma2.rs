@@ -1,7 +1,7 @@
 //! Gemma 2: norms around both blocks of a layer, scaled words, capped scores and logits, a window in every other layer.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, FreshValues, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
@@ -56,6 +56,9 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let sight = Sight { window, ..Sight::new(rotary) };
     let decoder = Decoder::new(&make, &sizes, sight, layers, norm()).with_word_scale((sizes.hidden as f64).sqrt());
     let mut model = decoder.into_model("gemma2", class_name("Gemma2", class), fields)?;
+    // Norms are stored as their distance from 1.
+    model.info.fresh = FreshValues { norm: 0.0, ..FreshValues::default() }
+        .with_zero_row("embed_tokens.weight", fields.padding_row(Some(0))?);
     model.tied = fields.flag_or("tie_word_embeddings", true)?;
     model.soft_cap = fields.cap_or("final_logit_softcapping", Some(30.0))?;
     model.with_head(class, &make)

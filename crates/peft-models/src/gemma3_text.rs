@@ -1,7 +1,7 @@
 //! Gemma 3 without its eyes: Gemma 2 with norms over queries and keys in place of the caps, and two bases of positions.
 
 use burn::tensor::Device;
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, FreshValues, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
@@ -54,6 +54,9 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     // Only the head for words goes without `Text` in its name.
     let family = if *class == AutoClass::CAUSAL_LM { "Gemma3" } else { "Gemma3Text" };
     let mut model = decoder.into_model("gemma3_text", class_name(family, class), fields)?;
+    // Norms are stored as their distance from 1.
+    model.info.fresh = FreshValues { norm: 0.0, ..FreshValues::default() }
+        .with_zero_row("embed_tokens.weight", fields.padding_row(Some(0))?);
     model.tied = fields.flag_or("tie_word_embeddings", true)?;
     model.soft_cap = fields.cap_or("final_logit_softcapping", None)?;
     model.with_head(class, &make)

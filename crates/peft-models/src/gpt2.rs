@@ -6,8 +6,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Conv1D, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
-    adapted_embedding, inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Conv1D, Forward, Fresh, FreshValues, Inputs, ModelInfo, Outputs,
+    PastKeyValues, Result, adapted_embedding, inventory,
 };
 use serde_json::{Map, Value};
 
@@ -152,6 +152,11 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         segments,
         // The causal mask, which older files hold.
         ignored_tensors: &[".attn.bias", ".attn.masked_bias"],
+        // What each layer adds to the sum of all: two blocks a layer.
+        fresh: FreshValues {
+            others: vec![("c_proj.weight", Fresh::Normal(layers.std / (2.0 * fields.size("n_layer")? as f64).sqrt()))],
+            ..FreshValues::default()
+        },
         max_positions: Some(fields.size("n_positions")?),
         ..ModelInfo::custom()
     };

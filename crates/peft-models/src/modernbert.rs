@@ -7,7 +7,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, Fresh, FreshValues, Inputs, ModelInfo, Outputs, Result,
+    adapted_linear, inventory,
 };
 use serde_json::{Map, Value};
 
@@ -221,6 +222,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         segments: &[("backbone", "model"), ("wqkv", "Wqkv"), ("wi", "Wi"), ("wo", "Wo")],
         base_model_prefix: "model",
         input_embedding: Some("embeddings.tok_embeddings".to_owned()),
+        fresh: fresh(fields, layers.std)?,
         max_positions: Some(fields.size("max_position_embeddings")?),
         ..ModelInfo::custom()
     };
@@ -255,6 +257,22 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         reads,
     };
     Ok(of_class(info, "ModernBert", class, &["head", "classifier"], module))
+}
+
+/// Normal with its far values cut off; what a layer adds to the sum of all by their number, the classifier by its width.
+fn fresh(fields: Fields<'_>, std: f64) -> Result<FreshValues> {
+    let cutoff = fields.float_or("initializer_cutoff_factor", 2.0)?;
+    if cutoff < 0.1 {
+        let problem = format!("{cutoff} standard deviations cut off almost everything: it should be 0.1 at least");
+        return Err(Fields::error("initializer_cutoff_factor", problem));
+    }
+    let added = Fresh::Normal(std / (2.0 * fields.size("num_hidden_layers")? as f64).sqrt());
+    let classifier = Fresh::Normal((fields.size("hidden_size")? as f64).powf(-0.5));
+    Ok(FreshValues {
+        cutoff: Some(cutoff),
+        others: vec![("Wo.weight", added), ("head.dense.weight", added), ("classifier.weight", classifier)],
+        ..FreshValues::default()
+    })
 }
 
 fn backbone(fields: Fields<'_>, layers: &Layers<'_>) -> Result<ModernBert> {

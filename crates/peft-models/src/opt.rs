@@ -6,7 +6,7 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
     adapted_embedding, adapted_linear, inventory,
 };
 use serde_json::{Map, Value};
@@ -163,6 +163,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         model_type: "opt".to_owned(),
         class_name: class_name("OPT", class),
         config: config.clone(),
+        fresh: FreshValues::with_std(layers.std).with_zero_row("embed_tokens.weight", fields.padding_row(Some(1))?),
         max_positions: Some(fields.size("max_position_embeddings")?),
         ..ModelInfo::custom()
     };

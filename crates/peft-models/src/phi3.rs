@@ -5,7 +5,7 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::{Device, Tensor},
 };
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, adapted_linear, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, FreshValues, Result, adapted_linear, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
@@ -122,5 +122,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let sight = Sight { window, ..Sight::new(rotary) };
     let norm = make.rms_norm(hidden, epsilon);
     let decoder = Decoder::new(&make, &sizes, sight, layers, norm);
-    decoder.into_model("phi3", class_name("Phi3", class), fields)?.with_head(class, &make)
+    let mut model = decoder.into_model("phi3", class_name("Phi3", class), fields)?;
+    model.info.fresh = FreshValues::default().with_zero_row("embed_tokens.weight", fields.padding_row(Some(32_000))?);
+    model.with_head(class, &make)
 }

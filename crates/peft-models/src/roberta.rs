@@ -4,7 +4,9 @@ use burn::{
     module::Module,
     tensor::{Device, Int, Tensor},
 };
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, inventory};
+use peft_core::{
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result, inventory,
+};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
@@ -108,6 +110,9 @@ fn build(family: &'static str, config: &Map<String, Value>, class: &AutoClass, d
             base_model_prefix: "roberta",
             input_embedding: Some("embeddings.word_embeddings".to_owned()),
             ignored_tensors: &["position_ids"],
+            fresh: FreshValues::default()
+                .with_zero_row("word_embeddings.weight", Some(padding_idx))
+                .with_zero_row("position_embeddings.weight", Some(padding_idx)),
             max_positions: Some(positions),
             ..ModelInfo::custom()
         },

@@ -11,8 +11,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, DecoderStart, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
-    ShiftRight, adapted_embedding, adapted_linear, inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, DecoderStart, Forward, Fresh, FreshValues, Inputs, ModelInfo, Outputs,
+    PastKeyValues, Result, ShiftRight, adapted_embedding, adapted_linear, inventory,
 };
 use serde_json::{Map, Value};
 
@@ -282,7 +282,7 @@ macro_rules! segments {
 fn build(family: &Family, config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel> {
     let fields = Fields(config);
     let sizes = Sizes::read(fields, family)?;
-    let layers = Layers { device, std: sizes.std };
+    let layers = Layers { device, std: sizes.std(sizes.attention.width) };
     let is_inside = [AutoClass::SEQUENCE_CLASSIFICATION, AutoClass::TOKEN_CLASSIFICATION].contains(class);
     let pad_token_id = fields.token_or("pad_token_id", 0)?;
     let start = DecoderStart::Token(fields.token_or("decoder_start_token_id", pad_token_id)?);
@@ -304,7 +304,7 @@ fn build(family: &Family, config: &Map<String, Value>, class: &AutoClass, device
             (false, false) => segments!("", "wi"),
         },
         ignored_tensors: &["EncDecAttention.relative_attention_bias.weight"],
-        initializer_std: Some(sizes.std),
+        fresh: sizes.fresh(),
         shift_right: Some(shift),
         ..ModelInfo::custom()
     };
@@ -363,7 +363,7 @@ struct Sizes {
     max_distance: usize,
     epsilon: f64,
     dropout: f64,
-    std: f64,
+    factor: f64,
 }
 
 impl Sizes {
@@ -404,8 +404,31 @@ impl Sizes {
             max_distance,
             epsilon: fields.float_or("layer_norm_epsilon", 1e-6)?,
             dropout,
-            std: fields.float_or("initializer_factor", 1.0)? * (width as f64).powf(-0.5),
+            factor: fields.float_or("initializer_factor", 1.0)?,
         })
+    }
+
+    /// The standard deviation of a layer that reads this many values.
+    fn std(&self, d_in: usize) -> f64 {
+        self.factor * (d_in as f64).powf(-0.5)
+    }
+
+    /// Each layer by how much it reads; queries also make up for scores that are not divided by the root of a head's width.
+    fn fresh(&self) -> FreshValues {
+        let AttentionSizes { width, heads, .. } = self.attention;
+        let table = Fresh::Normal(self.factor);
+        FreshValues {
+            norm: self.factor,
+            others: vec![
+                ("q.weight", Fresh::Normal(self.std(width * heads.dim))),
+                ("o.weight", Fresh::Normal(self.std(heads.count * heads.dim))),
+                ("wo.weight", Fresh::Normal(self.std(self.inner))),
+                ("shared.weight", table),
+                ("lm_head.weight", table),
+                ("classifier.weight", table),
+            ],
+            ..FreshValues::with_std(self.std(width))
+        }
     }
 
     fn norm(&self, layers: &Layers<'_>) -> RmsNorm {

@@ -7,8 +7,8 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use peft_core::{
-    AdapterSet, AutoClass, BaseModel, DecoderStart, Forward, Inputs, ModelInfo, Outputs, Result, ShiftRight,
-    adapted_embedding, adapted_linear,
+    AdapterSet, AutoClass, BaseModel, DecoderStart, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result,
+    ShiftRight, adapted_embedding, adapted_linear,
 };
 use serde_json::{Map, Value};
 
@@ -253,6 +253,7 @@ impl BartFamily {
         let std = fields.float_or("init_std", 0.02)?;
         let layers = Layers { device, std };
         let pad_token_id = fields.token_or("pad_token_id", self.pad_token_id)?;
+        let padding = usize::try_from(pad_token_id).ok();
         let start = match self.start {
             DecoderStart::Token(token) => DecoderStart::Token(fields.token_or("decoder_start_token_id", token)?),
             DecoderStart::LastToken => DecoderStart::LastToken,
@@ -271,7 +272,9 @@ impl BartFamily {
                     BartPositions::Learned => &[],
                     BartPositions::Sinusoidal => &["embed_positions.weight"],
                 },
-                initializer_std: Some(std),
+                fresh: ["shared.weight", "embed_tokens.weight"]
+                    .iter()
+                    .fold(FreshValues::with_std(std), |fresh, words| fresh.with_zero_row(words, padding)),
                 max_positions: Some(fields.size("max_position_embeddings")?),
                 shift_right: Some(shift),
                 ..ModelInfo::custom()

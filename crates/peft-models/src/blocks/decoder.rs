@@ -5,7 +5,7 @@ use burn::{
     nn::Embedding,
     tensor::Tensor,
 };
-use peft_core::{Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result};
+use peft_core::{Forward, FreshValues, Inputs, ModelInfo, Outputs, PastKeyValues, Result};
 
 use super::{
     AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables, embed,
@@ -121,6 +121,7 @@ impl<L: DecoderLayer> Decoder<L> {
             class_name,
             config: fields.0.clone(),
             ignored_tensors: &["rotary_emb.inv_freq"],
+            fresh: FreshValues::default().with_zero_row("embed_tokens.weight", fields.padding_row(None)?),
             max_positions: Some(self.sight.rotary.reach(fields.size("max_position_embeddings")?)),
             ..ModelInfo::custom()
         };

@@ -73,6 +73,18 @@ impl<'a> Fields<'a> {
         Ok(self.read(key, "a token's id", id)?.unwrap_or(default))
     }
 
+    /// The row of padding in tables of words, `pad_token_id`, with the default of a key that is absent; `null` is none.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn padding_row(&self, default: Option<usize>) -> Result<Option<usize>> {
+        if !self.0.contains_key("pad_token_id") {
+            return Ok(default);
+        }
+        let id = self.read("pad_token_id", "a token's id", Value::as_i64)?;
+        Ok(id.and_then(|id| usize::try_from(id).ok()))
+    }
+
     /// A finite number.
     ///
     /// # Errors

@@ -13,7 +13,6 @@ use half::{
 };
 use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo};
 use safetensors::Dtype;
-use serde_json::Value;
 
 use super::{
     fresh,
@@ -32,14 +31,12 @@ pub(super) fn fill(
 ) -> BaseModel {
     let known = Arc::clone(&model.info);
     let info = Arc::new(ModelInfo { tied: plan.tied.clone(), ..ModelInfo::clone(&known) });
-    let range = || info.config.get("initializer_range").and_then(Value::as_f64);
-    let std = info.initializer_std.or_else(range).unwrap_or(0.02);
     let read = |name: &str, slot: &Slot| {
         let transposed = slot.is_stored_transposed();
         match &slot.source {
             Source::Tensor(key) => on_device(floats(&shards.view(key)?, transposed, dtype), device),
             Source::Fresh => {
-                let value = fresh::value(name, &slot.kind, &slot.stored_shape(), std, seed).convert_dtype(dtype);
+                let value = fresh::value(name, &slot.kind, &slot.stored_shape(), &info, seed).convert_dtype(dtype);
                 on_device(value, device).map(|value| if transposed { value.transposed() } else { value })
             }
             Source::Tied(_) | Source::Own => None,
