@@ -48,8 +48,10 @@ impl ModelArgs {
         let Some((_, first)) = folders.first() else {
             return Err(CliError::Usage("no adapter given: --adapter DIR".to_owned()));
         };
-        for key in folders.iter().flat_map(|(_, folder)| folder.config.unknown.keys()) {
-            terminal::note(globals, format!("note: `{key}` in {ADAPTER_CONFIG} is unknown here and has no effect"));
+        for (_, folder) in &folders {
+            for note in folder.config.unknown_notes() {
+                terminal::note(globals, format!("note: {}: {note}", folder.path.join(ADAPTER_CONFIG).display()));
+            }
         }
         let class = auto_class(&first.config)?;
         let options =

@@ -195,3 +195,145 @@ fn a_run_that_never_learns_to_stop_is_refused() {
     assert_eq!(output.status.code(), Some(3));
     assert!(text(&output.stderr).contains("the end of a turn is never learnt"), "{}", text(&output.stderr));
 }
+
+/// A folder as [`workplace`] makes it, also for the task whose model is an encoder with a decoder.
+fn place_of(task: &str) -> tempfile::TempDir {
+    if task != "SEQ_2_SEQ_LM" {
+        return workplace(task, "chatml");
+    }
+    let folder = workplace("CAUSAL_LM", "chatml");
+    let config = fs::read_to_string(root().join("tests/golden/bart.SEQ_2_SEQ_LM.default/model/config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["vocab_size"] = json!(300);
+    config["max_position_embeddings"] = json!(128);
+    fs::write(folder.path().join("model/config.json"), config.to_string()).unwrap();
+    let recipe = fs::read_to_string(folder.path().join("recipe.toml")).unwrap();
+    fs::write(folder.path().join("recipe.toml"), recipe.replace("CAUSAL_LM", task)).unwrap();
+    folder
+}
+
+/// What the program says of a file of that task, with exit code 3.
+fn refused_file(task: &str, name: &str, content: &str, more: &[&str]) -> String {
+    let folder = place_of(task);
+    fs::write(folder.path().join(name), content).unwrap();
+    let train = format!("data.train={name}");
+    let output = run(folder.path(), &[&["data", "show", "recipe.toml", &train], more].concat());
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{task} {name}: {message}");
+    assert!(message.starts_with("error: ") && !message.contains("panicked"), "{task} {name}: {message}");
+    message
+}
+
+/// Twelve bad rows behind a good one: ten are named by file and line, and the others counted.
+#[track_caller]
+fn check_ten_of_twelve(message: &str, name: &str, lines: impl Fn(usize) -> usize, says: &str) {
+    for row in 0..10 {
+        assert!(message.contains(&format!("{name}:{}: ", lines(row))), "row {row}: {message}");
+    }
+    assert!(!message.contains(&format!("{name}:{}: ", lines(10))), "{message}");
+    assert!(message.contains(says) && message.ends_with("and 2 more\n"), "`{says}`: {message}");
+}
+
+#[test]
+fn bad_rows_of_every_format_are_named() {
+    let check = |task, name, good: &str, bad: &str, end: &str, lines: &dyn Fn(usize) -> usize, says: &str| {
+        let message = refused_file(task, name, &format!("{good}{}{end}", bad.repeat(12)), &[]);
+        check_ten_of_twelve(&message, name, lines, says);
+    };
+    let after = |first: usize, step: usize| move |row: usize| first + step * row;
+    check("SEQ_CLS", "x.tsv", "text\tlabel\nfine\tgood\n", "poor\n", "", &after(3, 1), "1 cell, but the header has 2");
+    check("SEQ_CLS", "x.csv", "text,label\n\"a\nb\",good\n", "a,b,c\n", "", &after(4, 1), "3 cells, but the header");
+    check("SEQ_CLS", "x.jsonl", "{\"text\": \"a\", \"label\": \"b\"}\n", "{\n", "", &after(2, 1), "not valid JSON");
+    check(
+        "SEQ_CLS",
+        "x.json",
+        "[{\"text\": \"a\", \"label\": \"b\"}",
+        ",\n1",
+        "]",
+        &after(2, 1),
+        "should hold objects",
+    );
+    check("TOKEN_CLS", "x.conll", "a O\n", "b\n", "", &after(2, 1), "a word and its tag should stand here");
+    check("TOKEN_CLS", "x.conllu", "1\ta\ta\tX\tX\t_\t_\t_\t_\t_\n", "1\tb\n", "", &after(2, 1), "2 of 10");
+    let squad = "{\"data\": [{\"paragraphs\": [{\"context\": \"C\", \"qas\": [{\"question\": \"Q\", \"answers\": []}";
+    check("QUESTION_ANS", "x.json", squad, ",\n{\"answers\": []}", "]}]}]}", &after(2, 1), "has no text `question`");
+    let long = "\n\na paragraph of many more tokens than eight";
+    let message = refused_file("CAUSAL_LM", "x.txt", &format!("short{}", long.repeat(12)), &["data.max_length=8"]);
+    check_ten_of_twelve(&message, "x.txt", |row| 3 + 2 * row, "more than 8 tokens");
+}
+
+#[test]
+fn wrong_rows_of_every_task_are_named() {
+    let check = |task, good: Value, bad: Value, says: &str| {
+        let rows: String = one_and_twelve(&good, &bad).iter().map(|row| format!("{row}\n")).collect();
+        check_ten_of_twelve(&refused_file(task, "x.jsonl", &rows, &[]), "x.jsonl", |row| 2 + row, says);
+    };
+    // Columns that are not there.
+    let tagged = json!({ "tokens": ["a", "b"], "tags": ["X", "Y"] });
+    check("TOKEN_CLS", tagged.clone(), json!({ "tokens": ["a"] }), "no column `tags` (columns: tokens)");
+    check("TOKEN_CLS", tagged.clone(), json!({ "tags": ["X"] }), "no column `tokens` (columns: tags)");
+    let asked = json!({ "question": "q", "context": "abc", "answers": [{ "text": "b", "answer_start": 1 }] });
+    check("QUESTION_ANS", asked.clone(), json!({ "question": "q", "context": "abc" }), "no column `answers`");
+    check("QUESTION_ANS", asked.clone(), json!({ "question": "q", "answers": [] }), "no column `context`");
+    check("CAUSAL_LM", json!({ "text": "a" }), json!({ "txt": "a" }), "(columns: txt)");
+    check("CAUSAL_LM", json!({ "prompt": "a", "completion": "b" }), json!({ "prompt": "a" }), "no column `completion`");
+    let pair = json!({ "source": "a", "target": "b" });
+    check("SEQ_2_SEQ_LM", pair.clone(), json!({ "source": "a" }), "no column `target` (columns: source)");
+    check("SEQ_2_SEQ_LM", pair, json!({ "target": "a" }), "no column `source` (columns: target)");
+    let scored = json!({ "text": "a", "text_pair": "b", "score": 0.5 });
+    check("FEATURE_EXTRACTION", scored.clone(), json!({ "text_pair": "a", "score": 1 }), "no column `text`");
+    // Rows of another shape.
+    check("FEATURE_EXTRACTION", scored.clone(), json!({ "text": "a" }), "no column `text_pair`, which other rows have");
+    let listed = json!({ "text": "a", "label": ["x", "y"] });
+    check("SEQ_CLS", listed, json!({ "text": "a", "label": "x" }), "a list in other rows, but not here");
+    // Values that are not what they should be.
+    let unlike = json!({ "text": "a", "text_pair": "b", "score": "much" });
+    check("FEATURE_EXTRACTION", scored, unlike, "column `score` should be a number, found \"much\"");
+    check("TOKEN_CLS", tagged.clone(), json!({ "tokens": ["a", "b"], "tags": ["X"] }), "1 tags for 2 words");
+    check("TOKEN_CLS", tagged, json!({ "tokens": "a b", "tags": ["X"] }), "should be a list of words");
+    let elsewhere = json!({ "question": "q", "context": "abc", "answers": [{ "text": "b", "answer_start": 2 }] });
+    check("QUESTION_ANS", asked, elsewhere, "answer `b` should stand at character 2, but `c` does");
+    check("CAUSAL_LM", dialogue(), json!({ "messages": [{ "role": "user" }, "x"] }), "messages[1]");
+    let message = refused_file("SEQ_CLS", "x.tsv", "text\tlabel\na\tx\nb\tx\n", &[]);
+    assert!(message.contains("x.tsv: every row has the label `x`"), "{message}");
+    let message = refused_file("FEATURE_EXTRACTION", "x.txt", "a\n\nb\n", &[]);
+    assert!(message.contains("x.txt: nothing to learn from"), "{message}");
+}
+
+#[test]
+fn labels_outside_the_models_are_named_for_every_task_with_classes() {
+    let check = |task, train: &[Value], bad: Value, says: &str| {
+        let folder = place_of(task);
+        write_rows(folder.path(), "train.jsonl", train);
+        write_rows(folder.path(), "eval.jsonl", &one_and_twelve(&train[0], &bad));
+        let output = run(folder.path(), &["data", "show", "recipe.toml", "data.eval=eval.jsonl"]);
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+        check_ten_of_twelve(&text(&output.stderr), "eval.jsonl", |row| 2 + row, says);
+    };
+    let tags = json!({ "tokens": ["a", "b"], "tags": ["B-PER", "O"] });
+    let wrong = json!({ "tokens": ["a", "b"], "tags": ["O", "B-PRE"] });
+    check("TOKEN_CLS", &[tags], wrong, "label `B-PRE` is no class of the model; did you mean `B-PER`?");
+    let several = |labels: &[&str]| json!({ "text": "a", "label": labels });
+    check("SEQ_CLS", &[several(&["red", "blue"])], several(&["red", "bleu"]), "did you mean `blue`?");
+    let number = |label: &str| json!({ "text": "a", "label": label });
+    check("SEQ_CLS", &[number("0.5"), number("1.0")], number("many"), "label `many` is no number");
+}
+
+#[test]
+fn empty_files_of_every_format_are_refused() {
+    let empty = [
+        ("x.tsv", "text\tlabel\n", "no rows"),
+        ("x.csv", "text,label\n", "no rows"),
+        ("x.jsonl", "\n\n", "no rows"),
+        ("x.json", "[]", "no rows"),
+        ("x.json", "{\"data\": []}", "no rows"),
+        ("x.conll", "\n", "no rows"),
+        ("x.conllu", "# a comment\n", "no rows"),
+        ("x.txt", " \n\n", "no rows"),
+    ];
+    let nothing = ["x.tsv", "x.csv", "x.jsonl", "x.json", "x.conll", "x.conllu", "x.txt"].map(|name| (name, "", name));
+    for (name, content, says) in empty.into_iter().chain(nothing) {
+        let message = refused_file("SEQ_CLS", name, content, &[]);
+        assert!(message.contains(&format!("{name}: ")) && message.contains(says), "{message}");
+    }
+}

@@ -191,6 +191,65 @@ fn wrong_input_ends_with_the_documented_exit_code_and_says_what_is_wrong() {
 }
 
 #[test]
+fn an_error_of_a_configuration_names_its_file_and_key() {
+    let folder = workplace();
+    let model = golden("bert.SEQ_CLS.default").join("model").display().to_string();
+    let check = |content: &str, code: i32, says: &str| {
+        let name = if content.starts_with('{') || content.starts_with('[') { "config.json" } else { "config.toml" };
+        fs::write(folder.path().join(name), content).unwrap();
+        let output = run(folder.path(), &["explain", "--model", &model, "--config", name]);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{content}: {message}");
+        assert!(message.starts_with(&format!("error: {name}: {says}")), "{content}: {message}");
+    };
+    check(r#"{"peft_type": "LORA","#, 2, "not valid JSON: EOF");
+    check("[1]", 2, "should hold one JSON object");
+    check("peft_type = ", 2, "TOML parse error at line 1");
+    check("peft_type = 'LORA'\nlora_alhpa = 3", 2, "`lora_alhpa`: unknown key; did you mean `lora_alpha`?");
+    check(r#"{"task_type": "SEQ_CLS"}"#, 2, "`peft_type`: missing; one of ");
+    check(r#"{"peft_type": "LORE"}"#, 2, "`peft_type`: no tuner named `LORE`");
+    check(r#"{"peft_type": "LORA", "task_type": "SEQ_CLASS"}"#, 2, "`task_type`: no task named `SEQ_CLASS`");
+    let lora = |rest: &str| format!(r#"{{"peft_type": "LORA", "task_type": "SEQ_CLS", {rest}}}"#);
+    check(&lora(r#""r": 0"#), 2, "`r`: rank 0: must be at least 1");
+    check(&lora(r#""r": "eight""#), 2, "`r`: invalid type");
+    check(&lora(r#""lora_bias": true"#), 2, "`lora_bias`: ");
+    check(&lora(r#""target_modules": ["qery"]"#), 4, "target_modules [qery] select no module");
+    check(&lora(r#""target_modules": ["query", "valeu"]"#), 2, "`target_modules`: `valeu` (did you mean `value`?)");
+    check(&lora(r#""target_modules": ["LayerNorm"]"#), 4, "target module `bert.embeddings.LayerNorm` is a Norm");
+    check(&lora(r#""target_modules": "(query""#), 2, "`target_modules`: `(query` is not a regular expression");
+    check(&lora(r#""modules_to_save": ["poolr"]"#), 2, "`modules_to_save`: `poolr` names no module");
+    check(&lora(r#""rank_pattern": {"keyy": 4}"#), 2, "`rank_pattern`: `keyy` matches no adapted module");
+
+    fs::write(folder.path().join("strange.json"), lora(r#""lora_alhpa": 3"#)).unwrap();
+    let explained = run(folder.path(), &["explain", "--model", &model, "--config", "strange.json"]);
+    let note = "note: `lora_alhpa` is unknown here and has no effect; did you mean `lora_alpha`?";
+    assert!(text(&explained.stdout).contains(note), "{}", text(&explained.stdout));
+
+    // The model's side of it.
+    fs::create_dir(folder.path().join("model")).unwrap();
+    let config = folder.path().join("model/config.json");
+    let explain = |content: &str| {
+        fs::write(&config, content).unwrap();
+        let output = run(folder.path(), &["explain", "--model", "model", "--config", "strange.json"]);
+        (output.status.code(), text(&output.stderr))
+    };
+    for (content, code, says) in [
+        ("{", 3, "not a JSON object"),
+        ("{}", 2, "`model_type`: missing"),
+        (r#"{"model_type": "berta"}"#, 2, "`model_type`: no architecture named `berta`"),
+        (r#"{"model_type": "bert"}"#, 2, "`hidden_size`: missing"),
+        (r#"{"model_type": "marian"}"#, 4, "`marian` has no AutoModelForSequenceClassification"),
+    ] {
+        let (found, message) = explain(content);
+        assert_eq!(found, Some(code), "{content}: {message}");
+        let place = format!("error: {}: {says}", Path::new("model").join("config.json").display());
+        assert!(message.starts_with(&place), "{content}: {message}");
+    }
+    let trained = run(folder.path(), &["train", "recipe.toml", "--dry-run", "adapter.r=0"]);
+    assert!(text(&trained.stderr).contains("error: recipe.toml: `r`: rank 0"), "{}", text(&trained.stderr));
+}
+
+#[test]
 fn results_are_on_stdout_and_everything_else_on_stderr() {
     let folder = workplace();
     let model = golden("bert.SEQ_CLS.default").join("model").display().to_string();

@@ -56,9 +56,9 @@ impl PeftConfig {
     /// A configuration with the tuner's defaults.
     ///
     /// # Errors
-    /// [`Error::UnknownPlugin`] if no such tuner is linked.
+    /// [`Error::Config`] if no such tuner is linked.
     pub fn new(peft_type: PeftType, task_type: Option<TaskType>) -> Result<Self> {
-        let plugin = find::<TunerPlugin>(peft_type.as_str())?;
+        let plugin = find::<TunerPlugin>(peft_type.as_str()).map_err(|error| error.at_key("peft_type"))?;
         Ok(Self {
             peft_type,
             task_type,
@@ -87,7 +87,7 @@ impl PeftConfig {
     /// Reads a configuration from keys and values.
     ///
     /// # Errors
-    /// [`Error::Config`] names the key; [`Error::UnknownPlugin`] the tuner or the task.
+    /// [`Error::Config`] names the key.
     pub fn from_map(mut keys: Map<String, Value>, unknown_keys: UnknownKeys) -> Result<Self> {
         let peft_type = match keys.remove("peft_type") {
             Some(Value::String(word)) => PeftType::from(word.to_uppercase()),
@@ -99,7 +99,7 @@ impl PeftConfig {
         };
         let task_type = string(&mut keys, "task_type")?.map(TaskType::from);
         if let Some(task) = &task_type {
-            find::<TaskPlugin>(task.as_str())?;
+            find::<TaskPlugin>(task.as_str()).map_err(|error| error.at_key("task_type"))?;
         }
         let mut config = Self::new(peft_type, task_type)?;
         config.base_model_name_or_path = string(&mut keys, "base_model_name_or_path")?;
@@ -137,8 +137,8 @@ impl PeftConfig {
     pub fn from_json(text: &str, unknown_keys: UnknownKeys) -> Result<Self> {
         match serde_json::from_str(text) {
             Ok(Value::Object(keys)) => Self::from_map(keys, unknown_keys),
-            Ok(_) => Err(Error::config("{}", "the file must hold one JSON object")),
-            Err(error) => Err(Error::config("{}", format!("not valid JSON: {error}"))),
+            Ok(_) => Err(Error::config("", "should hold one JSON object")),
+            Err(error) => Err(Error::config("", format!("not valid JSON: {error}"))),
         }
     }
 
@@ -147,10 +147,10 @@ impl PeftConfig {
     /// # Errors
     /// As [`from_map`](Self::from_map), and if the text is not TOML.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let table: toml::Table = toml::from_str(text).map_err(|error| Error::config("[adapter]", error.to_string()))?;
+        let table: toml::Table = toml::from_str(text).map_err(|error| Error::config("", error.to_string()))?;
         match serde_json::to_value(table) {
             Ok(Value::Object(keys)) => Self::from_map(keys, UnknownKeys::Refuse),
-            _ => Err(Error::config("[adapter]", "not a table")),
+            _ => Err(Error::config("", "not a table")),
         }
     }
 
@@ -209,6 +209,16 @@ impl PeftConfig {
             }
         }
         names
+    }
+
+    /// A remark for each key that nothing here knows, with the nearest that is known.
+    pub fn unknown_notes(&self) -> Vec<String> {
+        let known = || self.options.keys().map(String::as_str).chain(COMMON);
+        let note = |key: &String| {
+            let near = nearest(key, known()).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+            format!("`{key}` is unknown here and has no effect{near}")
+        };
+        self.unknown.keys().map(note).collect()
     }
 
     /// The task plugin, or none for the default wrapper.

@@ -28,14 +28,22 @@ pub enum Error {
         name: String,
     },
     /// A configuration value that cannot be used.
-    #[error("{origin}: `{key}`: {problem}")]
+    #[error("{origin}: {}{problem}", if key.is_empty() { String::new() } else { format!("`{key}`: ") })]
     Config {
         /// The file, or `adapter configuration` for one built in memory.
         origin: String,
-        /// The key that holds the value.
+        /// The key that holds the value; empty where it is about the whole.
         key: String,
         /// What is wrong and what would be right.
         problem: String,
+    },
+    /// What a file asks for cannot be done.
+    #[error("{}: {error}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What cannot be done.
+        error: Box<Error>,
     },
     /// A file or folder that does not exist.
     #[error("{}: not found ({what})", path.display())]
@@ -126,6 +134,19 @@ impl Error {
     pub fn in_file(self, path: &std::path::Path) -> Self {
         match self {
             Self::Config { key, problem, .. } => Self::Config { origin: path.display().to_string(), key, problem },
+            Self::UnknownPlugin { .. }
+            | Self::NoSuchHead { .. }
+            | Self::NothingTargeted(_)
+            | Self::UnsupportedModule { .. } => Self::InFile { path: path.to_owned(), error: Box::new(self) },
+            other => other,
+        }
+    }
+
+    /// The same error, saying which key names the plugin that is not there.
+    #[must_use]
+    pub fn at_key(self, key: &str) -> Self {
+        match self {
+            Self::UnknownPlugin { .. } => Self::config(key, self.to_string()),
             other => other,
         }
     }
@@ -133,6 +154,7 @@ impl Error {
     /// The exit code that a program ends with on this error (see `docs/`, "Exit codes").
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::InFile { error, .. } => error.exit_code(),
             Self::UnknownPlugin { .. } | Self::DuplicatePlugin { .. } | Self::Config { .. } | Self::Adapter(_) => 2,
             Self::File { .. } | Self::Data(_) => 3,
             Self::NoSuchHead { .. }

@@ -140,7 +140,7 @@ impl Explanation {
             adapted,
             num_transformer_submodules: None,
             num_virtual_tokens: None,
-            notes: plan.notes.clone(),
+            notes: plan.notes.iter().cloned().chain(plan.config.unknown_notes()).collect(),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
     Outputs, PeftConfig, Plan, Result, TaskPlugin,
     adapter::{AdapterTensor, Role, Tie},
     explain,
-    files::AdapterFolder,
+    files::{ADAPTER_CONFIG, AdapterFolder},
     plan::Adapted,
     tuner::{Init, TensorSpec, Tensors},
 };
@@ -109,7 +109,8 @@ impl PeftModel {
     /// [`Error::Tensors`] that lists every tensor of the file that has no place and every place that stays empty.
     pub fn load_adapter(&mut self, name: &str, folder: AdapterFolder) -> Result<()> {
         self.check_new(name, &folder.config)?;
-        let plan = explain::plan(&self.base, &folder.config)?;
+        let in_file = |error: Error| error.in_file(&folder.path.join(ADAPTER_CONFIG));
+        let plan = explain::plan(&self.base, &folder.config).map_err(in_file)?;
         let mut left: HashSet<&str> = folder.tensors.keys().map(String::as_str).collect();
         let mut problems = Vec::new();
         let adapter = self.fill(name, plan, |key, slot| {

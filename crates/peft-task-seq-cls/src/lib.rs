@@ -98,9 +98,12 @@ impl Task for SequenceClassification {
             (0, _) => Problem::SingleLabel,
             _ if lists == rows.len() => Problem::MultiLabel,
             _ => {
-                let odd = rows.iter().find(|row| !row.fields.get(label_column).is_some_and(Value::is_array));
-                let problem = format!("column `{label_column}` is a list in other rows, but not here");
-                return Err(odd.map_or_else(|| Error::Data(problem.clone()), |row| row.error(&problem)));
+                let mut bad = BadRows::default();
+                for row in rows.iter().filter(|row| !row.fields.get(label_column).is_some_and(Value::is_array)) {
+                    bad.push(row.error(format!("column `{label_column}` is a list in other rows, but not here")));
+                }
+                bad.finish()?;
+                Problem::MultiLabel
             }
         };
         let mut labels: Vec<String> = classes.into_iter().collect();

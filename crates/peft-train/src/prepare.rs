@@ -130,7 +130,8 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     };
 
     let label_column = label_column(task, &recipe.data.columns);
-    let found = task.task.labels(&train, &label_column)?;
+    let of_rows = |error: PeftError| about_rows(error, &source, recipe);
+    let found = task.task.labels(&train, &label_column).map_err(of_rows)?;
     let labels = if has_own_classes(&config, task, found.as_ref())? { None } else { found.clone() };
     let options = LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
     let (base, initialised) = if !weights {
@@ -146,8 +147,11 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     let max_length = max_length(recipe, &base.info)?;
     let options = encode_options(&recipe.data, &folder, max_length)?;
     let context = EncodeContext { tokenizer: &*tokenizer, info: &base.info, options: &options, labelled: true };
-    let train = Dataset::for_training(train, task.task, &context)?;
-    task.task.check_examples(&train.examples, &context).map_err(|error| error.in_file(&recipe.path))?;
+    let train = Dataset::for_training(train, task.task, &context).map_err(|error| match error {
+        Error::Peft(error) => of_rows(error).into(),
+        other => other,
+    })?;
+    task.task.check_examples(&train.examples, &context).map_err(of_rows)?;
     if train.summary.loss_tokens == 0 {
         let path = recipe.locate(&recipe.data.train);
         let problem = format!(
@@ -169,6 +173,16 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
     let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
     Ok(Prepared { base, initialised, task: task.task, tokenizer, labels, train, eval, options })
+}
+
+/// What is wrong with all rows together names their file, unless it names each row with its own.
+fn about_rows(error: PeftError, source: &Path, recipe: &Recipe) -> PeftError {
+    match error {
+        PeftError::Data(problem) if !problem.starts_with(&source.display().to_string()) => {
+            PeftError::File { path: source.to_owned(), problem }
+        }
+        other => other.in_file(&recipe.path),
+    }
 }
 
 fn check_packing(recipe: &Recipe, task: &TaskPlugin) -> Result<()> {

@@ -233,9 +233,6 @@ fn fresh(section: &Section) -> Result<PeftConfig> {
 fn located(section: &Section, error: PeftError) -> Error {
     match error {
         PeftError::Config { key, problem, .. } => section.error(&key, problem),
-        PeftError::UnknownPlugin { kind, .. } => {
-            section.error(if kind == "task" { "task_type" } else { "peft_type" }, error.to_string())
-        }
         other => other.into(),
     }
 }

@@ -81,7 +81,8 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     let prepared = prepare(recipe, &options.device)?;
     observer.observe(&Event::Prepared(&prepared));
     let seed = recipe.training.seed;
-    let mut model = PeftModel::new(prepared.base.clone(), recipe.adapter.clone(), &options.device, seed)?;
+    let mut model = PeftModel::new(prepared.base.clone(), recipe.adapter.clone(), &options.device, seed)
+        .map_err(|error| error.in_file(&recipe.path))?;
     let explanation = model.explanation()?;
     observer.observe(&Event::Adapted(&explanation));
     let lost = lost_heads(&prepared.initialised, &explanation.saved);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use peft::{
     BaseModel, Explanation, ModuleKind, PeftConfig,
-    files::{ADAPTER_WEIGHTS, AdapterFolder},
+    files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder},
 };
 
 use crate::{CliError, Globals, session, terminal};
@@ -29,18 +29,21 @@ pub(crate) struct Explain {
 
 impl Explain {
     pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
-        let (config, labels) = match (&self.adapter, &self.config) {
-            (Some(folder), _) if folder.join(ADAPTER_WEIGHTS).exists() => {
+        let file = match (&self.adapter, &self.config) {
+            (Some(folder), _) => folder.join(ADAPTER_CONFIG),
+            (None, Some(file)) => file.clone(),
+            (None, None) => return Err(CliError::Usage("give --adapter DIR or --config FILE".to_owned())),
+        };
+        let (config, labels) = match &self.adapter {
+            Some(folder) if folder.join(ADAPTER_WEIGHTS).exists() => {
                 let folder = AdapterFolder::read(folder)?;
                 let labels = session::labels(&self.model, &folder)?;
                 (folder.config, labels)
             }
-            (Some(folder), _) => (PeftConfig::from_file(&folder.join(peft::files::ADAPTER_CONFIG))?, None),
-            (None, Some(file)) => (PeftConfig::from_file(file)?, None),
-            (None, None) => return Err(CliError::Usage("give --adapter DIR or --config FILE".to_owned())),
+            _ => (PeftConfig::from_file(&file)?, None),
         };
         let base = session::skeleton(&self.model, &config, labels)?;
-        let explanation = Explanation::new(&base, &config)?;
+        let explanation = Explanation::new(&base, &config).map_err(|error| error.in_file(&file))?;
         if globals.json { terminal::json(&explanation) } else { terminal::result(prose(&explanation, &base, &config)?) }
     }
 }

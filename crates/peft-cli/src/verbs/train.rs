@@ -81,7 +81,7 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, CliError> {
 }
 
 fn dry_run(recipe: &Recipe, prepared: &Prepared, globals: &Globals) -> Result<(), CliError> {
-    let explanation = Explanation::new(&prepared.base, &recipe.adapter)?;
+    let explanation = Explanation::new(&prepared.base, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
     let plan = StepPlan::new(&recipe.training, &prepared.train);
     let schedule = Schedule::new(&recipe.training, plan.total);
     if globals.json {
