@@ -4,10 +4,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use peft::{
-    ArchitecturePlugin, PeftConfig, PeftType, TaskPlugin, registry::plugins, task::DEFAULT_WRAPPER, tuners::defaults,
+    ArchitecturePlugin, ModelInfo, PeftConfig, PeftType, TaskPlugin,
+    example::{EncodeContext, EncodeOptions, Example, Label, Row},
+    models::HfTokenizer,
+    registry::plugins,
+    task::{DEFAULT_WRAPPER, Judged},
+    tuners::defaults,
 };
 use peft_train::recipe::{DataArguments, ModelArguments, TrainingArguments};
 use serde_json::{Map, Value};
@@ -195,9 +201,82 @@ fn every_crate_and_every_feature_is_named() {
 
 /// `README.md` and the pages of the book.
 fn all_pages() -> Vec<PathBuf> {
-    let mut pages: Vec<_> = fs::read_dir(root().join("docs/src")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let in_folder = |folder: &str| fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let mut pages: Vec<_> = in_folder("docs/src").chain(in_folder("docs/src/tasks")).filter(|p| p.is_file()).collect();
     pages.push(root().join("README.md"));
     pages
+}
+
+/// The rows of the table at the top of a task's page, by what they are about.
+fn facts(text: &str) -> BTreeMap<String, String> {
+    table(text, "# ", "| `task_type` |").into_iter().map(|row| (row[0].clone(), row[1].clone())).collect()
+}
+
+/// The names of a task's metrics over all kinds of rows that it can have.
+fn metrics_of(task: &TaskPlugin) -> BTreeSet<String> {
+    let tokenizer = HfTokenizer::from_folder(&root().join("examples/models/tiny-encoder")).unwrap();
+    let options = EncodeOptions::default();
+    let row = Row { file: Arc::from(Path::new("")), line: 1, fields: Map::new() };
+    let example = Example { labels: [("labels", Label::Float(0.5))].into(), ..Example::default() };
+    let scores = vec![vec![0.5]];
+    let kinds = [("single_label_classification", "B-X"), ("multi_label_classification", "X"), ("regression", "X")];
+    let names = kinds.iter().flat_map(|(problem, label)| {
+        let mut info = ModelInfo::custom();
+        ModelInfo::set_labels(&mut info.config, &["O".to_owned(), (*label).to_owned()], problem);
+        let context = EncodeContext { tokenizer: &tokenizer, info: &info, options: &options, labelled: true };
+        // Only the metrics of pairs ask for rows.
+        let rows = match task.task.bound() {
+            1 => Vec::new(),
+            bound => vec![Judged { row: &row, examples: vec![(&example, &scores); bound] }],
+        };
+        task.task.metrics(&rows, &context).unwrap().into_keys().collect::<Vec<_>>()
+    });
+    names.collect()
+}
+
+#[test]
+fn every_task_has_a_page_that_says_what_the_registry_says() {
+    let mut pages: BTreeSet<PathBuf> =
+        all_pages().into_iter().filter(|path| path.to_string_lossy().contains("tasks")).collect();
+    for task in plugins::<TaskPlugin>() {
+        // The page is called as the crate.
+        let name = match task.name {
+            "SEQ_2_SEQ_LM" => "seq2seq-lm".to_owned(),
+            name => name.to_lowercase().replace('_', "-"),
+        };
+        let path = root().join(format!("docs/src/tasks/{name}.md"));
+        assert!(pages.remove(&path), "{} is missing", path.display());
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(&format!("# {}\n", task.name)), "{name}");
+        assert!(text.contains(&format!("| `task_type` | `{}` |", task.name)), "{name}");
+        let facts = facts(&text);
+        let said = |what: &str| words(facts.get(what).unwrap_or_else(|| panic!("{name}: no row `{what}`")));
+        let columns = |required: bool| {
+            let columns = task.task.columns().iter().filter(move |column| column.required == required);
+            columns.map(|column| column.role).collect::<Vec<_>>()
+        };
+        assert_eq!(said("wrapper"), [task.wrapper], "{name}");
+        assert_eq!(said("class of the base model"), [task.auto_class.as_str()], "{name}");
+        assert_eq!(said("trained in full"), task.heads, "{name}");
+        assert_eq!(said("columns"), columns(true), "{name}");
+        assert_eq!(said("optional columns"), columns(false), "{name}");
+        let submodules = facts.get("sub-modules with virtual tokens").unwrap();
+        assert_eq!(*submodules, task.num_transformer_submodules.to_string(), "{name}");
+        let metrics = facts.iter().filter(|(what, _)| what.starts_with("metrics")).flat_map(|(_, cell)| words(cell));
+        assert_eq!(metrics.map(str::to_owned).collect::<BTreeSet<_>>(), metrics_of(task), "{name}");
+        // Its recipe is of this task, and is run.
+        let recipe = format!("examples/tasks/{name}.toml");
+        let content = fs::read_to_string(root().join(&recipe)).unwrap();
+        assert!(content.contains(&format!("task_type = \"{}\"", task.name)), "{recipe}");
+        assert!(text.contains(&format!("{{{{#include ../../../{recipe}}}}}")), "{name} does not show its recipe");
+        assert!(text.contains(&format!("$ peft train {recipe}\n")), "{name} does not run its recipe");
+    }
+    let default = root().join("docs/src/tasks/default.md");
+    assert_eq!(pages.into_iter().collect::<Vec<_>>(), [default.clone()]);
+    let facts = facts(&fs::read_to_string(default).unwrap());
+    assert_eq!(words(&facts["wrapper"]), [DEFAULT_WRAPPER]);
+    assert_eq!(words(&facts["class of the base model"]), ["AutoModel"]);
+    assert_eq!(facts["trained in full"], "–");
 }
 
 #[test]
@@ -241,6 +320,7 @@ fn every_page_is_in_the_summary() {
     let summary = page("SUMMARY.md");
     for path in all_pages() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let name = if path.parent().unwrap().ends_with("tasks") { format!("tasks/{name}") } else { name };
         if name != "SUMMARY.md" && name != "README.md" {
             assert!(summary.contains(&format!("]({name})")), "{name}");
         }
