@@ -7,7 +7,7 @@ use clap::Args;
 use peft::{
     AutoClass, BaseModel, PeftConfig, PeftModel,
     files::{ADAPTER_CONFIG, AdapterFolder},
-    model::DEFAULT_ADAPTER,
+    model::{DEFAULT_ADAPTER, KEY_PREFIX, PROMPT_KEY_PREFIX},
     models::checkpoint::{self, LoadOptions},
     task::LabelSet,
 };
@@ -115,7 +115,7 @@ pub(crate) fn labels(model: &Path, folder: &AdapterFolder) -> Result<Option<Labe
     let heads = folder.config.task()?.map_or(&[][..], |task| task.heads);
     let rows =
         heads.iter().flat_map(|head| [format!("{head}.weight"), format!("{head}.out_proj.weight")]).find_map(|key| {
-            let data = folder.tensors.get(&format!("base_model.model.{key}"))?;
+            let data = [KEY_PREFIX, PROMPT_KEY_PREFIX].iter().find_map(|prefix| folder.tensors.get(&format!("{prefix}{key}")))?;
             data.shape().as_slice().first().copied()
         });
     // Transformers' own default, and no head of classes for question answering.

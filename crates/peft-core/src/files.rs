@@ -9,7 +9,7 @@ use std::{io::ErrorKind, path::Path};
 
 use crate::{Error, Result};
 
-pub use adapter_folder::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder};
+pub use adapter_folder::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, PROMPT_ENCODER_WEIGHTS};
 pub use atomic::{create_folder, write_atomically};
 pub use model_card::model_card;
 pub use safetensors_file::{TensorFile, from_view, write_safetensors};

@@ -15,18 +15,18 @@ use burn::{
 use indexmap::IndexMap;
 use rand::{SeedableRng, rngs::StdRng};
 
+pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
     Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, ModuleKind, ModuleTree,
-    Outputs, PeftConfig, Plan, Result, TaskPlugin,
+    Labels, ModelInfo, Outputs, PeftConfig, Plan, Result, TaskPlugin,
     adapter::{AdapterTensor, Role, Tie},
     explain,
     files::AdapterFolder,
     plan::Adapted,
+    prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER, PromptPlan, PromptShape, PromptTuner, StoredPrompt, Words},
+    tokenizer::Tokenizer,
     tuner::{Init, TensorSpec, Tensors},
 };
-
-/// What stands before every key of an adapter file.
-pub const KEY_PREFIX: &str = "base_model.model.";
 
 /// The name that PEFT gives an adapter when none is given.
 pub const DEFAULT_ADAPTER: &str = "default";
@@ -91,11 +91,34 @@ impl PeftModel {
     /// # Errors
     /// If the name is taken or unfit, or the configuration does not fit.
     pub fn add_adapter(&mut self, name: &str, config: PeftConfig, seed: u64) -> Result<()> {
+        self.add_adapter_with(name, config, seed, None)
+    }
+
+    /// The same for a prompt that begins as a text, which the tokenizer turns into words.
+    ///
+    /// # Errors
+    /// As [`add_adapter`](Self::add_adapter), and if the text cannot be tokenized.
+    pub fn add_adapter_with(
+        &mut self,
+        name: &str,
+        config: PeftConfig,
+        seed: u64,
+        tokenizer: Option<&dyn Tokenizer>,
+    ) -> Result<()> {
         self.check_new(name, &config)?;
         let plan = explain::plan(&self.base, &config)?;
+        let words = self.words(&plan, tokenizer, seed);
+        let prompt = plan.prompt.clone();
         let adapter = self.fill(name, plan, |key, slot| match slot {
             Slot::Tuned(spec, derived) => {
                 Ok(derived().map_or_else(|| initial(key, spec, seed), |value| value.to_data()))
+            }
+            Slot::Prompt(spec) => {
+                let derived = match (&prompt, &words, spec.init == Init::Derived) {
+                    (Some(prompt), Some(words), true) => prompt.tuner.derived(&spec.name, &prompt.shape, words)?,
+                    _ => None,
+                };
+                Ok(derived.unwrap_or_else(|| initial(key, spec, seed)))
             }
             Slot::Copy(value) => Ok(value.to_data()),
         })?;
@@ -109,14 +132,24 @@ impl PeftModel {
     /// [`Error::Tensors`] that lists every tensor of the file that has no place and every place that stays empty.
     pub fn load_adapter(&mut self, name: &str, folder: AdapterFolder) -> Result<()> {
         self.check_new(name, &folder.config)?;
-        let plan = explain::plan(&self.base, &folder.config)?;
+        let mut plan = explain::plan(&self.base, &folder.config)?;
+        let prefix = if plan.prompt.is_some() { PROMPT_KEY_PREFIX } else { KEY_PREFIX };
+        if let Some(prompt) = &mut plan.prompt
+            && !folder.tensors.keys().any(|key| key.starts_with(PROMPT_ENCODER))
+            && needs_encoder(&*prompt.tuner, &prompt.shape)
+        {
+            prompt.tuner = Arc::new(StoredPrompt(Arc::clone(&prompt.tuner)));
+        }
         let mut left: HashSet<&str> = folder.tensors.keys().map(String::as_str).collect();
         let mut problems = Vec::new();
         let adapter = self.fill(name, plan, |key, slot| {
-            let file_key = format!("{KEY_PREFIX}{key}");
+            let file_key = match slot {
+                Slot::Prompt(_) => key.to_owned(),
+                _ => format!("{prefix}{key}"),
+            };
             left.remove(file_key.as_str());
             let (shape, transposed, dtype) = match slot {
-                Slot::Tuned(spec, _) => (spec.shape.clone(), false, DType::F32),
+                Slot::Tuned(spec, _) | Slot::Prompt(spec) => (spec.shape.clone(), false, DType::F32),
                 Slot::Copy(value) => (value.shape(), is_stored_transposed(&self.tree, key), value.to_data().dtype()),
             };
             let stored: Vec<usize> = if transposed { shape.iter().rev().copied().collect() } else { shape.clone() };
@@ -138,10 +171,16 @@ impl PeftModel {
             }
             Ok(TensorData::new(vec![0.0_f32; shape.iter().product()], shape))
         })?;
+        if let Some(prompt) = adapter.prompt() {
+            // Where the encoder is there the table follows from it.
+            if problems.is_empty() && left.remove(PROMPT_EMBEDDINGS) {
+                problems.extend(other_prompt(&adapter, prompt, &folder));
+            }
+        }
         // With `bias` PEFT also writes the biases inside a saved module's wrapper: the copy again, and the base's own.
         let is_double = |key: &str| {
             adapter.plan.saved.iter().any(|module| {
-                let inside = key.strip_prefix(KEY_PREFIX).and_then(|key| key.strip_prefix(module.as_str()));
+                let inside = key.strip_prefix(prefix).and_then(|key| key.strip_prefix(module.as_str()));
                 inside
                     .is_some_and(|rest| rest.starts_with(".modules_to_save.") || rest.starts_with(".original_module."))
             })
@@ -212,6 +251,24 @@ impl PeftModel {
         mut value: impl FnMut(&str, Slot<'_>) -> Result<TensorData>,
     ) -> Result<Adapter> {
         let mut tensors = Vec::new();
+        if let Some(prompt) = plan.prompt.clone().map(Arc::new) {
+            for spec in prompt.tuner.tensors(&prompt.shape) {
+                let key = prompt_key(&*prompt.tuner, &spec.name);
+                let data = value(&key, Slot::Prompt(&spec))?;
+                // The identity follows from the encoder's own name: an optimiser's state fits whatever the file calls it.
+                let id = param_id(adapter, &key);
+                let make = if spec.trainable { DynParam::trainable } else { DynParam::frozen };
+                let Some(param) = make(id, data, &self.device) else { continue };
+                tensors.push(AdapterTensor {
+                    parameter: String::new(),
+                    key,
+                    name: Arc::from(&*spec.name),
+                    role: Role::Prompt(Arc::clone(&prompt)),
+                    param,
+                    stored_transposed: false,
+                });
+            }
+        }
         let derives = |target: &&Adapted| target.layer.tensors().iter().any(|spec| spec.init == Init::Derived);
         let weights: HashSet<String> =
             plan.adapted.iter().filter(derives).map(|target| format!("{}.weight", target.module)).collect();
@@ -226,11 +283,11 @@ impl PeftModel {
                 let id = param_id(adapter, &key);
                 let make = if spec.trainable { DynParam::trainable } else { DynParam::frozen };
                 let Some(param) = make(id, data, &self.device) else { continue };
-                before.push((Arc::from(spec.name), param.valid()));
+                before.push((Arc::from(&*spec.name), param.valid()));
                 tensors.push(AdapterTensor {
                     parameter: format!("{}.weight", target.module),
                     key,
-                    name: Arc::from(spec.name),
+                    name: Arc::from(&*spec.name),
                     role: Role::Tuned(Arc::clone(&target.layer)),
                     param,
                     stored_transposed: false,
@@ -269,6 +326,15 @@ impl PeftModel {
         Ok(Adapter { config: plan.config.clone(), plan, tensors, ties })
     }
 
+    /// The base model's words, if a tensor of the prompt begins as some of them.
+    fn words<'a>(&self, plan: &Plan, tokenizer: Option<&'a dyn Tokenizer>, seed: u64) -> Option<Words<'a>> {
+        let prompt = plan.prompt.as_ref()?;
+        prompt.tuner.tensors(&prompt.shape).iter().find(|spec| spec.init == Init::Derived)?;
+        let name = format!("{}.weight", self.base.info.input_embedding.as_ref()?);
+        let table = self.base_values(&HashSet::from([name.as_str()])).remove(&name)?.get::<2>()?;
+        Some(Words { table: table * self.base.info.word_scale, tokenizer, seed })
+    }
+
     fn base_values(&self, wanted: &HashSet<&str>) -> BTreeMap<String, DynTensor> {
         let mut values = BTreeMap::new();
         let info = &self.base.info;
@@ -289,6 +355,9 @@ impl PeftModel {
         let mut saved: HashSet<&str> = HashSet::new();
         for name in names {
             let adapter = self.adapters.get(*name).ok_or_else(|| self.unknown(name))?;
+            if adapter.prompt().is_some() && names.len() > 1 {
+                return Err(Error::Adapter(format!("`{name}` is a prompt: it cannot act together with other adapters")));
+            }
             if let Some(twice) = adapter.plan.saved.iter().find(|module| !saved.insert(module)) {
                 return Err(Error::Adapter(format!("two of the active adapters have a trained copy of `{twice}`")));
             }
@@ -353,6 +422,15 @@ impl PeftModel {
         let info = &self.base.info;
         let module = self.base.module.attach(&|path| info.rename(path), &active, self.enabled);
         self.module = module.set_training(self.training);
+    }
+
+    /// What the running model says of itself: as the base model, with the positions that a prompt takes.
+    pub fn info(&self) -> Arc<ModelInfo> {
+        let active = self.active.iter().filter(|_| self.enabled).filter_map(|name| self.adapters.get(name));
+        match active.filter_map(Adapter::prompt).next() {
+            Some(prompt) => Arc::new(prompt.info(&self.base.info)),
+            None => Arc::clone(&self.base.info),
+        }
     }
 
     /// The base model.
@@ -444,8 +522,18 @@ impl PeftModel {
         };
         let batch = task.task.complete(batch.clone(), &self.base.info)?;
         let outputs = self.forward(&batch.inputs);
-        let loss = task.task.loss(&outputs, &batch.labels, &self.base.info)?;
+        let loss = self.loss_of(&outputs, &batch.labels, task)?;
         Ok((loss, outputs))
+    }
+
+    /// The mean loss of outputs that are there already, `[1]`: the task's, or the prompt's own.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the labels are unfit.
+    pub fn loss_of(&self, outputs: &Outputs, labels: &Labels, task: &TaskPlugin) -> Result<Tensor<1>> {
+        let active = self.active.iter().filter(|_| self.enabled).filter_map(|name| self.adapters.get(name));
+        let own = active.filter_map(Adapter::prompt).find_map(|prompt| prompt.tuner.loss(outputs, labels));
+        own.unwrap_or_else(|| task.task.loss(outputs, labels, &self.info()))
     }
 
     /// The gradients of the active adapters' tensors.
@@ -490,8 +578,14 @@ impl PeftModel {
     /// # Errors
     /// [`Error::Adapter`] if it is unknown.
     pub fn state_dict(&mut self, name: &str) -> Result<BTreeMap<String, TensorData>> {
-        let tensors = &self.adapter(name)?.tensors;
-        Ok(tensors.iter().map(|t| (format!("{KEY_PREFIX}{}", t.key), t.to_file().to_data())).collect())
+        let adapter = self.adapter(name)?;
+        let mut tensors: BTreeMap<_, _> =
+            adapter.tensors.iter().map(|t| (adapter.file_key(t), t.to_file().to_data())).collect();
+        if let Some(prompt) = adapter.prompt() {
+            let table = || adapter.prompt_table(prompt).to_data();
+            tensors.entry(PROMPT_EMBEDDINGS.to_owned()).or_insert_with(table);
+        }
+        Ok(tensors)
     }
 
     /// Replaces an adapter's values, as [`state_dict`](Self::state_dict) gives them.
@@ -528,6 +622,12 @@ impl PeftModel {
     /// [`Error::NotFinite`] if a merged value is not finite; the model is as it was then.
     pub fn merge(&mut self) -> Result<BaseModel> {
         self.sync();
+        let active = self.active.iter().filter_map(|name| Some((name, self.adapters.get(name)?)));
+        if let Some((name, _)) = active.into_iter().find(|(_, adapter)| adapter.prompt().is_some()) {
+            return Err(Error::Adapter(format!(
+                "`{name}` is a prompt: it stands before the input and changes no weight, so there is nothing to merge"
+            )));
+        }
         let mut broken = None;
         let info = Arc::clone(&self.base.info);
         let mut hung: BTreeMap<&str, Vec<(&str, &AdapterTensor)>> = BTreeMap::new();
@@ -568,7 +668,42 @@ impl PeftModel {
 enum Slot<'a> {
     /// With its derived value, if it has one.
     Tuned(&'a TensorSpec, &'a dyn Fn() -> Option<DynTensor>),
+    Prompt(&'a TensorSpec),
     Copy(&'a DynTensor),
+}
+
+/// The key of one of a prompt's tensors: PEFT's own where its file has it, else with the mark of the second file.
+fn prompt_key(tuner: &dyn PromptTuner, name: &str) -> String {
+    if tuner.table_tensor() == Some(name) {
+        PROMPT_EMBEDDINGS.to_owned()
+    } else if tuner.stored().contains(&name) {
+        name.to_owned()
+    } else {
+        format!("{PROMPT_ENCODER}{name}")
+    }
+}
+
+/// Whether the table in PEFT's file is less than what training changes.
+fn needs_encoder(tuner: &dyn PromptTuner, shape: &PromptShape) -> bool {
+    tuner.tensors(shape).iter().any(|spec| prompt_key(tuner, &spec.name).starts_with(PROMPT_ENCODER))
+}
+
+/// What is wrong if the table in a folder is not the one that its encoder makes.
+fn other_prompt(adapter: &Adapter, prompt: &PromptPlan, folder: &AdapterFolder) -> Option<String> {
+    let floats = |data: TensorData| data.convert::<f32>().try_to_vec::<f32>().unwrap_or_default();
+    let stored = folder.tensors.get(PROMPT_EMBEDDINGS)?;
+    let made = adapter.prompt_table(prompt).to_data();
+    let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2 * a.abs() + 1e-4;
+    let (shape, made) = (made.shape().clone(), floats(made));
+    let stored = floats(stored.clone());
+    if made.len() == stored.len() && made.iter().zip(&stored).all(is_near) {
+        return None;
+    }
+    Some(format!(
+        "`{PROMPT_EMBEDDINGS}`: is not the table {:?} that {} makes; take that file away to use the table alone",
+        shape.as_slice(),
+        crate::files::PROMPT_ENCODER_WEIGHTS
+    ))
 }
 
 fn merge_one(param: &DynParam, tensors: &[(&str, &AdapterTensor)]) -> DynTensor {
@@ -584,6 +719,7 @@ fn merge_one(param: &DynParam, tensors: &[(&str, &AdapterTensor)]) -> DynTensor 
         at += group.len().max(1);
         value = match &first.role {
             Role::Saved | Role::Tied { .. } | Role::Bias => first.param.tensor().without_autodiff(),
+            Role::Prompt(_) => value,
             Role::Tuned(layer) => layer.merged(&Tensors::new(&group), value),
         };
     }

@@ -92,6 +92,11 @@ pub trait Task: Debug + Send + Sync {
         inputs
     }
 
+    /// Whether the wrapper hands segments on when virtual tokens stand before the input; else they are dropped.
+    fn keeps_token_types(&self) -> bool {
+        false
+    }
+
     /// How many consecutive examples belong together and must stay in one batch.
     fn bound(&self) -> usize {
         1
@@ -108,7 +113,7 @@ pub trait Task: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) if the labels are absent.
-    fn loss_weight(&self, labels: &Labels) -> Result<f64>;
+    fn loss_weight(&self, labels: &Labels, info: &ModelInfo) -> Result<f64>;
 
     /// Reads what is needed of the model's outputs back to the host, one entry an example.
     ///

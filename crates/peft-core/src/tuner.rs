@@ -1,7 +1,7 @@
 //! What a tuner is: plain data plus functions. It never implements `Module`; the tensors it describes are held by
 //! [`AdapterSet`](crate::AdapterSet).
 
-use std::{fmt::Debug, sync::Arc};
+use std::{borrow::Cow, fmt::Debug, sync::Arc};
 
 use burn::tensor::{Int, Tensor};
 use serde_json::{Map, Value};
@@ -117,7 +117,7 @@ impl<'a> Tensors<'a> {
 #[derive(Debug, Clone)]
 pub struct TensorSpec {
     /// What follows the module's name in the file: `lora_A.weight`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its shape as in the file, which is its shape in memory.
     pub shape: Vec<usize>,
     /// Its value in a fresh adapter.

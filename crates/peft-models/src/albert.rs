@@ -107,7 +107,7 @@ impl AlbertLayer {
 impl AlbertAttention {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let projections = [&self.query, &self.key, &self.value];
-        let attended = self_attention(hidden.clone(), projections, self.heads, mask, &self.attention_dropout);
+        let attended = self_attention(hidden.clone(), projections, self.heads, mask, &self.attention_dropout, None);
         let attended = dropout(&self.output_dropout, adapted_linear(&self.dense, attended));
         self.layer_norm.forward(hidden + attended)
     }

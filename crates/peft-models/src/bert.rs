@@ -70,6 +70,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
             base_model_prefix: "bert",
             input_embedding: Some("embeddings.word_embeddings".to_owned()),
             ignored_tensors: &["position_ids"],
+            past: Some(sizes.past()),
             max_positions: Some(sizes.positions),
             ..ModelInfo::custom()
         },

@@ -97,7 +97,7 @@ impl TransformerBlock {
 impl SelfAttention {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let projections = [&self.q_lin, &self.k_lin, &self.v_lin];
-        adapted_linear(&self.out_lin, self_attention(hidden, projections, self.heads, mask, &self.dropout))
+        adapted_linear(&self.out_lin, self_attention(hidden, projections, self.heads, mask, &self.dropout, None))
     }
 }
 

@@ -145,6 +145,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     } else {
         ("GPT2Model", &[BACKBONE])
     };
+    let backbone = backbone(fields, &layers)?;
     let info = ModelInfo {
         model_type: "gpt2".to_owned(),
         class_name: class_name.to_owned(),
@@ -152,11 +153,12 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         segments,
         // The causal mask, which older files hold.
         ignored_tensors: &[".attn.bias", ".attn.masked_bias"],
+        past: backbone.h.first().map(|block| block.attn.heads.past(backbone.h.len())),
         max_positions: Some(fields.size("n_positions")?),
         ..ModelInfo::custom()
     };
     let model = CausalModel {
-        backbone: backbone(fields, &layers)?,
+        backbone,
         info,
         words: "wte",
         tied: fields.flag_or("tie_word_embeddings", true)?,

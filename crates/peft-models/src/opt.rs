@@ -159,15 +159,17 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         return Err(Fields::error("layerdrop", "leaving out whole layers is not supported: set it to 0"));
     }
     let layers = Layers { device, std: fields.float_or("init_std", 0.02)? };
+    let decoder = decoder(fields, &layers)?;
     let info = ModelInfo {
         model_type: "opt".to_owned(),
         class_name: class_name("OPT", class),
         config: config.clone(),
+        past: decoder.layers.first().map(|layer| layer.self_attn.heads.past(decoder.layers.len())),
         max_positions: Some(fields.size("max_position_embeddings")?),
         ..ModelInfo::custom()
     };
     let model = CausalModel {
-        backbone: Opt { decoder: decoder(fields, &layers)? },
+        backbone: Opt { decoder },
         info,
         words: "decoder.embed_tokens",
         tied: fields.flag_or("tie_word_embeddings", true)?,

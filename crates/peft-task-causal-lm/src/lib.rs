@@ -112,8 +112,11 @@ impl Task for CausalLm {
         loss::cross_entropy(logits.reshape([batch * length, classes]), &targets)
     }
 
-    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
-        Ok(rows_of(labels)?.iter().map(|row| counted(row)).sum::<usize>() as f64)
+    fn loss_weight(&self, labels: &Labels, info: &ModelInfo) -> Result<f64> {
+        // Behind virtual tokens the first token has something before it.
+        let skipped = usize::from(info.virtual_outputs == 0);
+        let count = |row: &Vec<i64>| row.iter().skip(skipped).filter(|label| **label != IGNORE).count();
+        Ok(rows_of(labels)?.iter().map(count).sum::<usize>() as f64)
     }
 
     /// One vector: the summed negative log-likelihood and how many tokens it is of.

@@ -111,7 +111,7 @@ fn what_is_only_read_has_no_end_put_on_it() {
 #[test]
 fn nothing_counts_where_the_completion_was_cut() {
     let examples = encode(json!({ "prompt": "abcdefgh", "completion": "ij" }), true).unwrap();
-    assert_eq!(CausalLm.loss_weight(&collate_labels(&[&examples[0]])).unwrap(), 0.0);
+    assert_eq!(CausalLm.loss_weight(&collate_labels(&[&examples[0]]), &ModelInfo::custom()).unwrap(), 0.0);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn each_token_is_told_from_those_before_it() {
     let labels = Labels([("labels".to_owned(), labels)].into());
     let loss = CausalLm.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
     close(f64::from(loss), 0.942_055_686_651_751_3);
-    assert_eq!(CausalLm.loss_weight(&labels).unwrap(), 4.0);
+    assert_eq!(CausalLm.loss_weight(&labels, &ModelInfo::custom()).unwrap(), 4.0);
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn the_target_is_closed_and_has_its_own_length() {
     assert_eq!(cut[0].labels["labels"], Label::Tokens(vec![99, 100, 101, 102]));
     let batch = collate_labels(&[&examples[0], &ended[0]]);
     assert_eq!(batch.integers("labels").unwrap(), [99, 100, 101, 2, 99, 2, IGNORE, IGNORE]);
-    assert_eq!(Seq2SeqLm.loss_weight(&batch).unwrap(), 6.0);
+    assert_eq!(Seq2SeqLm.loss_weight(&batch, &ModelInfo::custom()).unwrap(), 6.0);
 }
 
 #[test]

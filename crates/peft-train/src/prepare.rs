@@ -1,11 +1,12 @@
 //! From a recipe to everything that training needs, judged before the first step.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use burn::tensor::Device;
 use peft::{
     BaseModel, Error as PeftError, ModelInfo, Task, TaskPlugin,
     example::{EncodeContext, EncodeOptions, Pooling},
+    explain,
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions, Loaded},
@@ -31,6 +32,8 @@ pub const DEFAULT_MAX_LENGTH: usize = 1024;
 pub struct Prepared {
     /// The base model with the task's head.
     pub base: BaseModel,
+    /// What the model says of itself with the adapter's prompt before its input, if there is one.
+    pub info: Arc<ModelInfo>,
     /// Parameters that the checkpoint lacks and that start at random.
     pub initialised: Vec<String>,
     /// The task.
@@ -50,7 +53,7 @@ pub struct Prepared {
 impl Prepared {
     /// What the task needs to turn labelled rows into examples.
     pub fn context(&self) -> EncodeContext<'_> {
-        EncodeContext { tokenizer: &*self.tokenizer, info: &self.base.info, options: &self.options, labelled: true }
+        EncodeContext { tokenizer: &*self.tokenizer, info: &self.info, options: &self.options, labelled: true }
     }
 }
 
@@ -61,7 +64,7 @@ impl Prepared {
 pub fn options_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Result<EncodeOptions> {
     let path = folder.join(RECIPE_FILE);
     let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
-    let most = info.max_positions.unwrap_or(usize::MAX);
+    let most = info.room().unwrap_or(usize::MAX);
     encode_options(&data, model, data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(most))
 }
 
@@ -133,8 +136,11 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     let found = task.task.labels(&train, &label_column)?;
     let labels = if has_own_classes(&config, task, found.as_ref())? { None } else { found.clone() };
     let options = LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
+    let skeleton = checkpoint::skeleton(&config, &task.auto_class, &options, device)?;
+    // What the model cannot take is refused before its weights are read.
+    let plan = explain::plan(&skeleton, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
     let (base, initialised) = if !weights {
-        (checkpoint::skeleton(&config, &task.auto_class, &options, device)?, Vec::new())
+        (skeleton, Vec::new())
     } else if recipe.model.init == Some(Init::Random) {
         (checkpoint::random(&config, &task.auto_class, &options, device)?, Vec::new())
     } else {
@@ -143,9 +149,10 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     };
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&recipe.tokenizer())?);
 
-    let max_length = max_length(recipe, &base.info)?;
+    let info = plan.prompt.map_or_else(|| Arc::clone(&base.info), |prompt| Arc::new(prompt.info(&base.info)));
+    let max_length = max_length(recipe, &info)?;
     let options = encode_options(&recipe.data, &folder, max_length)?;
-    let context = EncodeContext { tokenizer: &*tokenizer, info: &base.info, options: &options, labelled: true };
+    let context = EncodeContext { tokenizer: &*tokenizer, info: &info, options: &options, labelled: true };
     let train = Dataset::for_training(train, task.task, &context)?;
     task.task.check_examples(&train.examples, &context).map_err(|error| error.in_file(&recipe.path))?;
     if train.summary.loss_tokens == 0 {
@@ -168,7 +175,18 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     };
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
     let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
-    Ok(Prepared { base, initialised, task: task.task, tokenizer, labels, train, eval, options })
+    Ok(Prepared { base, info, initialised, task: task.task, tokenizer, labels, train, eval, options })
+}
+
+/// The tokenizer that the adapter's configuration names for the text that a prompt begins as; none if it names none, or what it
+/// names is the base model or not here, in which case the base model's serves.
+pub(crate) fn prompt_tokenizer(recipe: &Recipe) -> Result<Option<Box<dyn Tokenizer>>> {
+    let named = recipe.adapter.options.get("tokenizer_name_or_path").and_then(|value| value.as_str());
+    let folder = named.map(|named| recipe.locate(named)).filter(|folder| folder.is_dir());
+    Ok(match folder {
+        Some(folder) => Some(Box::new(HfTokenizer::from_folder(&folder)?)),
+        None => None,
+    })
 }
 
 fn check_packing(recipe: &Recipe, task: &TaskPlugin) -> Result<()> {
@@ -206,11 +224,15 @@ fn has_own_classes(folder: &Path, task: &TaskPlugin, found: Option<&LabelSet>) -
 }
 
 fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {
-    let most = info.max_positions.unwrap_or(usize::MAX);
+    let most = info.room().unwrap_or(usize::MAX);
     let wanted = [("max_length", recipe.data.max_length), ("max_target_length", recipe.data.max_target_length)];
     for (key, wanted) in wanted {
         if let Some(wanted) = wanted.filter(|wanted| *wanted > most) {
-            let problem = format!("{wanted} is more than the model's {most} positions");
+            let taken = match info.virtual_tokens {
+                0 => String::new(),
+                taken => format!(" left beside {taken} virtual tokens"),
+            };
+            let problem = format!("{wanted} is more than the model's {most} positions{taken}");
             let (origin, key) = (recipe.path.display().to_string(), key.to_owned());
             return Err(Error::from(PeftError::Config { origin, key, problem }));
         }

@@ -122,7 +122,7 @@ impl Shown<'_> {
         }
         let id = u32::try_from(label).ok()?;
         Some(match &self.prepared.labels {
-            Some(_) => class(&self.prepared.base.info, label),
+            Some(_) => class(&self.prepared.info, label),
             None => self.token(id),
         })
     }
@@ -134,7 +134,7 @@ impl Shown<'_> {
             let value = match label {
                 Label::Tokens(labels) if Some(labels.as_ptr()) == aligned => return None,
                 Label::Tokens(labels) => labels.iter().map(|label| self.name(*label)).collect::<Vec<_>>().into(),
-                Label::Class(label) if self.prepared.labels.is_some() => class(&self.prepared.base.info, *label).into(),
+                Label::Class(label) if self.prepared.labels.is_some() => class(&self.prepared.info, *label).into(),
                 Label::Class(position) => (*position).into(),
                 Label::Float(value) => (*value).into(),
                 Label::Floats(values) => values.clone().into(),

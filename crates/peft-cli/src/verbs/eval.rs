@@ -1,6 +1,6 @@
 //! `peft eval`: the task's metrics on labelled data.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
 use peft::{
@@ -38,7 +38,7 @@ impl Eval {
     pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
         let model = self.model.open(globals)?;
         let opened = self.data.open(&self.model, &model, true)?;
-        let metrics = evaluate(&model, &opened.data, &opened.context(&model), self.data.batch_size, &mut Silent)?;
+        let metrics = evaluate(&model, &opened.data, &opened.context(), self.data.batch_size, &mut Silent)?;
         if globals.json {
             let mut document = json!(metrics);
             if let Value::Object(document) = &mut document {
@@ -100,6 +100,7 @@ fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 /// Rows made ready for a model.
 pub(crate) struct Opened {
     tokenizer: HfTokenizer,
+    info: Arc<ModelInfo>,
     options: EncodeOptions,
     labelled: bool,
     pub(crate) data: Dataset,
@@ -107,8 +108,8 @@ pub(crate) struct Opened {
 
 impl Opened {
     /// What the task needs beside the rows.
-    pub(crate) fn context<'a>(&'a self, model: &'a PeftModel) -> EncodeContext<'a> {
-        let (tokenizer, info) = (&self.tokenizer, &model.base().info);
+    pub(crate) fn context(&self) -> EncodeContext<'_> {
+        let (tokenizer, info) = (&self.tokenizer, &self.info);
         EncodeContext { tokenizer, info, options: &self.options, labelled: self.labelled }
     }
 }
@@ -132,7 +133,7 @@ impl DataArgs {
             }
             found => found?,
         };
-        let info = &model.base().info;
+        let info = &model.info();
         let mut options = options_of_adapter(&folder, &args.model, info)?;
         self.adjust(&mut options, plugin.task, info)?;
         if !labelled && options.overflow == Overflow::Drop {
@@ -141,7 +142,7 @@ impl DataArgs {
         }
         let context = EncodeContext { tokenizer: &tokenizer, info, options: &options, labelled };
         let data = Dataset::for_evaluation(read_part(&self.data, Part::Test)?, plugin.task, &context)?;
-        Ok(Opened { tokenizer, options, labelled, data })
+        Ok(Opened { tokenizer, info: Arc::clone(info), options, labelled, data })
     }
 
     fn adjust(&self, options: &mut EncodeOptions, task: &dyn Task, info: &ModelInfo) -> Result<(), CliError> {

@@ -55,13 +55,19 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
             } else {
                 format!("{} is kept out of the adapter and trained in full", e.saved.join(", "))
             };
+            let count = e.num_transformer_submodules.unwrap_or(task.num_transformer_submodules);
             format!(
-                "task_type {} makes this {} a {}: {heads}; under prompt learning {} transformer sub-module{} would get virtual tokens.",
+                "task_type {} makes this {} a {}: {heads}; {}{count} transformer sub-module{} {} virtual tokens.",
                 task.name,
                 e.base_model_class,
                 e.wrapper,
-                task.num_transformer_submodules,
-                if task.num_transformer_submodules == 1 { "" } else { "s" },
+                if e.prompt.is_empty() { "under prompt learning " } else { "" },
+                if count == 1 { "" } else { "s" },
+                match (e.prompt.is_empty(), count) {
+                    (true, _) => "would get",
+                    (false, 1) => "gets",
+                    (false, _) => "get",
+                },
             )
         }
         None => format!(
@@ -70,7 +76,13 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
         ),
     });
     out.push(String::new());
-    out.push(format!("{} adapts {} of {} candidates:", e.tuner, e.targeted.len(), e.targeted.len() + e.skipped.len()));
+    if e.prompt.is_empty() {
+        out.push(format!("{} adapts {} of {} candidates:", e.tuner, e.targeted.len(), e.targeted.len() + e.skipped.len()));
+    } else {
+        out.push(format!("{} adapts no module:", e.tuner));
+        out.extend(e.prompt.iter().map(|sentence| format!("  {sentence}")));
+        out.push(String::new());
+    }
     for module in base.tree().modules {
         let depth = module.name.matches('.').count();
         let last = module.name.rsplit('.').next().unwrap_or_default();

@@ -75,7 +75,7 @@ impl Generate {
         let tokenizer = HfTokenizer::from_folder(&self.model)?;
         let prompts = self.prompts()?;
         let model = self.open(globals)?;
-        let info = &model.base().info;
+        let info = &model.info();
         let encoded = prompts.iter().map(|prompt| self.encode(prompt, &tokenizer)).collect::<Result<Vec<_>, _>>()?;
 
         let given: Map<String, Value> = self.options.iter().cloned().collect();

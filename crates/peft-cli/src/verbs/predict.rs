@@ -25,7 +25,7 @@ impl Predict {
     pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
         let model = self.model.open(globals)?;
         let opened = self.data.open(&self.model, &model, false)?;
-        let answers = predict(&model, &opened.data, &opened.context(&model), self.data.batch_size, &mut Silent)?;
+        let answers = predict(&model, &opened.data, &opened.context(), self.data.batch_size, &mut Silent)?;
         if globals.json {
             return terminal::json(&answers);
         }

@@ -8,12 +8,14 @@ use std::{
 use burn::tensor::TensorData;
 
 use super::{TensorFile, create_folder, model_card, write_atomically, write_safetensors};
-use crate::{Error, PeftConfig, Result};
+use crate::{Error, PeftConfig, Result, prompt::PROMPT_ENCODER};
 
 /// The configuration's file name.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// The tensors' file name.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// The file of what only the training of a prompt needs; PEFT ignores it.
+pub const PROMPT_ENCODER_WEIGHTS: &str = "prompt_encoder.safetensors";
 
 /// The contents of an adapter folder, read and parsed but not yet fitted to a model.
 #[derive(Debug)]
@@ -41,7 +43,12 @@ impl AdapterFolder {
             let problem = "pickled weights are not read; save the adapter with safe_serialization=True".to_owned();
             return Err(Error::File { path: path.join("adapter_model.bin"), problem });
         }
-        let tensors = TensorFile::read(&weights, "the adapter's tensors")?.tensors;
+        let mut tensors = TensorFile::read(&weights, "the adapter's tensors")?.tensors;
+        let encoder = path.join(PROMPT_ENCODER_WEIGHTS);
+        if encoder.exists() {
+            let own = TensorFile::read(&encoder, "the prompt's encoder")?.tensors;
+            tensors.extend(own.into_iter().map(|(key, data)| (format!("{PROMPT_ENCODER}{key}"), data)));
+        }
         Ok(Self { path: path.to_owned(), config, tensors })
     }
 
@@ -66,7 +73,15 @@ impl AdapterFolder {
         }
         let place = Self::place(folder, adapter_name);
         create_folder(&place)?;
-        write_safetensors(&place.join(ADAPTER_WEIGHTS), tensors)?;
+        let (encoder, published): (Vec<_>, Vec<_>) =
+            tensors.iter().partition(|(key, _)| key.starts_with(PROMPT_ENCODER));
+        let own = encoder.into_iter().map(|(key, data)| (key.trim_start_matches(PROMPT_ENCODER).to_owned(), data.clone()));
+        let (own, published) = (own.collect::<BTreeMap<_, _>>(), published.into_iter());
+        if !own.is_empty() {
+            write_safetensors(&place.join(PROMPT_ENCODER_WEIGHTS), &own)?;
+        }
+        let published = published.map(|(key, data)| (key.clone(), data.clone())).collect();
+        write_safetensors(&place.join(ADAPTER_WEIGHTS), &published)?;
         write_atomically(&folder.join("README.md"), model_card(config).as_bytes())?;
         write_atomically(&place.join(ADAPTER_CONFIG), config.to_json().as_bytes())
     }

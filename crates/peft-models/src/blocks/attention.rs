@@ -5,7 +5,7 @@ use burn::{
     tensor::{Tensor, module, ops::AttentionModuleOptions},
 };
 use peft_backends::{device::is_host, ops::softmax};
-use peft_core::Result;
+use peft_core::{PastShape, Result};
 
 use super::{AttentionMask, Fields, dropout};
 
@@ -19,6 +19,11 @@ pub struct Heads {
 }
 
 impl Heads {
+    /// What stands before the input where these are the heads of the keys of so many layers.
+    pub fn past(self, layers: usize) -> PastShape {
+        PastShape { layers, heads: self.count, head_dim: self.dim }
+    }
+
     /// As many heads as the key `count` says, that share `width` evenly; `whole` is the key of that.
     ///
     /// # Errors

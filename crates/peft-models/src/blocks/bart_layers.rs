@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, Layers, Seq2SeqBackbone,
-    Seq2SeqModel, counted, dropout, past_length, target_ids,
+    Seq2SeqModel, behind_prompt, counted, dropout, past_length, target_ids,
 };
 
 /// What one family has and another has not.
@@ -211,7 +211,8 @@ impl Seq2SeqBackbone for Bart {
     fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let BartEncoder { embeddings, layers, layer_norm } = &self.encoder;
         let words = || inputs.input_ids.clone().map(|ids| embeddings.words(ids));
-        let hidden = embeddings.forward(inputs.inputs_embeds.clone().or_else(words)?, 0);
+        let words = inputs.inputs_embeds.clone().or_else(words)?;
+        let hidden = embeddings.forward(behind_prompt(inputs.prompt.as_ref(), words), 0);
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
         let hidden = layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &mask));
         Some(finished(layer_norm.as_ref(), hidden))
@@ -221,6 +222,7 @@ impl Seq2SeqBackbone for Bart {
         let BartDecoder { embeddings, layers, layer_norm } = &self.decoder;
         let words = || target_ids(inputs, Some(&self.shift)).map(|ids| embeddings.words(ids));
         let words = inputs.decoder_inputs_embeds.clone().or_else(words)?;
+        let words = behind_prompt(inputs.decoder_prompt.as_ref(), words);
         let hidden = embeddings.forward(words, past_length(inputs));
         let context = CrossContext::new(inputs, &hidden, states);
         let hidden = layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &context));
@@ -260,6 +262,8 @@ impl BartFamily {
         let shift = ShiftRight { start, pad_token_id };
         let is_shared = fields.flag_or("share_encoder_decoder_embeddings", true)?;
         let backbone = self.halves(fields, &layers, shift, is_shared)?;
+        let word_scale = backbone.encoder.embeddings.scale;
+        let decoder = Half::read("decoder", fields, fields.size("d_model")?)?;
         let model = Seq2SeqModel {
             backbone,
             info: ModelInfo {
@@ -272,6 +276,8 @@ impl BartFamily {
                     BartPositions::Sinusoidal => &["embed_positions.weight"],
                 },
                 initializer_std: Some(std),
+                word_scale,
+                past: Some(decoder.attention.heads.past(decoder.layers)),
                 max_positions: Some(fields.size("max_position_embeddings")?),
                 shift_right: Some(shift),
                 ..ModelInfo::custom()

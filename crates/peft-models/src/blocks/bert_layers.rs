@@ -6,7 +6,7 @@ use burn::{
     nn::{Dropout, Embedding, LayerNorm, Linear},
     tensor::{Int, Tensor},
 };
-use peft_core::{Inputs, Result, adapted_embedding, adapted_linear};
+use peft_core::{Inputs, PastKeyValues, PastShape, Result, adapted_embedding, adapted_linear};
 
 use super::{Activation, AttentionMask, Fields, Heads, Layers, dropout, embed, first_token, positions, self_attention};
 
@@ -38,6 +38,11 @@ pub struct BertSizes {
 }
 
 impl BertSizes {
+    /// The keys and values that can stand before the input.
+    pub fn past(&self) -> PastShape {
+        self.heads.past(self.layers)
+    }
+
     /// From a configuration with the keys and defaults of BERT.
     ///
     /// # Errors
@@ -177,21 +182,33 @@ impl BertEncoder {
     /// - `hidden`, returned: `[batch, sequence, hidden]`
     pub fn forward(&self, hidden: Tensor<3>, inputs: &Inputs) -> Tensor<3> {
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
-        self.layer.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &mask))
+        let past = inputs.past_key_values.as_ref();
+        let layers = self.layer.iter().enumerate();
+        layers.fold(hidden, |hidden, (at, layer)| layer.forward(hidden, &mask, past.map(|past| (past, at))))
     }
 }
 
 impl BertLayer {
-    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
-        let attended = self.attention.self_attention.forward(hidden.clone(), mask);
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        mask: &AttentionMask,
+        past: Option<(&PastKeyValues, usize)>,
+    ) -> Tensor<3> {
+        let attended = self.attention.self_attention.forward(hidden.clone(), mask, past);
         let hidden = self.attention.output.forward(attended, hidden);
         self.output.forward(self.intermediate.forward(hidden.clone()), hidden)
     }
 }
 
 impl BertSelfAttention {
-    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
-        self_attention(hidden, [&self.query, &self.key, &self.value], self.heads, mask, &self.dropout)
+    fn forward(
+        &self,
+        hidden: Tensor<3>,
+        mask: &AttentionMask,
+        past: Option<(&PastKeyValues, usize)>,
+    ) -> Tensor<3> {
+        self_attention(hidden, [&self.query, &self.key, &self.value], self.heads, mask, &self.dropout, past)
     }
 }
 

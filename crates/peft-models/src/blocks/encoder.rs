@@ -10,7 +10,7 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::Tensor,
 };
-use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, adapted_linear};
+use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, adapted_linear};
 
 use super::{
     Activation, AttentionMask, Heads, Layers, Scores, attend, class_name, dropout, first_token, split_span_logits,
@@ -60,7 +60,7 @@ impl<E: Encoder> EncoderModel<E> {
     ///
     /// `sequence` puts the family's own sequence classification head on the backbone, with that many labels, and `added`
     /// names the modules that come with it.
-    pub fn with_head<M: Module + Forward + 'static>(
+    pub fn with_head<M: Module + ModuleDisplay + Forward + 'static>(
         self,
         class: &AutoClass,
         layers: &Layers<'_>,
@@ -99,6 +99,7 @@ pub fn of_class(
     });
     let info = ModelInfo {
         class_name: class_name(family, class),
+        takes_prompt: true,
         input_embedding: words,
         head_modules: heads.iter().map(|head| (*head).to_owned()).collect(),
         ..info
@@ -213,6 +214,8 @@ impl<E: Encoder> Forward for FirstTokenClassifier<E> {
 
 /// Attention of the tokens to one another, from their projections `[query, key, value]`.
 ///
+/// `past` is what stands before the input, and the layer that it is taken from.
+///
 /// # Shapes
 /// - `hidden`: `[batch, sequence, hidden]`
 /// - returned: `[batch, sequence, heads · dim]`
@@ -222,7 +225,12 @@ pub fn self_attention(
     heads: Heads,
     mask: &AttentionMask,
     drop: &Dropout,
+    past: Option<(&PastKeyValues, usize)>,
 ) -> Tensor<3> {
     let [q, k, v] = projections.map(|linear| heads.split(adapted_linear(linear, hidden.clone())));
+    let (k, v) = match past {
+        Some((past, layer)) => past.extend(layer, k, v),
+        None => (k, v),
+    };
     heads.merge(attend(q, k, v, mask, drop, &Scores::default()))
 }

@@ -156,6 +156,7 @@ impl<B: Seq2SeqBackbone> Seq2SeqModel<B> {
             copies.iter().map(|copy| (format!("{}.weight", full(copy)), format!("{}.weight", full(words)))).collect();
         let output_words = format!("{}.weight", full(self.output_words));
         info.input_embedding = Some(full(self.input_words));
+        info.takes_prompt = true;
         let [vocab, width] = model.target_words().weight.lazy_shape().dims();
         let class_name = |tail: &str| format!("{family}{tail}");
         if *class == AutoClass::SEQ2SEQ_LM {

@@ -39,8 +39,8 @@ impl LayerTuner for LoraLinear {
             InitLoraWeights::Named(_) => (Init::Normal { std: 1.0 / self.rank as f64 }, Init::Constant(0.0)),
         };
         vec![
-            TensorSpec { name: LORA_A, shape: vec![self.rank, self.d_in], init: a, trainable: true },
-            TensorSpec { name: LORA_B, shape: vec![self.d_out, self.rank], init: b, trainable: true },
+            TensorSpec { name: LORA_A.into(), shape: vec![self.rank, self.d_in], init: a, trainable: true },
+            TensorSpec { name: LORA_B.into(), shape: vec![self.d_out, self.rank], init: b, trainable: true },
         ]
     }
 
@@ -95,8 +95,8 @@ impl LayerTuner for LoraEmbedding {
         };
         let b = Init::Normal { std: 1.0 };
         vec![
-            TensorSpec { name: LORA_EMBEDDING_A, shape: vec![self.rank, self.entries], init: a, trainable: true },
-            TensorSpec { name: LORA_EMBEDDING_B, shape: vec![self.dimensions, self.rank], init: b, trainable: true },
+            TensorSpec { name: LORA_EMBEDDING_A.into(), shape: vec![self.rank, self.entries], init: a, trainable: true },
+            TensorSpec { name: LORA_EMBEDDING_B.into(), shape: vec![self.dimensions, self.rank], init: b, trainable: true },
         ]
     }
 
