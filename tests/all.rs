@@ -14,5 +14,6 @@ mod gradients;
 mod half_precision;
 mod packing;
 mod past;
+mod prompts;
 mod registry;
 mod tidiness;

@@ -110,7 +110,7 @@ pub fn generate(
 /// Most tokens a decoder may have read in the end.
 fn max_length(config: &GenerationConfig, info: &ModelInfo, prompt: usize) -> Result<usize> {
     const NEW: usize = 20;
-    let most = info.max_positions.unwrap_or(usize::MAX);
+    let most = info.room().unwrap_or(usize::MAX);
     let wanted = match (config.max_new_tokens, config.max_length) {
         (Some(new), _) => prompt.saturating_add(new),
         (None, Some(length)) if length != NEW => length,
