@@ -175,7 +175,11 @@ fn impossible_prompts_are_refused_with_the_reason() {
     let tokens = |count: usize| ("num_virtual_tokens", Value::from(count));
     let causal = || Some(TaskType::CAUSAL_LM);
     for (model, config, reason) in [
-        ("distilbert.SEQ_CLS", config("PREFIX_TUNING", Some(TaskType::SEQ_CLS), &[tokens(3)]), "takes no keys and values"),
+        (
+            "distilbert.SEQ_CLS",
+            config("PREFIX_TUNING", Some(TaskType::SEQ_CLS), &[tokens(3)]),
+            "takes no keys and values",
+        ),
         ("albert.SEQ_CLS", config("PREFIX_TUNING", Some(TaskType::SEQ_CLS), &[tokens(3)]), "takes no keys and values"),
         ("llama.CAUSAL_LM", config("PROMPT_TUNING", None, &[tokens(3)]), "`task_type`"),
         ("gpt2.CAUSAL_LM", config("PROMPT_TUNING", causal(), &[tokens(24)]), "24 positions"),

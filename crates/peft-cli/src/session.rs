@@ -115,7 +115,9 @@ pub(crate) fn labels(model: &Path, folder: &AdapterFolder) -> Result<Option<Labe
     let heads = folder.config.task()?.map_or(&[][..], |task| task.heads);
     let rows =
         heads.iter().flat_map(|head| [format!("{head}.weight"), format!("{head}.out_proj.weight")]).find_map(|key| {
-            let data = [KEY_PREFIX, PROMPT_KEY_PREFIX].iter().find_map(|prefix| folder.tensors.get(&format!("{prefix}{key}")))?;
+            let data = [KEY_PREFIX, PROMPT_KEY_PREFIX]
+                .iter()
+                .find_map(|prefix| folder.tensors.get(&format!("{prefix}{key}")))?;
             data.shape().as_slice().first().copied()
         });
     // Transformers' own default, and no head of classes for question answering.

@@ -126,7 +126,8 @@ impl Explanation {
         let copies = count(&|name| saved_names.contains(name));
         let biases = count(&|name| plan.biases.contains(name));
         let prompt = plan.prompt.as_ref().map(|prompt| prompt.tuner.tensors(&prompt.shape)).unwrap_or_default();
-        let of_prompt = |trainable| prompt.iter().filter(|t| t.trainable == trainable).map(|t| size(&t.shape)).sum::<usize>();
+        let of_prompt =
+            |trainable| prompt.iter().filter(|t| t.trainable == trainable).map(|t| size(&t.shape)).sum::<usize>();
         let tuned: usize = adapted.iter().map(|a| a.params).sum::<usize>() + of_prompt(true);
         let fixed = fixed + of_prompt(false);
         Self {

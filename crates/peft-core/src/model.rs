@@ -17,8 +17,8 @@ use rand::{SeedableRng, rngs::StdRng};
 
 pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
-    Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, ModuleKind, ModuleTree,
-    Labels, ModelInfo, Outputs, PeftConfig, Plan, Result, TaskPlugin,
+    Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, Labels, ModelInfo,
+    ModuleKind, ModuleTree, Outputs, PeftConfig, Plan, Result, TaskPlugin,
     adapter::{AdapterTensor, Role, Tie},
     explain,
     files::AdapterFolder,
@@ -356,7 +356,9 @@ impl PeftModel {
         for name in names {
             let adapter = self.adapters.get(*name).ok_or_else(|| self.unknown(name))?;
             if adapter.prompt().is_some() && names.len() > 1 {
-                return Err(Error::Adapter(format!("`{name}` is a prompt: it cannot act together with other adapters")));
+                return Err(Error::Adapter(format!(
+                    "`{name}` is a prompt: it cannot act together with other adapters"
+                )));
             }
             if let Some(twice) = adapter.plan.saved.iter().find(|module| !saved.insert(module)) {
                 return Err(Error::Adapter(format!("two of the active adapters have a trained copy of `{twice}`")));

@@ -197,7 +197,9 @@ impl PromptPlan {
         let entry = self.tuner.entry();
         let place = match (entry, self.is_encoder_decoder) {
             (PromptEntry::Embeddings, false) => "before the embedded input".to_owned(),
-            (PromptEntry::Embeddings, true) if self.tuner.prompts_decoder() && shape.num_transformer_submodules == 2 => {
+            (PromptEntry::Embeddings, true)
+                if self.tuner.prompts_decoder() && shape.num_transformer_submodules == 2 =>
+            {
                 "before the embedded input of the encoder, and as many before the decoder's".to_owned()
             }
             (PromptEntry::Embeddings, true) => "before the embedded input of the encoder".to_owned(),

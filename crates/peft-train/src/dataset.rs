@@ -78,7 +78,9 @@ impl Dataset {
                 }
                 // Of bound examples only the whole group has a loss.
                 if context.labelled && bound == 1 {
-                    let weight = task.loss_weight(&collate_labels(&[&example]), context.info).map_err(|error| at_row(row, error))?;
+                    let weight = task
+                        .loss_weight(&collate_labels(&[&example]), context.info)
+                        .map_err(|error| at_row(row, error))?;
                     loss_tokens += weight;
                     summary.without_loss += usize::from(weight <= 0.0);
                     if weight <= 0.0 && drop_lossless {

@@ -103,7 +103,11 @@ impl Pass<'_> {
     }
 
     fn weight(&self, labels: &Labels) -> Result<f64> {
-        if self.context.labelled && !labels.is_empty() { Ok(self.task.loss_weight(labels, self.context.info)?) } else { Ok(0.0) }
+        if self.context.labelled && !labels.is_empty() {
+            Ok(self.task.loss_weight(labels, self.context.info)?)
+        } else {
+            Ok(0.0)
+        }
     }
 }
 

@@ -71,7 +71,8 @@ impl<T: PromptMethod> Tuner for Prompting<T> {
     /// No module is adapted: the plan has the prompt's sizes, and the heads of the task as modules to save.
     fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan> {
         if task.task_type.is_none() {
-            let problem = "missing: virtual tokens enter each task's model in another way, so prompt learning needs one";
+            let problem =
+                "missing: virtual tokens enter each task's model in another way, so prompt learning needs one";
             return Err(Error::config("task_type", problem));
         }
         self.0.check(task)?;

@@ -77,7 +77,12 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
     });
     out.push(String::new());
     if e.prompt.is_empty() {
-        out.push(format!("{} adapts {} of {} candidates:", e.tuner, e.targeted.len(), e.targeted.len() + e.skipped.len()));
+        out.push(format!(
+            "{} adapts {} of {} candidates:",
+            e.tuner,
+            e.targeted.len(),
+            e.targeted.len() + e.skipped.len()
+        ));
     } else {
         out.push(format!("{} adapts no module:", e.tuner));
         out.extend(e.prompt.iter().map(|sentence| format!("  {sentence}")));

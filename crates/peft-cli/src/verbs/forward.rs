@@ -95,9 +95,7 @@ fn loss(model: &PeftModel, outputs: &Outputs, batch: &Batch) -> Result<Option<Te
         return Ok(Some(hidden.square().mean()));
     }
     match model.task()? {
-        Some(task) if !batch.labels.is_empty() => {
-            Ok(Some(model.loss_of(outputs, &batch.labels, task)?))
-        }
+        Some(task) if !batch.labels.is_empty() => Ok(Some(model.loss_of(outputs, &batch.labels, task)?)),
         _ => Ok(None),
     }
 }

@@ -75,7 +75,8 @@ impl AdapterFolder {
         create_folder(&place)?;
         let (encoder, published): (Vec<_>, Vec<_>) =
             tensors.iter().partition(|(key, _)| key.starts_with(PROMPT_ENCODER));
-        let own = encoder.into_iter().map(|(key, data)| (key.trim_start_matches(PROMPT_ENCODER).to_owned(), data.clone()));
+        let own =
+            encoder.into_iter().map(|(key, data)| (key.trim_start_matches(PROMPT_ENCODER).to_owned(), data.clone()));
         let (own, published) = (own.collect::<BTreeMap<_, _>>(), published.into_iter());
         if !own.is_empty() {
             write_safetensors(&place.join(PROMPT_ENCODER_WEIGHTS), &own)?;

@@ -189,12 +189,7 @@ impl BertEncoder {
 }
 
 impl BertLayer {
-    fn forward(
-        &self,
-        hidden: Tensor<3>,
-        mask: &AttentionMask,
-        past: Option<(&PastKeyValues, usize)>,
-    ) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask, past: Option<(&PastKeyValues, usize)>) -> Tensor<3> {
         let attended = self.attention.self_attention.forward(hidden.clone(), mask, past);
         let hidden = self.attention.output.forward(attended, hidden);
         self.output.forward(self.intermediate.forward(hidden.clone()), hidden)
@@ -202,12 +197,7 @@ impl BertLayer {
 }
 
 impl BertSelfAttention {
-    fn forward(
-        &self,
-        hidden: Tensor<3>,
-        mask: &AttentionMask,
-        past: Option<(&PastKeyValues, usize)>,
-    ) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask, past: Option<(&PastKeyValues, usize)>) -> Tensor<3> {
         self_attention(hidden, [&self.query, &self.key, &self.value], self.heads, mask, &self.dropout, past)
     }
 }

@@ -8,8 +8,8 @@ use burn::{
 use peft_core::{Forward, Inputs, ModelInfo, Outputs, PastKeyValues, PastShape, Result};
 
 use super::{
-    AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables, embed_scaled,
-    past_length, positions,
+    AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables,
+    embed_scaled, past_length, positions,
 };
 
 /// The sizes of a decoder, as the configurations of Llama and its kin have them.

@@ -95,8 +95,18 @@ impl LayerTuner for LoraEmbedding {
         };
         let b = Init::Normal { std: 1.0 };
         vec![
-            TensorSpec { name: LORA_EMBEDDING_A.into(), shape: vec![self.rank, self.entries], init: a, trainable: true },
-            TensorSpec { name: LORA_EMBEDDING_B.into(), shape: vec![self.dimensions, self.rank], init: b, trainable: true },
+            TensorSpec {
+                name: LORA_EMBEDDING_A.into(),
+                shape: vec![self.rank, self.entries],
+                init: a,
+                trainable: true,
+            },
+            TensorSpec {
+                name: LORA_EMBEDDING_B.into(),
+                shape: vec![self.dimensions, self.rank],
+                init: b,
+                trainable: true,
+            },
         ]
     }
 

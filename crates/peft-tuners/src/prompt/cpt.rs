@@ -196,7 +196,8 @@ impl Cpt {
                 let decays = self.opt_weighted_loss_type == "decay";
                 if decays { self.opt_loss_decay_factor.powi(i32::try_from(after).unwrap_or(i32::MAX)) } else { 1.0 }
             };
-            targets.extend(ids.zip(&kinds).map(|(id, kind)| if is_answer(*kind) { id } else { IGNORE }).chain([IGNORE]));
+            targets
+                .extend(ids.zip(&kinds).map(|(id, kind)| if is_answer(*kind) { id } else { IGNORE }).chain([IGNORE]));
             weights.extend(kinds.iter().map(|kind| weight(*kind)).chain([1.0]));
         }
         let total = targets.iter().filter(|target| **target != IGNORE).count();

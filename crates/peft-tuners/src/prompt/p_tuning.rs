@@ -86,9 +86,14 @@ impl PromptTuner for PTuning {
 
     fn learns(&self) -> String {
         match self.encoder_reparameterization_type {
-            Reparameterization::Mlp => "a table of vectors and the three layers that make virtual tokens of it".to_owned(),
+            Reparameterization::Mlp => {
+                "a table of vectors and the three layers that make virtual tokens of it".to_owned()
+            }
             Reparameterization::Lstm => {
-                format!("a table of vectors, the LSTM of {} layers that reads it, and two layers", self.encoder_num_layers)
+                format!(
+                    "a table of vectors, the LSTM of {} layers that reads it, and two layers",
+                    self.encoder_num_layers
+                )
             }
         }
     }

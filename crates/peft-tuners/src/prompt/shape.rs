@@ -36,7 +36,9 @@ pub(super) fn resolve(
     let num_virtual_tokens = match options.num_virtual_tokens {
         Some(count) if count > 0 => count,
         Some(_) => return Err(Error::config("num_virtual_tokens", "must be at least 1")),
-        None => return Err(Error::config("num_virtual_tokens", "missing: how many virtual tokens stand before the input")),
+        None => {
+            return Err(Error::config("num_virtual_tokens", "missing: how many virtual tokens stand before the input"));
+        }
     };
     if let Some(most) = info.max_positions.filter(|most| num_virtual_tokens >= *most) {
         let problem = format!("{num_virtual_tokens} leave no room for text: the model has {most} positions");
@@ -62,7 +64,8 @@ pub(super) fn resolve(
                 return Err(Error::config("peft_type", problem));
             };
             if let Some(given) = options.token_dim.filter(|given| *given != width) {
-                let problem = format!("{given}: the model's words have {width} dimensions, and virtual tokens stand among them");
+                let problem =
+                    format!("{given}: the model's words have {width} dimensions, and virtual tokens stand among them");
                 return Err(Error::config("token_dim", problem));
             }
             if options.token_dim.is_none()
@@ -102,7 +105,9 @@ pub(super) fn resolve(
             let is_grouped = info.config.get("num_key_value_heads").is_some_and(|value| !value.is_null());
             for (key, given, own) in own {
                 let Some(given) = given.filter(|given| *given != own) else { continue };
-                let problem = format!("{given} does not fit: the model's attention has {own} ({layers} layers of {heads} heads of {head_dim} for keys)");
+                let problem = format!(
+                    "{given} does not fit: the model's attention has {own} ({layers} layers of {heads} heads of {head_dim} for keys)"
+                );
                 if !is_grouped || key == "num_layers" {
                     return Err(Error::config(key, problem));
                 }

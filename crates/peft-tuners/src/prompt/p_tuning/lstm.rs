@@ -17,7 +17,12 @@ pub(super) fn specs(layer: usize, width: usize, inner: usize) -> Vec<TensorSpec>
             ("bias_ih", vec![4 * inner]),
             ("bias_hh", vec![4 * inner]),
         ]
-        .map(|(name, shape)| TensorSpec { name: named(name, layer, direction).into(), shape, init, trainable: true })
+        .map(|(name, shape)| TensorSpec {
+            name: named(name, layer, direction).into(),
+            shape,
+            init,
+            trainable: true,
+        })
     });
     tensors.collect()
 }
