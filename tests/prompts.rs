@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::{
-    Batch, Explanation, PeftConfig, PeftModel, PeftType, TaskType,
+    Batch, Explanation, Inputs, PeftConfig, PeftModel, PeftType, TaskType,
     files::{AdapterFolder, PROMPT_ENCODER_WEIGHTS},
     model::DEFAULT_ADAPTER,
 };
@@ -236,4 +236,34 @@ fn positions_of_virtual_tokens_are_counted() {
     run(vec![5]).unwrap();
     let error = run(vec![5, 6]).unwrap_err().to_string();
     assert!(error.contains("21 positions"), "{error}");
+}
+
+/// A cache spares work and changes nothing: reading the whole text anew for each token gives the same tokens.
+#[rstest]
+fn prompts_write_the_same_without_a_cache(#[files("prompts/*.CAUSAL_LM.*/expected.json")] path: PathBuf) {
+    let folder = path.parent().unwrap();
+    let model = open(folder, &folder.join("adapter"));
+    let config = GenerationConfig { max_new_tokens: Some(5), ..GenerationConfig::default() };
+    let prompt = vec![5_u32, 9, 17];
+    let module = model.valid();
+    let written =
+        generate(&*module, &model.info(), model.device(), std::slice::from_ref(&prompt), &config, &mut ()).unwrap();
+    let mut read: Vec<i64> = prompt.iter().map(|id| i64::from(*id)).collect();
+    for token in &written[0].tokens {
+        let ids = TensorData::new(read.clone(), [1, read.len()]);
+        let inputs = Inputs {
+            attention_mask: Some(Tensor::from_data(
+                TensorData::new(vec![1_i64; read.len()], [1, read.len()]),
+                &Device::flex(),
+            )),
+            input_ids: Some(Tensor::from_data(ids, &Device::flex())),
+            ..Inputs::default()
+        };
+        let logits = module.forward(&inputs).get::<3>("logits").unwrap();
+        let [_, length, words] = logits.dims();
+        let last = floats(&logits.slice([0..1, length - 1..length, 0..words]).to_data());
+        let best = (0..words).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+        assert_eq!(best, *token as usize, "{read:?}");
+        read.push(i64::from(*token));
+    }
 }

@@ -84,11 +84,12 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
             e.targeted.len() + e.skipped.len()
         ));
     } else {
-        out.push(format!("{} adapts no module:", e.tuner));
+        out.push(format!("{} adapts no module; all of the model is frozen but what is saved:", e.tuner));
         out.extend(e.prompt.iter().map(|sentence| format!("  {sentence}")));
-        out.push(String::new());
+        out.extend(e.saved.iter().map(|module| format!("  saved: {module}, trained in full")));
     }
-    for module in base.tree().modules {
+    let modules = if e.prompt.is_empty() { base.tree().modules } else { Vec::new() };
+    for module in modules {
         let depth = module.name.matches('.').count();
         let last = module.name.rsplit('.').next().unwrap_or_default();
         let mark = if let Some(a) = e.adapted.iter().find(|a| a.name == module.name) {
