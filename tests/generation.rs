@@ -1,11 +1,16 @@
 //! What Transformers' `generate` writes (`generation/generate.py`), written here: one test a file.
 
-use std::path::PathBuf;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use peft::{
-    AutoClass,
+    ArchitecturePlugin, AutoClass,
+    files::{TensorFile, write_safetensors},
     models::checkpoint::{self, LoadOptions},
+    registry::plugins,
 };
 use peft_generate::{GenerationConfig, Written, generate, process};
 use rstest::rstest;
@@ -16,7 +21,12 @@ use crate::fixture::case;
 
 #[derive(Deserialize)]
 struct Fixture {
+    /// A golden case.
     model: String,
+    /// What its configuration has otherwise.
+    config: Map<String, Value>,
+    /// What matrices are multiplied by, by a part of their names.
+    factors: BTreeMap<String, f32>,
     cases: Vec<Case>,
 }
 
@@ -32,13 +42,33 @@ fn read<T: serde::de::DeserializeOwned>(path: &std::path::Path) -> T {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
+impl Fixture {
+    /// The model as the fixture has it.
+    fn folder(&self) -> tempfile::TempDir {
+        let (golden, folder) = (case(&self.model).join("model"), tempfile::tempdir().unwrap());
+        let mut config: Map<String, Value> = read(&golden.join("config.json"));
+        config.extend(self.config.clone());
+        std::fs::write(folder.path().join("config.json"), serde_json::to_string(&config).unwrap()).unwrap();
+        let mut tensors = TensorFile::read(&golden.join("model.safetensors"), "weights").unwrap().tensors;
+        for (name, data) in &mut tensors {
+            let is_matrix = data.shape().len() > 1;
+            for (_, factor) in self.factors.iter().filter(|(key, _)| is_matrix && name.contains(*key)) {
+                let values = data.clone().try_to_vec::<f32>().unwrap().into_iter().map(|value| value * factor);
+                *data = TensorData::new(values.collect::<Vec<_>>(), data.shape().clone());
+            }
+        }
+        write_safetensors(&folder.path().join("model.safetensors"), &tensors).unwrap();
+        folder
+    }
+}
+
 #[rstest]
 fn answers_are_those_of_transformers(#[files("generation/*.json")] path: PathBuf) {
     let fixture: Fixture = read(&path);
     let class = if fixture.model.contains("SEQ_2_SEQ") { AutoClass::SEQ2SEQ_LM } else { AutoClass::CAUSAL_LM };
     let device = Device::flex();
-    let folder = case(&fixture.model).join("model");
-    let base = checkpoint::load(&folder, &class, &LoadOptions::default(), &device).unwrap().base;
+    let folder = fixture.folder();
+    let base = checkpoint::load(folder.path(), &class, &LoadOptions::default(), &device).unwrap().base;
     for Case { options, prompts, answers } in fixture.cases {
         let config = GenerationConfig::default().with(&options, "case").unwrap();
         let module = base.module.valid();
@@ -53,6 +83,20 @@ fn answers_are_those_of_transformers(#[files("generation/*.json")] path: PathBuf
         let answers: Vec<Vec<u32>> = answers.iter().map(|answer| cut(answer)).collect();
         assert_eq!(written, answers, "{} {options:?} {prompts:?}", fixture.model);
     }
+}
+
+#[test]
+fn every_family_that_writes_is_compared() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("generation");
+    let files = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let fixtures = files.filter(|path| path.extension().is_some_and(|end| end == "json"));
+    let compared: BTreeSet<String> =
+        fixtures.map(|path| read::<Fixture>(&path).model.split('.').next().unwrap().to_owned()).collect();
+    let writes = |family: &&ArchitecturePlugin| {
+        [AutoClass::CAUSAL_LM, AutoClass::SEQ2SEQ_LM].iter().any(|class| family.classes.contains(class))
+    };
+    let families = plugins::<ArchitecturePlugin>().into_iter().filter(writes).map(|family| family.name.to_owned());
+    assert_eq!(families.collect::<BTreeSet<_>>(), compared);
 }
 
 #[derive(Deserialize)]

@@ -75,6 +75,8 @@ pub struct ModelInfo {
     pub initializer_std: Option<f64>,
     /// Most tokens the model can take.
     pub max_positions: Option<usize>,
+    /// Beyond so many positions the keys of the first ones are others too (LongRoPE): a text that grows over them is read anew.
+    pub rereads_after: Option<usize>,
     /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` or the attention mask tells it.
     pub pools_last_token: bool,
     /// The token whose state a classifier reads: each row must have it.
@@ -102,6 +104,7 @@ impl ModelInfo {
             computed: &[],
             initializer_std: None,
             max_positions: None,
+            rereads_after: None,
             pools_last_token: false,
             pooled_token: None,
             shift_right: None,

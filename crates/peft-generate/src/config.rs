@@ -41,6 +41,8 @@ pub struct GenerationConfig {
     pub length_penalty: f64,
     /// When a beam search ends.
     pub early_stopping: EarlyStopping,
+    /// Whether keys and values are kept from token to token; otherwise all is read again for each.
+    pub use_cache: bool,
     /// How many answers to a prompt.
     pub num_return_sequences: usize,
     /// Tokens that end an answer.
@@ -84,6 +86,7 @@ impl Default for GenerationConfig {
             num_beams: 1,
             length_penalty: 1.0,
             early_stopping: EarlyStopping::When(false),
+            use_cache: true,
             num_return_sequences: 1,
             eos_token_id: Vec::new(),
             pad_token_id: None,

@@ -3,7 +3,11 @@
 use burn::tensor::Device;
 use peft_core::{DynModule, Error, ModelInfo, Result};
 
-use crate::{GenerationConfig, beam, decoder::Decoder, sample};
+use crate::{
+    GenerationConfig, beam,
+    decoder::{Decoder, Reader},
+    sample,
+};
 
 /// What a model is to go on from, one row a prompt: its tokens, or the source's where there is an encoder.
 pub type Prompts = [Vec<u32>];
@@ -79,7 +83,7 @@ pub fn generate(
     };
     let mask = |left: bool| prompts.iter().map(|row| flags(row, left)).collect::<Vec<Vec<i64>>>();
     let limits = |prompt: usize| max_length(config, info, prompt);
-    let device = device.clone().inner();
+    let reader = Reader { module, info, device: device.clone().inner(), use_cache: config.use_cache };
     let (run, mut decoder, scores) = if is_crossed {
         let Some(start) = config.decoder_start_token_id.or(config.bos_token_id) else {
             return Err(Error::Config {
@@ -90,14 +94,14 @@ pub fn generate(
         };
         let max_length = limits(1)?;
         let rows: Vec<Vec<u32>> = prompts.iter().map(|row| [row.clone(), fill(row)].concat()).collect();
-        let (decoder, scores) = Decoder::crossed(module, device, &rows, mask(false), start)?;
+        let (decoder, scores) = Decoder::crossed(reader, &rows, mask(false), start)?;
         let (read, padding) = (vec![vec![start]; prompts.len()], vec![0; prompts.len()]);
         (Run { config, read, padding, prompt: 1, max_length }, decoder, scores)
     } else {
         let max_length = limits(longest)?;
         let read: Vec<Vec<u32>> = prompts.iter().map(|row| [fill(row), row.clone()].concat()).collect();
         let padding = prompts.iter().map(|row| longest - row.len()).collect();
-        let (decoder, scores) = Decoder::causal(module, device, &read, mask(true))?;
+        let (decoder, scores) = Decoder::causal(reader, read.clone(), mask(true))?;
         (Run { config, read, padding, prompt: longest, max_length }, decoder, scores)
     };
     if config.num_beams > 1 {
