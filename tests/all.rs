@@ -15,4 +15,5 @@ mod half_precision;
 mod packing;
 mod past;
 mod registry;
+mod text_metrics;
 mod tidiness;
