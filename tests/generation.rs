@@ -9,10 +9,13 @@ use burn::tensor::{Device, TensorData};
 use peft::{
     ArchitecturePlugin, AutoClass,
     files::{TensorFile, write_safetensors},
-    models::checkpoint::{self, LoadOptions},
+    models::{
+        HfTokenizer,
+        checkpoint::{self, LoadOptions},
+    },
     registry::plugins,
 };
-use peft_generate::{GenerationConfig, Written, generate, process};
+use peft_generate::{Generated, GenerationConfig, Generator, Written, process};
 use rstest::rstest;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -72,7 +75,8 @@ fn answers_are_those_of_transformers(#[files("generation/*.json")] path: PathBuf
     for Case { options, prompts, answers } in fixture.cases {
         let config = GenerationConfig::default().with(&options, "case").unwrap();
         let module = base.module.valid();
-        let written = generate(&*module, &base.info, &device, &prompts, &config, &mut ()).unwrap();
+        let generator = Generator { module: &*module, info: &base.info, device: &device, tokenizer: None };
+        let written = generator.generate(&prompts, &config, &mut ()).unwrap();
         // What Transformers fills finished answers with depends on the search and on whether the padding token is 0.
         let ends: Vec<u32> = serde_json::from_value(options["eos_token_id"].clone()).unwrap();
         let cut = |answer: &[u32]| {
@@ -97,6 +101,56 @@ fn every_family_that_writes_is_compared() {
     };
     let families = plugins::<ArchitecturePlugin>().into_iter().filter(writes).map(|family| family.name.to_owned());
     assert_eq!(families.collect::<BTreeSet<_>>(), compared);
+}
+
+#[test]
+fn stop_strings_end_answers_where_transformers_ends_them() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("generation/stops");
+    let tokenizer = HfTokenizer::from_folder(&folder).unwrap();
+    let device = Device::flex();
+    let model = case("llama.CAUSAL_LM.default").join("model");
+    let base = checkpoint::load(&model, &AutoClass::CAUSAL_LM, &LoadOptions::default(), &device).unwrap().base;
+    let module = base.module.valid();
+    let with = |tokenizer| Generator { module: &*module, info: &base.info, device: &device, tokenizer };
+    let mut stopped = 0;
+    for Case { options, prompts, answers } in read::<Vec<Case>>(&folder.join("cases.json")) {
+        let config = GenerationConfig::default().with(&options, "case").unwrap();
+        let written = with(Some(&tokenizer)).generate(&prompts, &config, &mut ()).unwrap();
+        assert_eq!(written.len(), answers.len());
+        for (written, wanted) in written.iter().zip(&answers) {
+            let (found, rest) = wanted.split_at(written.tokens.len());
+            let is_same = found == written.tokens && rest.iter().all(|fill| [0, 40].contains(fill));
+            assert!(is_same, "{options:?}: {written:?} against {wanted:?}");
+            stopped += usize::from(written.ended);
+        }
+        assert!(with(None).generate(&prompts, &config, &mut ()).unwrap_err().to_string().contains("tokenizer"));
+    }
+    assert!(stopped > 10, "{stopped}");
+}
+
+#[test]
+fn beams_are_drawn_from_the_seed_and_stay_likely() {
+    let device = Device::flex();
+    let folder = case("llama.CAUSAL_LM.default").join("model");
+    let base = checkpoint::load(&folder, &AutoClass::CAUSAL_LM, &LoadOptions::default(), &device).unwrap().base;
+    let module = base.module.valid();
+    let generator = Generator { module: &*module, info: &base.info, device: &device, tokenizer: None };
+    let beams = GenerationConfig { num_beams: 3, max_new_tokens: Some(6), ..GenerationConfig::default() };
+    let write = |config: GenerationConfig| generator.generate(&[vec![5, 9], vec![7, 3, 4]], &config, &mut ()).unwrap();
+    let draw = |seed| write(GenerationConfig { do_sample: true, seed, num_return_sequences: 2, ..beams.clone() });
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+    // Nothing that is drawn is as likely as the best of a search.
+    let best = write(beams.clone());
+    for seed in 0..20 {
+        for (at, drawn) in draw(seed).iter().enumerate() {
+            assert!(drawn.score <= best[at / 2].score, "{drawn:?} against {:?}", best[at / 2]);
+        }
+    }
+    // Cold enough a draw takes what is most probable: the search without a draw.
+    let cold = write(GenerationConfig { do_sample: true, top_k: 0, temperature: 1e-4, ..beams.clone() });
+    let tokens = |answers: &[Generated]| answers.iter().map(|answer| answer.tokens.clone()).collect::<Vec<_>>();
+    assert_eq!(tokens(&cold), tokens(&best));
 }
 
 #[derive(Deserialize)]
@@ -128,7 +182,9 @@ fn the_same_seed_draws_the_same_tokens() {
     let base = checkpoint::load(&folder, &AutoClass::CAUSAL_LM, &LoadOptions::default(), &device).unwrap().base;
     let draw = |seed: u64| {
         let config = GenerationConfig { do_sample: true, seed, num_return_sequences: 2, ..GenerationConfig::default() };
-        generate(&*base.module.valid(), &base.info, &device, &[vec![5, 9]], &config, &mut ()).unwrap()
+        let module = base.module.valid();
+        let generator = Generator { module: &*module, info: &base.info, device: &device, tokenizer: None };
+        generator.generate(&[vec![5, 9]], &config, &mut ()).unwrap()
     };
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));

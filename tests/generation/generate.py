@@ -114,17 +114,58 @@ for file, name, config, factors in MODELS:
 # Filtered probabilities of the draw.
 torch.manual_seed(3)
 draws = []
-for options in (dict(temperature=0.7), dict(top_k=5), dict(top_p=0.8), dict(min_p=0.1), dict(temperature=1.5, top_k=8, top_p=0.9, min_p=0.05)):
+BEAMS = dict(num_beams=2, eos_token_id=[3, 4])
+for options in (
+    dict(temperature=0.7), dict(top_k=5), dict(top_p=0.8), dict(min_p=0.1), dict(temperature=1.5, top_k=8, top_p=0.9, min_p=0.05),
+    BEAMS | dict(top_k=1), BEAMS | dict(top_p=0.1), BEAMS | dict(min_p=0.9), dict(num_beams=2, top_p=0.1), BEAMS | dict(temperature=1.5, top_k=8, top_p=0.9),
+):
     logits = torch.randn(1, 24) * 2
     p = tf.generation.logits_process
     config = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=None) | options
+    # Beams that end leave one that goes on, as in `_get_logits_processor`.
+    keep = dict(min_tokens_to_keep=len(options.get("eos_token_id", [0])) + 1 if "num_beams" in options else 1)
     warpers = [p.TemperatureLogitsWarper(config["temperature"])]
-    if config["top_k"]: warpers.append(p.TopKLogitsWarper(config["top_k"]))
-    if config["top_p"] < 1: warpers.append(p.TopPLogitsWarper(config["top_p"]))
-    if config["min_p"]: warpers.append(p.MinPLogitsWarper(config["min_p"]))
+    if config["top_k"]: warpers.append(p.TopKLogitsWarper(config["top_k"], **keep))
+    if config["top_p"] < 1: warpers.append(p.TopPLogitsWarper(config["top_p"], **keep))
+    if config["min_p"]: warpers.append(p.MinPLogitsWarper(config["min_p"], **keep))
     scores = logits
     for warper in warpers:
         scores = warper(torch.zeros(1, 1, dtype=torch.long), scores)
     draws.append(dict(options=config, logits=logits[0].tolist(), probabilities=scores.softmax(-1)[0].tolist()))
 (HERE / "sampling").mkdir(exist_ok=True)
 (HERE / "sampling/probabilities.json").write_text("[\n" + ",\n".join(map(json.dumps, draws)) + "\n]\n")
+
+# Stop strings, with a tokenizer whose tokens overlap them in every way.
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)] + ["Ġ", "Ċ", "Ã", "©", "!"]
+MERGES = [("s", "t"), ("o", "p"), ("st", "op"), ("Ġ", "t"), ("h", "e"), ("e", "r"), ("op", "er"), ("k", "w"), ("Ã", "©")]
+vocab = {token: at for at, token in enumerate(LETTERS + ["".join(pair) for pair in MERGES] + ["<end>"])}
+assert len(vocab) == 41
+tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=MERGES))
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+tokenizer.decoder = decoders.ByteLevel()
+tokenizer.add_special_tokens(["<end>"])
+(HERE / "stops").mkdir(exist_ok=True)
+tokenizer.save(str(HERE / "stops/tokenizer.json"))
+fast = tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+model = load("llama.CAUSAL_LM.default", {}, {})
+model.generation_config = tf.GenerationConfig()
+cases = []
+for prompts, options in [(ONE, {}), (PADDED, {}), (PADDED, dict(num_beams=3)), (ALIKE, dict(num_beams=2, num_return_sequences=2))]:
+    longest = max(map(len, prompts))
+    x = dict(
+        input_ids=torch.tensor([[0] * (longest - len(p)) + p for p in prompts]),
+        attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
+    )
+    common = dict(max_new_tokens=10, eos_token_id=[40], pad_token_id=0, **options)
+    free = model.generate(**x, generation_config=tf.GenerationConfig(**common, do_sample=False))
+    # Half a character is no text that a stop string could hold.
+    text = fast.decode(free[0, longest:]).replace("\ufffd", "é")
+    end = fast.decode(free[0, longest - 1 : longest + 1])
+    for stop in ([text[2:4]], [text[3]], [text[1:5], "zzzz"], ["x" + text[:3]], [end], [text[4:6], text[5:7]], ["<end>", "é"]):
+        config = tf.GenerationConfig(**common, stop_strings=stop, do_sample=False)
+        out = model.generate(**x, generation_config=config, tokenizer=fast)
+        cases.append(dict(options=common | dict(stop_strings=stop), prompts=prompts, answers=[row[longest:] for row in out.tolist()]))
+lines = ",\n".join("  " + json.dumps(case) for case in cases)
+(HERE / "stops/cases.json").write_text(f"[\n{lines}\n]\n")
