@@ -103,6 +103,10 @@ fn prompts_and_conversations_come_from_a_file() {
     ] });
     let open = json!({ "messages": [{ "role": "user", "content": "go" }] });
     assert_eq!(prompts("chat.jsonl", &format!("{chat}\n{open}\n"), &[]), ["fjr\nx", "go\nx"]);
+    // Measured is the last answer of each conversation that has one.
+    let eval = ["eval", "--model", "model", "--adapter", "adapter", "--data", "chat.jsonl", "--predict-with-generate"];
+    let metrics = parsed(folder.path(), &eval);
+    assert_eq!((&metrics["exact_match"], &metrics["rows"]), (&json!(0.0), &json!(2)), "{metrics}");
 }
 
 #[test]

@@ -175,7 +175,7 @@ fn max_length(config: &GenerationConfig, info: &ModelInfo, prompt: usize) -> Res
     };
     if wanted <= prompt {
         return Err(Error::Data(format!(
-            "a prompt of {prompt} tokens leaves no room for an answer in {wanted}: shorten it, or set max_new_tokens"
+            "a prompt of {prompt} tokens leaves no room for an answer in {wanted}: shorten it, or raise the length"
         )));
     }
     if wanted > most {

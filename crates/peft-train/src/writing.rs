@@ -1,5 +1,7 @@
 //! Answers that a model writes: what each row asks for, judged before the first forward pass, and how they are written.
 
+use std::collections::HashSet;
+
 use burn::tensor::Device;
 use peft::{
     BadRows, DynModule, Error as PeftError, TaskPlugin, example::EncodeContext, metrics::texts::compare, task::Asked,
@@ -34,7 +36,13 @@ impl Writing {
         }
         config.num_return_sequences = 1;
         let (mut bad, mut asked) = (BadRows::default(), Vec::with_capacity(data.rows.len()));
-        for row in &data.rows {
+        let kept: HashSet<usize> = data.examples.iter().map(|example| example.row).collect();
+        for (index, row) in data.rows.iter().enumerate() {
+            if !kept.contains(&index) {
+                // `overflow = "drop"` leaves it out.
+                asked.push(None);
+                continue;
+            }
             let judged = task.task.asks(row, context).and_then(|one| {
                 let prompt = one.as_ref().map_or(Ok(()), |one| check(context.info, &one.prompt, &config));
                 prompt.map(|()| one).map_err(|error| match error {
