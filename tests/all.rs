@@ -16,4 +16,5 @@ mod packing;
 mod past;
 mod prompts;
 mod registry;
+mod text_metrics;
 mod tidiness;

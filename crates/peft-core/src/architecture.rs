@@ -87,6 +87,8 @@ pub struct ModelInfo {
     pub virtual_outputs: usize,
     /// Most tokens the model can take, virtual ones included.
     pub max_positions: Option<usize>,
+    /// Beyond so many positions the keys of the first ones are others too (LongRoPE): a text that grows over them is read anew.
+    pub rereads_after: Option<usize>,
     /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` or the attention mask tells it.
     pub pools_last_token: bool,
     /// The token whose state a classifier reads: each row must have it.
@@ -131,6 +133,7 @@ impl ModelInfo {
             virtual_outputs: 0,
             num_tasks: None,
             max_positions: None,
+            rereads_after: None,
             pools_last_token: false,
             pooled_token: None,
             shift_right: None,

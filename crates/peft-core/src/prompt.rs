@@ -241,13 +241,14 @@ impl PromptPlan {
                 // Virtual tokens have positions like words, so positions are counted anew.
                 inputs.position_ids = None;
                 inputs.attention_mask = inputs.attention_mask.map(|mask| behind(mask, tokens, 1));
-                if begins && inputs.encoder_outputs.is_none() {
+                let decodes = self.tuner.prompts_decoder() && self.shape.num_transformer_submodules == 2;
+                if begins && (decodes || inputs.encoder_outputs.is_none()) {
                     let task_ids = inputs.task_ids.clone();
                     let call = PromptCall { batch, task_ids: task_ids.as_ref(), training };
                     let prompts = self.tuner.prompts(tensors, &call);
                     let [_, rows, width] = prompts.dims();
                     inputs.token_type_ids = inputs.token_type_ids.map(|types| behind(types, tokens, 0));
-                    if self.tuner.prompts_decoder() && self.shape.num_transformer_submodules == 2 {
+                    if decodes {
                         inputs.decoder_prompt = Some(prompts.clone().slice([0..batch, tokens..rows, 0..width]));
                         inputs.decoder_attention_mask =
                             inputs.decoder_attention_mask.map(|mask| behind(mask, tokens, 1));

@@ -119,8 +119,11 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         dropout: make.dropout(residual_drop),
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
+    let rereads_after = rotary.switch();
     let sight = Sight { window, ..Sight::new(rotary) };
     let norm = make.rms_norm(hidden, epsilon);
     let decoder = Decoder::new(&make, &sizes, sight, layers, norm);
-    decoder.into_model("phi3", class_name("Phi3", class), fields)?.with_head(class, &make)
+    let mut model = decoder.into_model("phi3", class_name("Phi3", class), fields)?;
+    model.info.rereads_after = rereads_after;
+    model.with_head(class, &make)
 }

@@ -165,3 +165,18 @@ fn perplexity_is_a_mean_over_all_tokens() {
         close(answer["perplexity"].as_f64().unwrap(), 0.169_846_019_556_285_48_f64.exp());
     });
 }
+
+#[test]
+fn a_prompt_asks_for_its_completion_and_a_whole_text_for_nothing() {
+    let asks = |fields: Value, labelled| {
+        with_context(&ModelInfo::custom(), labelled, |context| CausalLm.asks(&row(1, fields.clone()), context)).unwrap()
+    };
+    let both = json!({ "prompt": "abcd", "completion": " ef" });
+    assert_eq!(asks(both.clone(), true), Some(Asked { prompt: vec![97, 99], wanted: Some(" ef".to_owned()) }));
+    assert_eq!(asks(both, false), Some(Asked { prompt: vec![97, 99], wanted: None }));
+    assert_eq!(asks(json!({ "prompt": "ab" }), false), Some(Asked { prompt: vec![97], wanted: None }));
+    let question = json!({ "instruction": "i", "output": "o" });
+    assert_eq!(asks(question, true).and_then(|asked| asked.wanted).as_deref(), Some("o"));
+    assert_eq!(asks(json!({ "text": "abcd" }), true), None);
+    assert_eq!(asks(json!({ "text": "abcd" }), false), None);
+}

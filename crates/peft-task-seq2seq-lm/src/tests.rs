@@ -172,3 +172,13 @@ fn perplexity_is_a_mean_over_all_tokens() {
         assert_eq!(Seq2SeqLm.answer(&judged[1], context).unwrap()["tokens"], 2.0);
     });
 }
+
+#[test]
+fn the_source_asks_for_the_target() {
+    let asks = |labelled| {
+        let row = row(1, json!({ "source": "abcdef", "target": "xyz" }));
+        with_context(&ModelInfo::custom(), labelled, |context| Seq2SeqLm.asks(&row, context)).unwrap().unwrap()
+    };
+    assert_eq!(asks(true), Asked { prompt: vec![97, 98, 99, 100], wanted: Some("xyz".to_owned()) });
+    assert_eq!(asks(false).wanted, None);
+}

@@ -15,13 +15,15 @@ use peft::{
     tokenizer::Tokenizer,
 };
 
+use peft_generate::GenerationConfig;
+
 use crate::{
-    Dataset, Error, Recipe, Result,
+    Dataset, Error, Recipe, Result, Writing,
     data::{Part, has_part, read_part},
     dataset,
     packing::check_kept_apart,
     pooling,
-    recipe::{DataArguments, Init, RECIPE_FILE},
+    recipe::{DataArguments, Init, RECIPE_FILE, TrainingArguments},
 };
 
 /// Most tokens of an example where neither the recipe nor the model says less: the default of `SFTConfig`.
@@ -46,6 +48,8 @@ pub struct Prepared {
     pub train: Dataset,
     /// The evaluation rows.
     pub eval: Option<Dataset>,
+    /// What the model is to write for the evaluation rows.
+    pub writing: Option<Writing>,
     /// How rows become examples.
     pub options: EncodeOptions,
 }
@@ -66,6 +70,49 @@ pub fn options_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Resu
     let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
     let most = info.room().unwrap_or(usize::MAX);
     encode_options(&data, model, data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(most))
+}
+
+/// How a model writes: as its own folder says, with what the adapter's `recipe.toml` says of generation over it.
+///
+/// # Errors
+/// If one of the files is broken.
+pub fn generation_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Result<GenerationConfig> {
+    let path = folder.join(RECIPE_FILE);
+    let training = if path.exists() { Recipe::read(&path, &[])?.training } else { TrainingArguments::default() };
+    generation_config(&training, model, info)
+}
+
+fn generation_config(training: &TrainingArguments, model: &Path, info: &ModelInfo) -> Result<GenerationConfig> {
+    let mut config = GenerationConfig::of_model(model, &info.config)?;
+    if let Some(length) = training.generation_max_length {
+        // The model's own limit would go before it.
+        (config.max_length, config.max_new_tokens) = (Some(length), None);
+    }
+    config.num_beams = training.generation_num_beams.unwrap_or(config.num_beams);
+    Ok(config)
+}
+
+/// What `predict_with_generate` asks for.
+fn writing(
+    recipe: &Recipe,
+    task: &TaskPlugin,
+    eval: Option<&Dataset>,
+    context: &EncodeContext<'_>,
+) -> Result<Option<Writing>> {
+    if !recipe.training.predict_with_generate {
+        return Ok(None);
+    }
+    let config = generation_config(&recipe.training, &recipe.model_folder(), context.info)?;
+    let writing = eval.map(|eval| Writing::new(eval, task, context, config)).transpose()?;
+    let problem = match &writing {
+        None => "there is nothing to evaluate on: give `eval` or `eval_split` in [data]".to_owned(),
+        Some(None) => {
+            format!("no row asks {} to write anything: give a prompt and its completion, or a conversation", task.name)
+        }
+        Some(Some(_)) => return Ok(writing.flatten()),
+    };
+    let (origin, key) = (recipe.path.display().to_string(), "predict_with_generate".to_owned());
+    Err(PeftError::Config { origin, key, problem }.into())
 }
 
 fn encode_options(data: &DataArguments, model: &Path, max_length: usize) -> Result<EncodeOptions> {
@@ -174,8 +221,9 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
         train
     };
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
+    let writing = writing(recipe, task, eval.as_ref(), &context)?;
     let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
-    Ok(Prepared { base, info, initialised, task: task.task, tokenizer, labels, train, eval, options })
+    Ok(Prepared { base, info, initialised, task: task.task, tokenizer, labels, train, eval, writing, options })
 }
 
 /// The tokenizer that the adapter's configuration names for the text that a prompt begins as; none if it names none, or what it

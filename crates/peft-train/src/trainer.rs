@@ -353,7 +353,7 @@ impl Run<'_> {
         let Some(data) = &self.prepared.eval else { return Ok(None) };
         let context = self.prepared.context();
         let batch_size = self.recipe.training.per_device_eval_batch_size;
-        evaluate(&self.model, data, &context, batch_size, observer).map(Some)
+        evaluate(&self.model, data, &context, self.prepared.writing.as_ref(), batch_size, observer).map(Some)
     }
 
     fn evaluate(&mut self, log: &TrainerLog, observer: &mut dyn Observer) -> Result<()> {

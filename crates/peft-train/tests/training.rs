@@ -328,7 +328,7 @@ fn the_best_adapter_is_the_result_if_asked_for() {
     let model = PeftModel::from_pretrained(prepared.base.clone(), &bench.out("best"), &Device::flex()).unwrap();
     let context = prepared.context();
     let data = prepared.eval.as_ref().unwrap();
-    let metrics = peft_train::evaluate::evaluate(&model, data, &context, 3, &mut Silent).unwrap();
+    let metrics = peft_train::evaluate::evaluate(&model, data, &context, None, 3, &mut Silent).unwrap();
     assert!((metrics["eval_loss"] - lowest).abs() < 1e-5, "{metrics:?} {lowest}");
 }
 

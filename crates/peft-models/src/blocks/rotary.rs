@@ -49,6 +49,11 @@ impl Rotary {
         positions.max(self.frequencies.reach)
     }
 
+    /// How many positions may be read before the frequencies change for all of them: LongRoPE's second set.
+    pub fn switch(&self) -> Option<usize> {
+        self.frequencies.switch()
+    }
+
     /// The rotations of these positions, for all layers of a forward pass.
     ///
     /// # Shapes
