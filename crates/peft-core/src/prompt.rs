@@ -215,6 +215,7 @@ impl PromptPlan {
         };
         let [rows, width] = shape.table(entry);
         let mut stored = format!("stored: `{PROMPT_EMBEDDINGS}` [{rows}, {width}]");
+        stored.extend(self.tuner.stored().iter().map(|name| format!(", `{name}`")));
         let unused = rows - shape.num_virtual_tokens.min(rows);
         if entry == PromptEntry::Embeddings && unused > 0 && !self.tuner.prompts_decoder() {
             stored.push_str(&format!(

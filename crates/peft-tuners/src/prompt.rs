@@ -110,8 +110,8 @@ impl<T: PromptMethod> Tuner for Prompting<T> {
         notes.extend(resolved.notes);
         if entry == PromptEntry::Embeddings && info.pools_last_token {
             notes.push(
-                "the classifier reads each row's last position, padding or not, as in PEFT: pad on the left, or give rows of \
-                 equal length"
+                "the classifier reads each row's last position, padding or not, as in PEFT; training and evaluation pad on \
+                 the left"
                     .to_owned(),
             );
         }

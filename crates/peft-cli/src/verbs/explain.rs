@@ -84,7 +84,9 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
             e.targeted.len() + e.skipped.len()
         ));
     } else {
-        out.push(format!("{} adapts no module; all of the model is frozen but what is saved:", e.tuner));
+        let frozen =
+            if e.saved.is_empty() { "the model stays as it is" } else { "the model stays as it is but for its head" };
+        out.push(format!("{} adapts no module, and {frozen}:", e.tuner));
         out.extend(e.prompt.iter().map(|sentence| format!("  {sentence}")));
         out.extend(e.saved.iter().map(|module| format!("  saved: {module}, trained in full")));
     }

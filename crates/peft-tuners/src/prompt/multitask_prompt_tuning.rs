@@ -132,9 +132,11 @@ impl PromptTuner for MultitaskPromptTuning {
     }
 
     fn learns(&self) -> String {
+        let tasks =
+            if self.num_tasks == 1 { "the task has".to_owned() } else { format!("{} tasks share", self.num_tasks) };
         format!(
-            "the vectors that {} tasks share, and for each task a factor of rank {} that they are multiplied with",
-            self.num_tasks, self.num_ranks
+            "the vectors that {tasks}, and a factor of rank {} for each task that they are multiplied with",
+            self.num_ranks
         )
     }
 
