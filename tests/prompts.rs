@@ -152,6 +152,17 @@ fn a_prompt_without_its_encoder_is_trained_as_a_table() {
 }
 
 #[test]
+fn the_encoder_of_an_older_prompt_does_not_stay_in_the_folder() {
+    let prompts = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts");
+    let out = tempfile::tempdir().unwrap();
+    for name in ["llama.CAUSAL_LM.p_tuning", "llama.CAUSAL_LM.prompt_tuning"] {
+        open(&prompts.join(name), &prompts.join(name).join("adapter")).save(DEFAULT_ADAPTER, out.path()).unwrap();
+    }
+    assert!(!out.path().join(PROMPT_ENCODER_WEIGHTS).exists());
+    open(&prompts.join("llama.CAUSAL_LM.prompt_tuning"), out.path());
+}
+
+#[test]
 fn a_table_that_its_encoder_does_not_make_is_an_error() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts/llama.CAUSAL_LM.p_tuning");
     let mut mixed = AdapterFolder::read(&folder.join("adapter")).unwrap();

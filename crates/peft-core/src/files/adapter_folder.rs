@@ -8,7 +8,10 @@ use std::{
 use burn::tensor::TensorData;
 
 use super::{TensorFile, create_folder, model_card, write_atomically, write_safetensors};
-use crate::{Error, PeftConfig, Result, prompt::PROMPT_ENCODER};
+use crate::{
+    Error, PeftConfig, Result,
+    prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER},
+};
 
 /// The configuration's file name.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -45,7 +48,7 @@ impl AdapterFolder {
         }
         let mut tensors = TensorFile::read(&weights, "the adapter's tensors")?.tensors;
         let encoder = path.join(PROMPT_ENCODER_WEIGHTS);
-        if encoder.exists() {
+        if tensors.contains_key(PROMPT_EMBEDDINGS) && encoder.exists() {
             let own = TensorFile::read(&encoder, "the prompt's encoder")?.tensors;
             tensors.extend(own.into_iter().map(|(key, data)| (format!("{PROMPT_ENCODER}{key}"), data)));
         }
@@ -78,8 +81,12 @@ impl AdapterFolder {
         let own =
             encoder.into_iter().map(|(key, data)| (key.trim_start_matches(PROMPT_ENCODER).to_owned(), data.clone()));
         let (own, published) = (own.collect::<BTreeMap<_, _>>(), published.into_iter());
+        let path = place.join(PROMPT_ENCODER_WEIGHTS);
         if !own.is_empty() {
-            write_safetensors(&place.join(PROMPT_ENCODER_WEIGHTS), &own)?;
+            write_safetensors(&path, &own)?;
+        } else if path.exists() {
+            // Of another adapter that stood here before.
+            std::fs::remove_file(&path).map_err(|source| Error::Io { path, action: "remove", source })?;
         }
         let published = published.map(|(key, data)| (key.clone(), data.clone())).collect();
         write_safetensors(&place.join(ADAPTER_WEIGHTS), &published)?;
