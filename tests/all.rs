@@ -15,6 +15,7 @@ mod half_precision;
 mod packing;
 mod past;
 mod prompts;
+mod pytorch;
 mod registry;
 mod text_metrics;
 mod tidiness;
