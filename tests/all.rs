@@ -12,6 +12,7 @@ mod gguf;
 mod golden_cases;
 mod gradients;
 mod half_precision;
+mod hub;
 mod packing;
 mod past;
 mod prompts;

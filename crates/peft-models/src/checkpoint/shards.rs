@@ -181,7 +181,7 @@ pub(crate) fn map_file(path: &Path) -> Result<MappedFile> {
 }
 
 /// The file of each tensor, all of them inside the folder.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let file = |problem: String| Error::File { path: path.to_owned(), problem };
     let text = read_text(path, "a checkpoint's index")?;
     let index: Value = serde_json::from_str(&text).map_err(|error| file(format!("not JSON: {error}")))?;
