@@ -14,6 +14,7 @@ mod gradients;
 mod half_precision;
 mod hub;
 mod packing;
+mod parquet;
 mod past;
 mod prompts;
 mod pytorch;
