@@ -163,7 +163,7 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     };
     let (folder, config) = (recipe.model_folder(), recipe.model_config());
     if recipe.model.config.is_none() && !folder.exists() {
-        let what = "the base model of the recipe, beside it or in the working directory".to_owned();
+        let what = "the base model of the recipe, beside it, in the working directory or in the Hub's cache".to_owned();
         return Err(PeftError::NotFound { path: folder, what }.into());
     }
     let source = recipe.locate(&recipe.data.train);

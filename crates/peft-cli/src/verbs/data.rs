@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use peft::{
     ModelInfo,
     example::{Example, IGNORE, Label},
+    models::hub::Needed,
 };
 use peft_train::{Dataset, Prepared, Recipe, prepare::preview};
 use serde_json::{Map, Value, json};
@@ -69,6 +70,7 @@ impl Data {
 impl Show {
     fn run(self, globals: &Globals) -> Result<(), CliError> {
         let recipe = Recipe::read(&self.recipe, &self.overrides)?;
+        session::fetch(&recipe, Needed::Tokenizer, globals)?;
         let prepared = preview(&recipe, &session::device(globals)?)?;
         let data = match (self.split, &prepared.eval) {
             (Split::Train, _) => &prepared.train,

@@ -46,7 +46,7 @@ pub(crate) struct Eval {
 }
 
 impl Eval {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
         if !self.predict_with_generate && !self.generation.is_empty() {
             let problem = "options of generation have no effect without --predict-with-generate";
             return Err(CliError::Usage(problem.to_owned()));

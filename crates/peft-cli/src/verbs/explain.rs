@@ -1,11 +1,12 @@
 //! `peft explain`: what PEFT decides for a model and a configuration, and why.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use peft::{
     BaseModel, Explanation, ModuleKind, PeftConfig,
-    files::{ADAPTER_WEIGHTS, AdapterFolder},
+    files::{ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder},
+    models::hub::Needed,
 };
 
 use crate::{CliError, Globals, session, terminal};
@@ -16,11 +17,11 @@ use crate::{CliError, Globals, session, terminal};
     after_help = "Examples:\n  peft explain --model bert --adapter out\n  peft explain --model bert --config adapter_config.json --json"
 )]
 pub(crate) struct Explain {
-    /// Folder of the base model; only its configuration is read.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the base model or an id on the Hub: org/name[@revision]; only its configuration is read.
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
-    /// Folder of a saved adapter.
-    #[arg(long, value_name = "DIR", conflicts_with = "config", required_unless_present = "config")]
+    /// Folder of a saved adapter, or an id on the Hub.
+    #[arg(long, value_name = "ADAPTER", conflicts_with = "config", required_unless_present = "config")]
     adapter: Option<PathBuf>,
     /// An adapter configuration, as JSON or TOML.
     #[arg(long, value_name = "FILE")]
@@ -28,16 +29,22 @@ pub(crate) struct Explain {
 }
 
 impl Explain {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
+        if let Some(adapter) = &mut self.adapter {
+            *adapter = session::locate(adapter, Needed::Adapter, globals)?;
+        }
+        self.model = session::locate(&self.model, Needed::Config, globals)?;
+        let has_weights =
+            |folder: &Path| [ADAPTER_WEIGHTS, ADAPTER_PYTORCH_WEIGHTS].iter().any(|f| folder.join(f).exists());
         let (config, labels) = match (&self.adapter, &self.config) {
-            (Some(folder), _) if folder.join(ADAPTER_WEIGHTS).exists() => {
+            (Some(folder), _) if has_weights(folder) => {
                 let folder = AdapterFolder::read(folder)?;
                 let labels = session::labels(&self.model, &folder)?;
                 (folder.config, labels)
             }
             (Some(folder), _) => (PeftConfig::from_file(&folder.join(peft::files::ADAPTER_CONFIG))?, None),
             (None, Some(file)) => (PeftConfig::from_file(file)?, None),
-            (None, None) => return Err(CliError::Usage("give --adapter DIR or --config FILE".to_owned())),
+            (None, None) => return Err(CliError::Usage("give --adapter ADAPTER or --config FILE".to_owned())),
         };
         let base = session::skeleton(&self.model, &config, labels)?;
         let explanation = Explanation::new(&base, &config)?;

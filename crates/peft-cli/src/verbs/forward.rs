@@ -31,7 +31,7 @@ pub(crate) struct Forward {
 }
 
 impl Forward {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
         let mut model = self.model.open(globals)?;
         let file = TensorFile::read(&self.inputs, "the model's inputs")?;
         let batch = model.complete(batch(file, &model.device().clone().inner())?)?;

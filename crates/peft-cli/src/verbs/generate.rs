@@ -14,6 +14,7 @@ use peft::{
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions},
+        hub::Needed,
     },
     registry::plugins,
     tokenizer::Tokenizer as _,
@@ -43,11 +44,11 @@ Examples:
 Options of generation have Transformers' names and defaults: those of the model's generation_config.json, and KEY=VALUE over
 them. Greedy unless told otherwise.")]
 pub(crate) struct Generate {
-    /// Folder of the base model, or a GGUF file.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the base model, a GGUF file, or an id on the Hub: org/name[@revision].
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
-    /// Folder of an adapter, or NAME=DIR; may be given several times.
-    #[arg(long, value_name = "[NAME=]DIR")]
+    /// Folder of an adapter or an id on the Hub, or NAME= and one of these; may be given several times.
+    #[arg(long, value_name = "[NAME=]ADAPTER")]
     adapter: Vec<String>,
     /// Names of the adapters that act, comma separated; the first one given when absent.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -81,7 +82,8 @@ struct Prompt {
 }
 
 impl Generate {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
+        self.model = session::locate(&self.model, Needed::Model, globals)?;
         let tokenizer = HfTokenizer::from_folder(&self.model)?;
         let given = if self.data.is_none() { self.texts()? } else { Vec::new() };
         let model = self.open(globals)?;

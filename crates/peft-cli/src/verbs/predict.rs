@@ -32,7 +32,7 @@ pub(crate) struct Predict {
 }
 
 impl Predict {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
         let model = self.model.open(globals)?;
         let opened = self.data.open(&self.model, &model, false)?;
         let writing = opened.writing(&self.model, &model, &self.generation)?;

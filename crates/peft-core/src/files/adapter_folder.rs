@@ -1,4 +1,4 @@
-//! One adapter's folder: `adapter_config.json`, `adapter_model.safetensors`, `README.md`.
+//! One adapter's folder: `adapter_config.json`, `adapter_model.safetensors` (or the older `.bin`), `README.md`.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +17,8 @@ use crate::{
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// The tensors' file name.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// The tensors' file name in PyTorch's own format: read where there is no other, never written.
+pub const ADAPTER_PYTORCH_WEIGHTS: &str = "adapter_model.bin";
 /// The file of what only the training of a prompt needs; PEFT ignores it.
 pub const PROMPT_ENCODER_WEIGHTS: &str = "prompt_encoder.safetensors";
 
@@ -41,12 +43,14 @@ impl AdapterFolder {
             return Err(Error::NotFound { path: path.to_owned(), what: "an adapter folder".to_owned() });
         }
         let config = PeftConfig::from_file(&path.join(ADAPTER_CONFIG))?;
-        let weights = path.join(ADAPTER_WEIGHTS);
-        if !weights.exists() && path.join("adapter_model.bin").exists() {
-            let problem = "pickled weights are not read; save the adapter with safe_serialization=True".to_owned();
-            return Err(Error::File { path: path.join("adapter_model.bin"), problem });
-        }
-        let mut tensors = TensorFile::read(&weights, "the adapter's tensors")?.tensors;
+        let (weights, pickled) = (path.join(ADAPTER_WEIGHTS), path.join(ADAPTER_PYTORCH_WEIGHTS));
+        let what = "the adapter's tensors";
+        let file = if !weights.exists() && pickled.exists() {
+            TensorFile::read_pytorch(&pickled, what)?
+        } else {
+            TensorFile::read(&weights, what)?
+        };
+        let mut tensors = file.tensors;
         let encoder = path.join(PROMPT_ENCODER_WEIGHTS);
         if tensors.contains_key(PROMPT_EMBEDDINGS) && encoder.exists() {
             let own = TensorFile::read(&encoder, "the prompt's encoder")?.tensors;

@@ -13,7 +13,7 @@ pub(crate) type Wrong = (&'static str, String);
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelArguments {
-    /// Folder of the base model, looked for beside the recipe first.
+    /// Folder of the base model, looked for beside the recipe first; or its id on the Hub.
     pub model_name_or_path: String,
     /// Configuration of a new model, in place of the folder's.
     pub config: Option<String>,
@@ -339,7 +339,10 @@ impl ModelArguments {
             return Err(("config", problem.to_owned()));
         }
         if self.model_name_or_path.is_empty() && self.config.is_none() {
-            return Err(("model_name_or_path", "missing; the folder of the base model".to_owned()));
+            return Err((
+                "model_name_or_path",
+                "missing; the folder of the base model, or its id on the Hub".to_owned(),
+            ));
         }
         Ok(())
     }
