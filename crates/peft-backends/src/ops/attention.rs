@@ -59,13 +59,7 @@ pub fn attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, sight: &Sight, wei
         return None;
     }
     let keep = (weights.drop > 0.0).then(|| Keep::draw(weights.drop, &q.device()));
-    let op = Attention {
-        sight: sight.clone(),
-        scale: weights.scale as f32,
-        soft_cap: weights.soft_cap.map(|cap| cap as f32),
-        keep,
-    };
-    Some(run(op, all.map(|x| Input::new(x.clone()))))
+    Some(run(Attention::new(sight, weights, keep), all.map(|x| Input::new(x.clone()))))
 }
 
 #[derive(Debug, Clone)]
@@ -151,6 +145,11 @@ impl Places {
 }
 
 impl Attention {
+    fn new(sight: &Sight, weights: Weights, keep: Option<Keep>) -> Self {
+        let soft_cap = weights.soft_cap.map(|cap| cap as f32);
+        Self { sight: sight.clone(), scale: weights.scale as f32, soft_cap, keep }
+    }
+
     fn keys_of_row(&self, batch: usize, keys: usize) -> KeysOfRow<'_> {
         let part = batch * keys..(batch + 1) * keys;
         KeysOfRow {
@@ -476,8 +475,9 @@ mod tests {
     use burn::tensor::{Device, Distribution, TensorData, Tolerance};
     use proptest::prelude::*;
 
+    use super::run as run_node;
     use super::*;
-    use crate::ops::{dropout, softmax};
+    use crate::ops::{dropout::kept, softmax};
 
     /// Sizes and choices of a case.
     #[derive(Debug, Clone, Copy)]
@@ -515,26 +515,20 @@ mod tests {
         Tensor::from_data(TensorData::new(values, [batch, 1, queries, keys]), &Device::flex())
     }
 
-    fn reference(
-        q: Tensor<4>,
-        k: Tensor<4>,
-        v: Tensor<4>,
-        mask: Tensor<4>,
-        weights: Weights,
-        group: usize,
-    ) -> Tensor<4> {
-        let [batch, heads, keys, dim] = k.dims();
+    fn reference([q, k, v]: [Tensor<4>; 3], mask: Tensor<4>, weights: Weights, keep: Option<Keep>) -> Tensor<4> {
+        let group = q.dims()[1] / k.dims()[1];
+        let [batch, heads, keys, _] = k.dims();
         let repeated = |x: Tensor<4>| {
             let width = x.dims()[3];
             let all = [batch, heads, group, keys, width];
             x.reshape([batch, heads, 1, keys, width]).expand(all).reshape([batch, heads * group, keys, width])
         };
-        let _ = dim;
         let mut scores = q.matmul(repeated(k).swap_dims(2, 3)) * weights.scale;
         if let Some(cap) = weights.soft_cap {
             scores = (scores / cap).tanh() * cap;
         }
-        dropout(softmax(scores + mask), weights.drop).matmul(repeated(v))
+        let used = softmax(scores + mask);
+        keep.map_or_else(|| used.clone(), |keep| kept(used.clone(), keep)).matmul(repeated(v))
     }
 
     fn check(case: Case, sight: &Sight, weights: Weights) {
@@ -549,12 +543,12 @@ mod tests {
         let weight = random(heads, queries, width);
         let mask = additive(case, sight);
         let run = |fast: bool| -> (TensorData, Vec<TensorData>) {
-            device.seed(11);
+            let keep = (weights.drop > 0.0).then(|| Keep::new(0x1234_5678_9abc, weights.drop));
             let leaves = [&q, &k, &v].map(|x| x.clone().autodiff().require_grad());
-            let [q, k, v] = leaves.each_ref().map(|x| x.clone().swap_dims(1, 2));
-            let y = match fast {
-                true => attention(&q, &k, &v, sight, weights).unwrap(),
-                false => reference(q, k, v, mask.clone(), weights, group),
+            let all = leaves.each_ref().map(|x| x.clone().swap_dims(1, 2));
+            let y: Tensor<4> = match fast {
+                true => run_node(Attention::new(sight, weights, keep), all.map(Input::new)),
+                false => reference(all, mask.clone(), weights, keep),
             };
             let gradients = (y.clone() * weight.clone()).sum().backward();
             let grads = leaves.iter().map(|leaf| leaf.grad(&gradients).unwrap().into_data());

@@ -22,6 +22,11 @@ pub fn dropout<const D: usize>(x: Tensor<D>, drop: f64) -> Tensor<D> {
         return x * mask;
     }
     let keep = Keep::draw(drop, &x.device());
+    kept(x, keep)
+}
+
+/// What `keep` leaves of a tensor that [`takes`](host::takes) has said yes to.
+pub(super) fn kept<const D: usize>(x: Tensor<D>, keep: Keep) -> Tensor<D> {
     run(Dropout(keep), [Input::new(x)])
 }
 
@@ -40,7 +45,12 @@ impl Keep {
     pub(super) fn draw(drop: f64, device: &Device) -> Self {
         let draw = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), &device.clone().inner());
         let draw = draw.into_data().try_to_vec::<f32>().unwrap_or_default();
-        let seed: u64 = draw.iter().fold(0, |seed, part| seed << 24 | (f64::from(*part) * f64::from(1 << 24)) as u64);
+        let seed = draw.iter().fold(0, |seed, part| seed << 24 | (f64::from(*part) * f64::from(1 << 24)) as u64);
+        Self::new(seed, drop)
+    }
+
+    /// What is kept follows from the seed alone.
+    pub(super) fn new(seed: u64, drop: f64) -> Self {
         Self {
             low: seed as u32,
             high: (seed >> 32) as u32,
