@@ -5,13 +5,12 @@ use burn::{
     nn::Linear,
     tensor::{Device, Tensor},
 };
-use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
-};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, BertEmbeddings, BertEncoder, BertSizes, Encoder, EncoderModel, Fields, FirstTokenClassifier, Layers,
+    adapted_linear,
 };
 
 inventory::submit! {

@@ -58,6 +58,13 @@ pub fn attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, sight: &Sight, wei
     if !all.into_iter().all(host::takes) || all.iter().any(|x| x.dims().contains(&0)) {
         return None;
     }
+    let [batch, _, keys, _] = k.dims();
+    let fits = |length: usize| length == batch * keys;
+    if !sight.hidden.as_ref().is_none_or(|hidden| fits(hidden.len()))
+        || !sight.examples.as_ref().is_none_or(|examples| fits(examples.len()))
+    {
+        return None;
+    }
     let keep = (weights.drop > 0.0).then(|| Keep::draw(weights.drop, &q.device()));
     Some(run(Attention::new(sight, weights, keep), all.map(|x| Input::new(x.clone()))))
 }

@@ -8,31 +8,22 @@ use super::{
 };
 
 /// Turns the first `half` dimensions of each head against the next `half`: `x₁ cos - x₂ sin`, `x₂ cos + x₁ sin`; those beyond
-/// are multiplied with their cosine (Su et al. 2021, arXiv:2104.09864, with halves for pairs as in Transformers).
+/// are multiplied with their cosine (Su et al. 2021, arXiv:2104.09864, with halves for pairs as in Transformers). None if these
+/// tensors are not the processor's in single precision.
 ///
 /// # Shapes
 /// - `x`, returned: `[batch, sequence, heads, dim]`
 /// - `cos`, `sin`: `[batch or 1, sequence, 1, dim]`
-pub fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>, half: usize) -> Tensor<4> {
+pub fn rotate(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>, half: usize) -> Option<Tensor<4>> {
     let [batch, length, _, dim] = x.dims();
     let fits = |table: &Tensor<4>| {
         let [rows, positions, one, columns] = table.dims();
         host::takes(table) && (rows == 1 || rows == batch) && [positions, one, columns] == [length, 1, dim]
     };
-    if !host::takes(&x) || !fits(cos) || !fits(sin) || x.dims().contains(&0) || 2 * half > dim {
-        return plain(x, cos, sin, half);
+    if !host::takes(x) || !fits(cos) || !fits(sin) || x.dims().contains(&0) || 2 * half > dim {
+        return None;
     }
-    run(Rotate { half }, [Input::new(x), Input::new(cos.clone()), Input::new(sin.clone())])
-}
-
-fn plain(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>, half: usize) -> Tensor<4> {
-    let dim = x.dims()[3];
-    let part = |from: usize, to: usize| x.clone().narrow(3, from, to - from);
-    let mut turned = vec![-part(half, 2 * half), part(0, half)];
-    if 2 * half < dim {
-        turned.push(part(2 * half, dim) * 0.0);
-    }
-    x.clone() * cos.clone() + Tensor::cat(turned, 3) * sin.clone()
+    Some(run(Rotate { half }, [x, cos, sin].map(|x| Input::new(x.clone()))))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,10 +84,22 @@ impl Fused<3> for Rotate {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use burn::tensor::{Device, Distribution, Tolerance};
     use proptest::prelude::*;
 
     use super::*;
+
+    fn plain(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>, half: usize) -> Option<Tensor<4>> {
+        let dim = x.dims()[3];
+        let part = |from: usize, to: usize| x.clone().narrow(3, from, to - from);
+        let mut turned = vec![-part(half, 2 * half), part(0, half)];
+        if 2 * half < dim {
+            turned.push(part(2 * half, dim) * 0.0);
+        }
+        Some(x.clone() * cos.clone() + Tensor::cat(turned, 3) * sin.clone())
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
@@ -112,9 +115,9 @@ mod tests {
             let table = || random([if shared { 1 } else { batch }, length, 1, dim]);
             let (x, cos, sin) = (random([batch, length, heads, dim]), table(), table());
             let upstream = random([batch, length, heads, dim]);
-            let run = |f: fn(Tensor<4>, &Tensor<4>, &Tensor<4>, usize) -> Tensor<4>| {
+            let run = |f: fn(&Tensor<4>, &Tensor<4>, &Tensor<4>, usize) -> Option<Tensor<4>>| {
                 let leaf = x.clone().autodiff().require_grad();
-                let y = f(leaf.clone(), &cos, &sin, half);
+                let y = f(&leaf, &cos, &sin, half).unwrap();
                 let gradients = (y.clone() * upstream.clone()).sum().backward();
                 (y.without_autodiff().into_data(), leaf.grad(&gradients).map(|grad| grad.into_data()))
             };

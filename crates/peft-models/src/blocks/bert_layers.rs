@@ -3,12 +3,15 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Int, Tensor},
 };
-use peft_core::{Inputs, PastKeyValues, PastShape, Result, adapted_embedding, adapted_linear};
+use peft_core::{Inputs, PastKeyValues, PastShape, Result, adapted_embedding};
 
-use super::{Activation, AttentionMask, Fields, Heads, Layers, dropout, embed, first_token, positions, self_attention};
+use super::{
+    Activation, AttentionMask, Fields, Heads, LayerNorm, Layers, adapted_linear, dropout, embed, first_token,
+    positions, self_attention,
+};
 
 /// The numbers of `config.json` that the layers are built from.
 #[derive(Debug, Clone, Copy)]
@@ -230,8 +233,7 @@ impl BertOutput {
     /// - `inner`: `[batch, sequence, d_in]`
     /// - `residual`, returned: `[batch, sequence, hidden]`
     pub fn forward(&self, inner: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let inner = dropout(&self.dropout, adapted_linear(&self.dense, inner));
-        self.layer_norm.forward(inner + residual)
+        self.layer_norm.add(&self.dropout, adapted_linear(&self.dense, inner), residual)
     }
 }
 

@@ -10,10 +10,11 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::Tensor,
 };
-use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, adapted_linear};
+use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, PastKeyValues};
 
 use super::{
-    Activation, AttentionMask, Heads, Layers, Scores, attend, class_name, dropout, first_token, split_span_logits,
+    Activation, AttentionMask, Heads, Layers, Scores, adapted_linear, attend, class_name, dropout, first_token,
+    split_span_logits,
 };
 
 /// An encoder without a head.
