@@ -38,7 +38,9 @@ pub use dropout::dropout;
 pub use embedding::{
     behind_prompt, counted, embed, embed_scaled, first_token, last_token, past_length, positions, split_span_logits,
 };
-pub use encoder::{Encoder, EncoderModel, FirstTokenClassifier, PooledClassifier, of_class, self_attention};
+pub use encoder::{
+    Encoder, EncoderModel, FirstTokenClassifier, PooledClassifier, attention_of, of_class, self_attention,
+};
 pub use encoder_decoder::{CrossContext, Seq2SeqBackbone, Seq2SeqModel, target_ids};
 pub use fields::Fields;
 pub use gated_mlp::GatedMlp;
