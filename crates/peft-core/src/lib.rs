@@ -45,7 +45,7 @@ pub use dyn_module::{DynModule, Forward};
 pub use dyn_tensor::{DynParam, DynTensor};
 pub use error::{Error, Result};
 pub use explain::Explanation;
-pub use linear::{Conv1D, adapted_embedding, adapted_linear};
+pub use linear::{Conv1D, adapted_embedding, adapted_linear, adapted_linear_by};
 pub use model::PeftModel;
 pub use module_tree::{ModuleInfo, ModuleKind, ModuleTree};
 pub use names::{PeftType, TaskType};

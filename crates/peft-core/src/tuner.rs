@@ -55,6 +55,15 @@ pub trait LayerTuner: Debug + Send + Sync {
         }
     }
 
+    /// The frozen linear layer's output with the adapter's contribution, for a tuner that has both as one operation; none
+    /// where it has not, which is the default.
+    ///
+    /// # Shapes
+    /// - returned: `[tokens, d_out]`
+    fn linear(&self, _tensors: &Tensors<'_>, _call: &LinearCall) -> Option<Tensor<2>> {
+        None
+    }
+
     /// Adds the adapter's contribution to a frozen embedding's output. The default is the weight path.
     ///
     /// # Shapes

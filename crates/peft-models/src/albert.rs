@@ -2,17 +2,15 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, LayerNorm, Linear},
+    nn::{Dropout, Linear},
     tensor::{Device, Tensor},
 };
-use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
-};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, Layers,
-    PooledClassifier, dropout, first_token, self_attention,
+    Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, LayerNorm, Layers,
+    PooledClassifier, adapted_linear, first_token, self_attention,
 };
 
 inventory::submit! {
@@ -100,7 +98,7 @@ impl AlbertLayer {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let hidden = self.attention.forward(hidden, mask);
         let inner = self.activation.forward(adapted_linear(&self.ffn, hidden.clone()));
-        self.full_layer_layer_norm.forward(adapted_linear(&self.ffn_output, inner) + hidden)
+        self.full_layer_layer_norm.add_undropped(adapted_linear(&self.ffn_output, inner), hidden)
     }
 }
 
@@ -108,8 +106,7 @@ impl AlbertAttention {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let projections = [&self.query, &self.key, &self.value];
         let attended = self_attention(hidden.clone(), projections, self.heads, mask, &self.attention_dropout, None);
-        let attended = dropout(&self.output_dropout, adapted_linear(&self.dense, attended));
-        self.layer_norm.forward(hidden + attended)
+        self.layer_norm.add(&self.output_dropout, adapted_linear(&self.dense, attended), hidden)
     }
 }
 

@@ -38,6 +38,10 @@ impl Encoder for Bert {
         Some(self.encoder.forward(self.embeddings.forward(inputs)?, inputs))
     }
 
+    fn encode_first(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        Some(self.encoder.forward_first(self.embeddings.forward(inputs)?, inputs))
+    }
+
     fn pool(&self, hidden: &Tensor<3>) -> Option<Tensor<2>> {
         self.pooler.as_ref().map(|pooler| pooler.forward(hidden))
     }

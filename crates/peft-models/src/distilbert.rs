@@ -2,17 +2,15 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, LayerNorm, Linear},
+    nn::{Dropout, Linear},
     tensor::{Device, Tensor, activation::relu},
 };
-use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
-};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, Layers, dropout,
-    first_token, self_attention,
+    Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, LayerNorm, Layers,
+    adapted_linear, dropout, first_token, self_attention,
 };
 
 inventory::submit! {
@@ -89,8 +87,8 @@ impl Encoder for DistilBert {
 impl TransformerBlock {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let attended = self.attention.forward(hidden.clone(), mask);
-        let hidden = self.sa_layer_norm.forward(attended + hidden);
-        self.output_layer_norm.forward(self.ffn.forward(hidden.clone()) + hidden)
+        let hidden = self.sa_layer_norm.add_undropped(attended, hidden);
+        self.output_layer_norm.add_undropped(self.ffn.forward(hidden.clone()), hidden)
     }
 }
 

@@ -5,13 +5,12 @@ use burn::{
     nn::Linear,
     tensor::{Device, Tensor},
 };
-use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear, inventory,
-};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, BertEmbeddings, BertEncoder, BertSizes, Encoder, EncoderModel, Fields, FirstTokenClassifier, Layers,
+    adapted_linear,
 };
 
 inventory::submit! {
@@ -36,14 +35,24 @@ struct Electra {
     encoder: BertEncoder,
 }
 
-impl Encoder for Electra {
-    fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+impl Electra {
+    /// What the layers begin with, in their width.
+    fn embedded(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let embedded = self.embeddings.forward(inputs)?;
-        let hidden = match &self.embeddings_project {
+        Some(match &self.embeddings_project {
             Some(project) => adapted_linear(project, embedded),
             None => embedded,
-        };
-        Some(self.encoder.forward(hidden, inputs))
+        })
+    }
+}
+
+impl Encoder for Electra {
+    fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        Some(self.encoder.forward(self.embedded(inputs)?, inputs))
+    }
+
+    fn encode_first(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        Some(self.encoder.forward_first(self.embedded(inputs)?, inputs))
     }
 }
 

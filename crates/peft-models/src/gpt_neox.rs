@@ -2,18 +2,17 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
-    adapted_linear, inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, Layers, Rotary, RotaryTables, Scores,
-    attend, class_name, dropout, embed, past_length, positions,
+    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Rotary, RotaryTables,
+    Scores, adapted_linear, attend, class_name, dropout, embed, past_length, positions,
 };
 
 inventory::submit! {

@@ -2,18 +2,18 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Device, Int, Tensor},
 };
 use peft_core::{
     ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
-    adapted_embedding, adapted_linear, inventory,
+    adapted_embedding, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, Layers, Scores, attend, class_name, dropout,
-    embed, past_length, positions,
+    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Scores, adapted_linear,
+    attend, class_name, dropout, embed, past_length, positions,
 };
 
 inventory::submit! {
@@ -134,7 +134,7 @@ impl OptLayer {
         if self.norm_before {
             hidden.clone() + dropout(&self.dropout, block(norm.forward(hidden)))
         } else {
-            norm.forward(hidden.clone() + dropout(&self.dropout, block(hidden)))
+            norm.add(&self.dropout, block(hidden.clone()), hidden)
         }
     }
 }

@@ -5,12 +5,12 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::{Device, Tensor},
 };
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, adapted_linear, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, Decoder, DecoderContext, DecoderLayer, DecoderSizes, Fields, LayerType, Layers, RmsNorm, Rotary,
-    RotaryHeads, Scores, Sight, class_name, dropout,
+    RotaryHeads, Scores, Sight, adapted_linear, class_name, dropout,
 };
 
 inventory::submit! {

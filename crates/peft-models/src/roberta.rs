@@ -81,6 +81,10 @@ impl Encoder for Roberta {
         Some(self.encoder.forward(self.embeddings.forward(&self.placed(inputs))?, inputs))
     }
 
+    fn encode_first(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        Some(self.encoder.forward_first(self.embeddings.forward(&self.placed(inputs))?, inputs))
+    }
+
     fn pool(&self, hidden: &Tensor<3>) -> Option<Tensor<2>> {
         self.pooler.as_ref().map(|pooler| pooler.forward(hidden))
     }

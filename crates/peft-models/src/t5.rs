@@ -12,13 +12,13 @@ use burn::{
 };
 use peft_core::{
     ArchitecturePlugin, AutoClass, BaseModel, DecoderStart, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
-    ShiftRight, adapted_embedding, adapted_linear, inventory,
+    ShiftRight, adapted_embedding, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, Layers, RmsNorm,
-    Seq2SeqBackbone, Seq2SeqModel, behind_prompt, dropout, embed, past_length, target_ids,
+    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, dropout, embed, past_length, target_ids,
 };
 use relative_bias::Buckets;
 

@@ -3,18 +3,18 @@
 
 use burn::{
     module::{Module, Param, ParamId},
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Device, Int, Tensor, TensorData},
 };
 use peft_core::{
     AdapterSet, AutoClass, BaseModel, DecoderStart, Forward, Inputs, ModelInfo, Outputs, Result, ShiftRight,
-    adapted_embedding, adapted_linear,
+    adapted_embedding,
 };
 use serde_json::{Map, Value};
 
 use super::{
-    Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, Layers, Seq2SeqBackbone,
-    Seq2SeqModel, behind_prompt, counted, dropout, past_length, target_ids,
+    Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, LayerNorm, Layers,
+    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, counted, dropout, past_length, target_ids,
 };
 
 /// What one family has and another has not.
@@ -167,7 +167,7 @@ fn residual(
     if norm_first {
         hidden.clone() + dropout(drop, inner(norm.forward(hidden)))
     } else {
-        norm.forward(hidden.clone() + dropout(drop, inner(hidden)))
+        norm.add(drop, inner(hidden.clone()), hidden)
     }
 }
 

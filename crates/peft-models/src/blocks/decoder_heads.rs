@@ -11,9 +11,9 @@ use burn::{
     nn::{Dropout, Embedding, Linear},
     tensor::{Bool, Tensor},
 };
-use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear};
+use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result};
 
-use super::{Fields, Layers, dropout, last_token, past_length, split_span_logits};
+use super::{Fields, Layers, adapted_linear, dropout, last_token, past_length, split_span_logits};
 
 /// A decoder without a head.
 pub trait CausalBackbone: Module + ModuleDisplay + Forward + 'static {

@@ -10,16 +10,23 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::Tensor,
 };
-use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, adapted_linear};
+use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, PastKeyValues};
 
 use super::{
-    Activation, AttentionMask, Heads, Layers, Scores, attend, class_name, dropout, first_token, split_span_logits,
+    Activation, AttentionMask, Heads, Layers, Scores, adapted_linear, attend, class_name, dropout, first_token,
+    split_span_logits,
 };
 
 /// An encoder without a head.
 pub trait Encoder: Module + ModuleDisplay + Forward + 'static {
     /// The last hidden state, `[batch, sequence, hidden]`; none without input.
     fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>>;
+
+    /// The last hidden state of each row's first token, `[batch, 1, hidden]` or with other tokens behind it; none without
+    /// input. For heads that read no other: a backbone may leave out what the last layer does for the rest.
+    fn encode_first(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        self.encode(inputs)
+    }
 
     /// One vector for each row of the last hidden state, `[batch, hidden]`, where the backbone has a pooler.
     fn pool(&self, _hidden: &Tensor<3>) -> Option<Tensor<2>> {
@@ -199,7 +206,7 @@ impl<E: Encoder> Forward for SpanClassifier<E> {
 
 impl<E: Encoder> Forward for PooledClassifier<E> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
-        let pooled = self.backbone.encode(inputs).and_then(|hidden| self.backbone.pool(&hidden));
+        let pooled = self.backbone.encode_first(inputs).and_then(|hidden| self.backbone.pool(&hidden));
         let Some(pooled) = pooled else { return Outputs::new() };
         Outputs::new().with("logits", adapted_linear(&self.classifier, dropout(&self.dropout, pooled)))
     }
@@ -207,7 +214,7 @@ impl<E: Encoder> Forward for PooledClassifier<E> {
 
 impl<E: Encoder> Forward for FirstTokenClassifier<E> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
-        let Some(hidden) = self.backbone.encode(inputs) else { return Outputs::new() };
+        let Some(hidden) = self.backbone.encode_first(inputs) else { return Outputs::new() };
         Outputs::new().with("logits", self.classifier.forward(first_token(&hidden)))
     }
 }
@@ -227,7 +234,26 @@ pub fn self_attention(
     drop: &Dropout,
     past: Option<(&PastKeyValues, usize)>,
 ) -> Tensor<3> {
-    let [q, k, v] = projections.map(|linear| heads.split(adapted_linear(linear, hidden.clone())));
+    attention_of(hidden.clone(), hidden, projections, heads, mask, drop, past)
+}
+
+/// [`self_attention`] of which only some tokens ask: `asking` are their hidden states, and the mask is theirs.
+///
+/// # Shapes
+/// - `asking`: `[batch, queries, hidden]`
+/// - `hidden`: `[batch, sequence, hidden]`
+/// - returned: `[batch, queries, heads · dim]`
+pub fn attention_of(
+    asking: Tensor<3>,
+    hidden: Tensor<3>,
+    [query, key, value]: [&Linear; 3],
+    heads: Heads,
+    mask: &AttentionMask,
+    drop: &Dropout,
+    past: Option<(&PastKeyValues, usize)>,
+) -> Tensor<3> {
+    let project = |linear, hidden| heads.split(adapted_linear(linear, hidden));
+    let (q, k, v) = (project(query, asking), project(key, hidden.clone()), project(value, hidden));
     let (k, v) = match past {
         Some((past, layer)) => past.extend(layer, k, v),
         None => (k, v),

@@ -11,11 +11,9 @@ use burn::{
     nn::{Dropout, Embedding, Initializer, Linear},
     tensor::{Int, Tensor},
 };
-use peft_core::{
-    AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result, ShiftRight, adapted_linear,
-};
+use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result, ShiftRight};
 
-use super::{AttentionMask, Fields, Layers, dropout, last_token, past_length, split_span_logits};
+use super::{AttentionMask, Fields, Layers, adapted_linear, dropout, last_token, past_length, split_span_logits};
 
 /// An encoder and a decoder without a head.
 pub trait Seq2SeqBackbone: Module + ModuleDisplay + Forward + 'static {
