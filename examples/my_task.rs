@@ -62,7 +62,7 @@ impl Task for Ordinal {
         mse(ranks, &labels.floats("labels")?)
     }
 
-    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
         Ok(labels.floats("labels")?.len() as f64)
     }
 

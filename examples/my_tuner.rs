@@ -47,6 +47,7 @@ impl Tuner for OutputScale {
             saved: selection.saved.modules,
             biases: Vec::new(),
             in_place: false,
+            prompt: None,
             notes: selection.notes,
         })
     }
@@ -59,7 +60,12 @@ struct Layer {
 
 impl LayerTuner for Layer {
     fn tensors(&self) -> Vec<TensorSpec> {
-        vec![TensorSpec { name: "output_scale", shape: vec![self.d_out], init: Init::Constant(0.0), trainable: true }]
+        vec![TensorSpec {
+            name: "output_scale".into(),
+            shape: vec![self.d_out],
+            init: Init::Constant(0.0),
+            trainable: true,
+        }]
     }
 
     fn merged(&self, tensors: &Tensors<'_>, weight: DynTensor) -> DynTensor {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use peft::{
-    ArchitecturePlugin, ModelInfo, PeftConfig, PeftType, TaskPlugin,
+    ArchitecturePlugin, ModelInfo, PeftConfig, PeftType, TaskPlugin, TunerPlugin,
     example::{EncodeContext, EncodeOptions, Example, Label, Row},
     models::HfTokenizer,
     registry::plugins,
@@ -164,6 +164,32 @@ fn the_tables_of_recipe_keys_are_the_code() {
     let own: BTreeSet<&String> = config.options.keys().collect();
     let all = config.to_map();
     assert_eq!(common, all.keys().filter(|key| !own.contains(key)).cloned().collect::<Vec<_>>());
+}
+
+#[test]
+fn the_tables_of_prompt_keys_are_the_code() {
+    let text = page("prompt-learning.md");
+    let common = shown_defaults(&text, "## Keys");
+    for (method, others) in [
+        ("PROMPT_TUNING", None),
+        ("P_TUNING", None),
+        ("PREFIX_TUNING", None),
+        ("MULTITASK_PROMPT_TUNING", Some("PROMPT_TUNING")),
+        ("CPT", None),
+    ] {
+        let mut shown = shown_defaults(&text, &format!("Keys of `{method}`"));
+        shown.extend(common.clone());
+        shown.extend(others.iter().flat_map(|other| shown_defaults(&text, &format!("Keys of `{other}`"))));
+        let config = PeftConfig::new(PeftType::new(method), None).unwrap();
+        assert_eq!(shown, defaults_of(config.options), "{method}");
+    }
+    let rows = table(&text, "# ", "| `peft_type`");
+    let shown: BTreeSet<_> = rows.iter().flat_map(|row| words(&row[0])).map(str::to_owned).collect();
+    let is_prompt = |tuner: &&TunerPlugin| (tuner.defaults)().contains_key("num_virtual_tokens");
+    assert_eq!(
+        shown,
+        plugins::<TunerPlugin>().iter().copied().filter(is_prompt).map(|tuner| tuner.name.to_owned()).collect()
+    );
 }
 
 #[test]

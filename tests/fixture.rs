@@ -7,7 +7,7 @@ use std::{
 
 use burn::tensor::{Device, Tensor, TensorData};
 use peft::{
-    AutoClass, BaseModel, Batch, Inputs, Labels, PeftModel,
+    AutoClass, BaseModel, Batch, Inputs, Labels, PeftConfig, PeftModel,
     files::{AdapterFolder, TensorFile},
     models::checkpoint::{self, LoadOptions},
 };
@@ -21,7 +21,11 @@ pub(crate) fn case(name: &str) -> PathBuf {
 }
 
 pub(crate) fn base(case: &Path, device: &Device) -> BaseModel {
-    let config = AdapterFolder::read(&case.join("adapter")).unwrap().config;
+    base_of(case, &AdapterFolder::read(&case.join("adapter")).unwrap().config, device)
+}
+
+/// The case's model for another adapter.
+pub(crate) fn base_of(case: &Path, config: &PeftConfig, device: &Device) -> BaseModel {
     let class = config.task().unwrap().map_or(AutoClass::MODEL, |task| task.auto_class.clone());
     checkpoint::load(&case.join("model"), &class, &LoadOptions::default(), device).unwrap().base
 }

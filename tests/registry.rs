@@ -17,7 +17,10 @@ fn every_feature_of_the_facade_links_its_plugins() {
         names::<TaskPlugin>(),
         ["CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS"]
     );
-    assert_eq!(names::<TunerPlugin>(), ["FULL", "LORA"]);
+    assert_eq!(
+        names::<TunerPlugin>(),
+        ["CPT", "FULL", "LORA", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"]
+    );
 }
 
 #[test]

@@ -4,12 +4,28 @@
 //! for the processor that uses all its threads and vector units; and a backward pass written by hand. Callers see one
 //! function and get the fastest form that the tensor's device and type have.
 
+mod attention;
 mod dropout;
+mod gated;
 mod gelu;
 mod host;
+mod layer_norm;
+mod linear_cross_entropy;
+mod lora_linear;
+mod node;
+mod product;
+mod rms_norm;
+mod rotary;
 mod softmax;
 mod vector_math;
 
+pub use attention::{Sight, Weights, attention};
 pub use dropout::dropout;
-pub use gelu::gelu;
+pub use gated::{gelu_tanh_gated, silu_gated};
+pub use gelu::{gelu, gelu_tanh};
+pub use layer_norm::layer_norm;
+pub use linear_cross_entropy::linear_cross_entropy;
+pub use lora_linear::{LowRank, linear, lora_linear};
+pub use rms_norm::rms_norm;
+pub use rotary::rotate;
 pub use softmax::softmax;

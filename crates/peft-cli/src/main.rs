@@ -1,6 +1,7 @@
 //! The program `peft`: fine-tune, explain, evaluate, merge. One file a verb.
 
 mod error;
+mod generation_args;
 mod session;
 mod terminal;
 mod verbs;

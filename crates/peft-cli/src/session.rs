@@ -7,21 +7,26 @@ use clap::Args;
 use peft::{
     AutoClass, BaseModel, PeftConfig, PeftModel,
     files::{ADAPTER_CONFIG, AdapterFolder},
-    model::DEFAULT_ADAPTER,
-    models::checkpoint::{self, LoadOptions},
+    model::{DEFAULT_ADAPTER, KEY_PREFIX, PROMPT_KEY_PREFIX},
+    models::{
+        checkpoint::{self, LoadOptions},
+        hub::{Hub, Needed},
+    },
     task::LabelSet,
 };
+
+use peft_train::Recipe;
 
 use crate::{CliError, Globals, terminal};
 
 /// Which model and which adapters.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// Folder of the base model.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the base model, a GGUF file, or an id on the Hub: org/name[@revision].
+    #[arg(long, value_name = "MODEL")]
     pub(crate) model: PathBuf,
-    /// Folder of an adapter, or NAME=DIR; may be given several times.
-    #[arg(long, value_name = "[NAME=]DIR", required = true)]
+    /// Folder of an adapter or an id on the Hub, or NAME= and one of these; may be given several times.
+    #[arg(long, value_name = "[NAME=]ADAPTER", required = true)]
     pub(crate) adapter: Vec<String>,
     /// Names of the adapters that act, comma separated; the first one given when absent.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -38,15 +43,19 @@ impl ModelArgs {
         self.adapter.iter().map(split).collect()
     }
 
-    /// Loads the base model and the adapters, and makes the chosen ones active.
-    pub(crate) fn open(&self, globals: &Globals) -> Result<PeftModel, CliError> {
+    /// Loads the base model and the adapters, and makes the chosen ones active. Names of the Hub become folders of its cache.
+    pub(crate) fn open(&mut self, globals: &Globals) -> Result<PeftModel, CliError> {
         let device = device(globals)?;
+        for ((name, path), given) in self.adapters().into_iter().zip(&mut self.adapter) {
+            *given = format!("{name}={}", locate(&path, Needed::Adapter, globals)?.display());
+        }
+        self.model = locate(&self.model, Needed::Model, globals)?;
         let mut folders = Vec::new();
         for (name, path) in self.adapters() {
             folders.push((name, AdapterFolder::read(&path)?));
         }
         let Some((_, first)) = folders.first() else {
-            return Err(CliError::Usage("no adapter given: --adapter DIR".to_owned()));
+            return Err(CliError::Usage("no adapter given: --adapter ADAPTER".to_owned()));
         };
         for (_, folder) in &folders {
             for note in folder.config.unknown_notes() {
@@ -74,6 +83,16 @@ impl ModelArgs {
         model.set_active(&active)?;
         Ok(model)
     }
+}
+
+/// The folder or file of a path or of a Hub id, which is fetched.
+pub(crate) fn locate(given: &Path, needed: Needed, globals: &Globals) -> Result<PathBuf, CliError> {
+    Ok(Hub::from_env().locate(given, needed, &mut |line| terminal::note(globals, line))?)
+}
+
+/// Fetches what a recipe names by Hub ids.
+pub(crate) fn fetch(recipe: &Recipe, needed: Needed, globals: &Globals) -> Result<(), CliError> {
+    Ok(recipe.fetch(&Hub::from_env(), needed, &mut |line| terminal::note(globals, line))?)
 }
 
 /// The chosen device.
@@ -117,7 +136,9 @@ pub(crate) fn labels(model: &Path, folder: &AdapterFolder) -> Result<Option<Labe
     let heads = folder.config.task()?.map_or(&[][..], |task| task.heads);
     let rows =
         heads.iter().flat_map(|head| [format!("{head}.weight"), format!("{head}.out_proj.weight")]).find_map(|key| {
-            let data = folder.tensors.get(&format!("base_model.model.{key}"))?;
+            let data = [KEY_PREFIX, PROMPT_KEY_PREFIX]
+                .iter()
+                .find_map(|prefix| folder.tensors.get(&format!("{prefix}{key}")))?;
             data.shape().as_slice().first().copied()
         });
     // Transformers' own default, and no head of classes for question answering.

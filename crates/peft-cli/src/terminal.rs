@@ -6,6 +6,7 @@ use std::{
     io::{ErrorKind, Write},
 };
 
+use peft_train::{Event, Observer};
 use serde::Serialize;
 
 use crate::{CliError, Globals};
@@ -39,4 +40,15 @@ pub(crate) fn result(text: impl std::fmt::Display) -> Result<(), CliError> {
 pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(|error| CliError::Stdout(error.into()))?;
     result(text)
+}
+
+/// Shows remarks, and nothing of progress.
+pub(crate) struct Notes<'a>(pub(crate) &'a Globals);
+
+impl Observer for Notes<'_> {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Note(remark) = event {
+            note(self.0, format!("note: {remark}"));
+        }
+    }
 }

@@ -328,3 +328,60 @@ fn a_model_writes_text_greedily_drawn_and_in_beams() {
         assert!(text(&out.stderr).contains(part) && out.stdout.is_empty(), "{}", text(&out.stderr));
     }
 }
+
+/// The tiny encoder as `org/tiny` at `v1`, in a cache that Python might have filled.
+fn cache() -> tempfile::TempDir {
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    let cache = tempfile::tempdir().unwrap();
+    let repository = cache.path().join("hub/models--org--tiny");
+    let snapshot = repository.join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repository.join("refs")).unwrap();
+    fs::write(repository.join("refs/v1"), COMMIT).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(examples().join("models/tiny-encoder").join(file), snapshot.join(file)).unwrap();
+    }
+    cache
+}
+
+#[test]
+fn hub_ids_are_found_in_the_cache_while_offline() {
+    let (folder, cache) = (workplace(), cache());
+    let offline = |arguments: &[&str]| {
+        let mut command = peft(folder.path(), arguments);
+        for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT"] {
+            command.env_remove(name);
+        }
+        let output = command.env("HF_HOME", cache.path()).env("HF_HUB_OFFLINE", "1").output().unwrap();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let model = "model.model_name_or_path=org/tiny@v1";
+    let (code, _, message) = offline(&["train", "recipe.toml", model, "training.max_steps=2"]);
+    assert_eq!(code, 0, "{message}");
+    // As PEFT writes it, so that Python finds the base too.
+    let config = fs::read_to_string(folder.path().join("out/adapter_config.json")).unwrap();
+    assert!(config.contains("\"base_model_name_or_path\": \"org/tiny\""), "{config}");
+    assert!(config.contains("\"revision\": \"v1\""), "{config}");
+    let resolved = fs::read_to_string(folder.path().join("out/recipe.toml")).unwrap();
+    assert!(resolved.contains("model_name_or_path = \"org/tiny@v1\""), "{resolved}");
+
+    let (code, metrics, message) =
+        offline(&["eval", "--model", "org/tiny@v1", "--adapter", "out", "--data", "train.tsv", "--json"]);
+    assert!(code == 0 && metrics.contains("accuracy"), "{metrics} {message}");
+    let (code, facts, _) = offline(&["doctor", "--json"]);
+    assert!(code == 0 && facts.contains("\"offline\":true") && facts.contains("\"token\":false"), "{facts}");
+
+    let hub = cache.path().join("hub").display().to_string();
+    for arguments in [
+        &["train", "recipe.toml", "model.model_name_or_path=org/other"][..],
+        &["explain", "--model", "org/other", "--adapter", "out"],
+        &["eval", "--model", "org/tiny@v1", "--adapter", "org/other", "--data", "train.tsv"],
+        &["generate", "--model", "org/other", "--prompt", "x"],
+    ] {
+        let (code, _, message) = offline(arguments);
+        assert_eq!(code, 6, "{arguments:?}: {message}");
+        for word in ["org/other: not found", "HF_HUB_OFFLINE", &hub] {
+            assert!(message.contains(word), "{arguments:?}: `{message}` should say `{word}`");
+        }
+    }
+}

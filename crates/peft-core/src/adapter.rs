@@ -12,14 +12,23 @@ use burn::{
 
 use crate::{
     DynParam, DynTensor, PeftConfig, Plan,
+    prompt::PromptPlan,
     tuner::{LayerTuner, Tensors},
 };
+
+/// What stands before every key of an adapter file.
+pub const KEY_PREFIX: &str = "base_model.model.";
+
+/// What stands before the keys of saved modules in the file of a prompt.
+pub const PROMPT_KEY_PREFIX: &str = "base_model.";
 
 /// How an adapter's tensor acts on the base model.
 #[derive(Debug, Clone)]
 pub enum Role {
     /// One of the tuner's tensors on an adapted module.
     Tuned(Arc<dyn LayerTuner>),
+    /// One of the tensors of a prompt, which hang on no parameter.
+    Prompt(Arc<PromptPlan>),
     /// A full copy of a parameter of a saved module; replaces it while the adapter is enabled.
     Saved,
     /// The copy of a parameter that this one is tied to, with its two dimensions swapped or not.
@@ -89,6 +98,32 @@ pub struct Tie {
 }
 
 impl Adapter {
+    /// The prompt, for prompt learning.
+    pub fn prompt(&self) -> Option<&Arc<PromptPlan>> {
+        self.tensors.iter().find_map(|tensor| match &tensor.role {
+            Role::Prompt(plan) => Some(plan),
+            _ => None,
+        })
+    }
+
+    /// The key in its file of one of the tensors.
+    ///
+    /// PEFT's wrappers for prompts hold the base model directly, so the keys of saved modules lack a part.
+    pub fn file_key(&self, tensor: &AdapterTensor) -> String {
+        match (&tensor.role, self.plan.prompt.is_some()) {
+            (Role::Prompt(_), _) => tensor.key.clone(),
+            (_, true) => format!("{PROMPT_KEY_PREFIX}{}", tensor.key),
+            (_, false) => format!("{KEY_PREFIX}{}", tensor.key),
+        }
+    }
+
+    /// The table of virtual tokens as they are now, `[rows, width]`.
+    pub(crate) fn prompt_table(&self, prompt: &PromptPlan) -> Tensor<2> {
+        let own = self.tensors.iter().filter(|tensor| matches!(tensor.role, Role::Prompt(_)));
+        let tensors: Vec<_> = own.map(|tensor| (Arc::clone(&tensor.name), tensor.param.valid())).collect();
+        prompt.tuner.table(&Tensors(&tensors), false)
+    }
+
     /// How many values of this adapter training changes.
     pub fn num_trainable(&self) -> usize {
         let trainable = self.tensors.iter().filter(|t| t.param.is_trainable());
@@ -115,6 +150,9 @@ pub struct AdapterSet {
 }
 
 impl AdapterSet {
+    /// What visitors are told that this is.
+    pub(crate) const CONTAINER: &'static str = "Struct:AdapterSet";
+
     pub(crate) fn new(entries: Vec<Entry>) -> Self {
         Self { entries, training: Param::from_bool(false) }
     }
@@ -133,8 +171,33 @@ impl AdapterSet {
     pub fn tuned(&self) -> impl Iterator<Item = (&dyn LayerTuner, Tensors<'_>)> {
         self.entries.iter().filter_map(|entry| match &entry.role {
             Role::Tuned(layer) => Some((&**layer, Tensors(&entry.tensors))),
-            Role::Saved | Role::Tied { .. } | Role::Bias => None,
+            Role::Prompt(_) | Role::Saved | Role::Tied { .. } | Role::Bias => None,
         })
+    }
+
+    /// The tensors of the prompt, if this is one's.
+    pub(crate) fn prompt(&self) -> Tensors<'_> {
+        let is_prompt = |entry: &&Entry| matches!(entry.role, Role::Prompt(_));
+        Tensors(self.entries.iter().find(is_prompt).map_or(&[], |entry| &entry.tensors))
+    }
+
+    /// The set with those tensors of rank 2 replaced for which `f` has another value.
+    pub(crate) fn constrained(self, f: impl Fn(&str, Tensor<2>) -> Option<Tensor<2>>) -> Self {
+        let training = self.training.clone();
+        let entry = |entry: Entry| {
+            let tensors = entry.tensors.into_iter().map(|(name, param)| {
+                let value = param.val::<2>().and_then(|value| f(&name, value.detach()));
+                let param = match (param, value) {
+                    (DynParam::R2(param), Some(value)) => {
+                        DynParam::R2(param.map(|_| value.clone().detach().require_grad()))
+                    }
+                    (param, _) => param,
+                };
+                (name, param)
+            });
+            Entry { tensors: tensors.collect(), ..entry }
+        };
+        Self { entries: self.entries.into_iter().map(entry).collect(), training }
     }
 
     fn each(self, mut f: impl FnMut(DynParam) -> DynParam) -> Vec<Entry> {
@@ -146,41 +209,39 @@ impl AdapterSet {
     }
 }
 
-const CONTAINER: &str = "Struct:AdapterSet";
-
 impl Module for AdapterSet {
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
         for entry in &self.entries {
-            visitor.enter_module(&entry.adapter, CONTAINER);
+            visitor.enter_module(&entry.adapter, Self::CONTAINER);
             for (name, param) in &entry.tensors {
-                visitor.enter_module(name, CONTAINER);
+                visitor.enter_module(name, Self::CONTAINER);
                 param.visit(visitor);
-                visitor.exit_module(name, CONTAINER);
+                visitor.exit_module(name, Self::CONTAINER);
             }
-            visitor.exit_module(&entry.adapter, CONTAINER);
+            visitor.exit_module(&entry.adapter, Self::CONTAINER);
         }
-        visitor.enter_module("training", CONTAINER);
+        visitor.enter_module("training", Self::CONTAINER);
         self.training.visit(visitor);
-        visitor.exit_module("training", CONTAINER);
+        visitor.exit_module("training", Self::CONTAINER);
     }
 
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
         let entries = self.entries.into_iter().map(|entry| {
-            mapper.enter_module(&entry.adapter, CONTAINER);
+            mapper.enter_module(&entry.adapter, Self::CONTAINER);
             let mut tensors = Vec::with_capacity(entry.tensors.len());
             for (name, param) in entry.tensors {
-                mapper.enter_module(&name, CONTAINER);
+                mapper.enter_module(&name, Self::CONTAINER);
                 let param = param.map(mapper);
-                mapper.exit_module(&name, CONTAINER);
+                mapper.exit_module(&name, Self::CONTAINER);
                 tensors.push((name, param));
             }
-            mapper.exit_module(&entry.adapter, CONTAINER);
+            mapper.exit_module(&entry.adapter, Self::CONTAINER);
             Entry { tensors, ..entry }
         });
         let entries = entries.collect();
-        mapper.enter_module("training", CONTAINER);
+        mapper.enter_module("training", Self::CONTAINER);
         let training = Module::map(self.training, mapper);
-        mapper.exit_module("training", CONTAINER);
+        mapper.exit_module("training", Self::CONTAINER);
         Self { entries, training }
     }
 
@@ -233,6 +294,7 @@ impl Reparameterization for AdapterSet {
                 let copy = copy.map(|copy| if *transposed { copy.transposed() } else { copy });
                 copy.and_then(|copy| copy.get()).unwrap_or(value)
             }
+            Role::Prompt(_) => value,
             Role::Tuned(layer) => match DynTensor::wrap(value.clone()) {
                 Some(weight) => layer.merged(&Tensors(&entry.tensors), weight).get().unwrap_or(value),
                 None => value,

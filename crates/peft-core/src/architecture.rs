@@ -73,14 +73,39 @@ pub struct ModelInfo {
     pub computed: &'static [&'static str],
     /// How parameters begin that a checkpoint lacks: heads, or all of a new model.
     pub fresh: FreshValues,
-    /// Most tokens the model can take.
+    /// What words are multiplied with inside the module that embeds them.
+    pub word_scale: f64,
+    /// Keys and values that its layers can have before those of the input; none where the attention takes none.
+    pub past: Option<PastShape>,
+    /// Whether vectors can stand before the embedded input ([`Inputs::prompt`](crate::Inputs::prompt)).
+    pub takes_prompt: bool,
+    /// Virtual tokens before the text, which take positions from it.
+    pub virtual_tokens: usize,
+    /// Tasks that a prompt is made for by the rows' own numbers.
+    pub num_tasks: Option<usize>,
+    /// Virtual tokens at the front of outputs that have one place for each token.
+    pub virtual_outputs: usize,
+    /// Most tokens the model can take, virtual ones included.
     pub max_positions: Option<usize>,
+    /// Beyond so many positions the keys of the first ones are others too (LongRoPE): a text that grows over them is read anew.
+    pub rereads_after: Option<usize>,
     /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` or the attention mask tells it.
     pub pools_last_token: bool,
     /// The token whose state a classifier reads: each row must have it.
     pub pooled_token: Option<i64>,
     /// How the decoder's input follows from its target; none without a decoder of its own.
     pub shift_right: Option<ShiftRight>,
+}
+
+/// The keys and values that stand before the input of a model's layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PastShape {
+    /// Layers that have some: a decoder's where there is one.
+    pub layers: usize,
+    /// Heads of the keys.
+    pub heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
 }
 
 impl ModelInfo {
@@ -101,7 +126,14 @@ impl ModelInfo {
             buffers: &[],
             computed: &[],
             fresh: FreshValues::default(),
+            word_scale: 1.0,
+            past: None,
+            takes_prompt: false,
+            virtual_tokens: 0,
+            virtual_outputs: 0,
+            num_tasks: None,
             max_positions: None,
+            rereads_after: None,
             pools_last_token: false,
             pooled_token: None,
             shift_right: None,
@@ -153,6 +185,11 @@ impl ModelInfo {
     /// How many segments it tells apart; none where it takes no `token_type_ids`, or takes no notice of them.
     pub fn num_types(&self) -> Option<usize> {
         self.number("type_vocab_size").filter(|types| *types > 0)
+    }
+
+    /// Most tokens of text that the model can take: its positions without those of virtual tokens.
+    pub fn room(&self) -> Option<usize> {
+        self.max_positions.map(|most| most.saturating_sub(self.virtual_tokens))
     }
 
     /// The name of a class; `LABEL_3` where the configuration has none.
@@ -233,10 +270,15 @@ impl ModelInfo {
                     limit.saturating_sub(1)
                 )));
             }
-            if let (Some(most), true) = (self.max_positions, name != "token_type_ids")
+            if let (Some(most), true) = (self.room(), name != "token_type_ids")
                 && width > most
             {
-                return Err(Error::Data(format!("{name} has {width} tokens a row: the model has {most} positions")));
+                let taken = match self.virtual_tokens {
+                    0 => String::new(),
+                    taken => format!(" left beside {taken} virtual tokens"),
+                };
+                let problem = format!("{name} has {width} tokens a row: the model has {most} positions{taken}");
+                return Err(Error::Data(problem));
             }
         }
         Ok(())

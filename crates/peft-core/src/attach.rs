@@ -10,6 +10,7 @@ use burn::{
 use crate::{
     Adapter, AdapterSet, DynParam,
     adapter::{Entry, Role},
+    prompt::PromptPlan,
 };
 
 /// Hangs the adapters on the base model's parameters.
@@ -23,7 +24,7 @@ pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(
     for (name, adapter) in adapters {
         let name: Arc<str> = Arc::from(*name);
         for tensor in &adapter.tensors {
-            if !enabled && !matches!(tensor.role, Role::Bias) {
+            if matches!(tensor.role, Role::Prompt(_)) || !enabled && !matches!(tensor.role, Role::Bias) {
                 continue;
             }
             let entries = sets.entry(&tensor.parameter).or_default();
@@ -46,6 +47,16 @@ pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(
     }
     let sets = sets.into_iter().map(|(parameter, entries)| (parameter, AdapterSet::new(entries))).collect();
     base.map(&mut Attach { path: Vec::new(), rename, sets })
+}
+
+/// The tensors of the prompt among the adapters, and how it enters; none if there is no prompt or adapters are switched off.
+pub(crate) fn prompt(adapters: &[(&str, &Adapter)], enabled: bool) -> Option<(AdapterSet, Arc<PromptPlan>)> {
+    let (name, adapter) = adapters.iter().find(|(_, adapter)| enabled && adapter.prompt().is_some())?;
+    let plan = Arc::clone(adapter.prompt()?);
+    let own = adapter.tensors.iter().filter(|tensor| matches!(tensor.role, Role::Prompt(_)));
+    let tensors = own.map(|tensor| (Arc::clone(&tensor.name), tensor.param.clone())).collect();
+    let entry = Entry { adapter: Arc::from(*name), role: Role::Prompt(Arc::clone(&plan)), tensors };
+    Some((AdapterSet::new(vec![entry]), plan))
 }
 
 struct Attach<'a> {
@@ -94,7 +105,7 @@ pub fn params_by_id<M: Module>(module: &M) -> HashMap<ParamId, DynParam> {
     }
     impl ModuleVisitor for Collect {
         fn enter_module(&mut self, _name: &str, container: &str) {
-            self.path.push(container == "Reparameterization");
+            self.path.push(container == "Reparameterization" || container == AdapterSet::CONTAINER);
         }
         fn exit_module(&mut self, _name: &str, _container: &str) {
             self.path.pop();

@@ -15,6 +15,13 @@ pub struct Inputs {
     pub inputs_embeds: Option<Tensor<3>>,
     /// 1 where a position counts, 0 at padding, `[batch, sequence]`. Packed examples are numbered from 1: each sees itself.
     pub attention_mask: Option<Tensor<2, Int>>,
+    /// Vectors before the embedded input, `[batch, virtual tokens, hidden]`: the prompt of prompt learning. `attention_mask` and
+    /// `token_type_ids` cover them too.
+    pub prompt: Option<Tensor<3>>,
+    /// The same before the decoder's embedded input.
+    pub decoder_prompt: Option<Tensor<3>>,
+    /// The task of each row, `[batch]`, for prompts that are made by task.
+    pub task_ids: Option<Tensor<1, Int>>,
     /// Segment of each token, `[batch, sequence]`.
     pub token_type_ids: Option<Tensor<2, Int>>,
     /// Position of each token, `[batch, sequence]`; counted from the left when absent.
@@ -30,6 +37,14 @@ pub struct Inputs {
     /// What stands before the input (before the decoder's, where there is one). The attention mask covers it too:
     /// `[batch, past + sequence]`.
     pub past_key_values: Option<PastKeyValues>,
+}
+
+impl Inputs {
+    /// How many rows there are; none without input.
+    pub fn batch(&self) -> Option<usize> {
+        let ids = self.input_ids.as_ref().or(self.decoder_input_ids.as_ref()).map(|ids| ids.dims()[0]);
+        ids.or_else(|| self.inputs_embeds.as_ref().map(|embedded| embedded.dims()[0]))
+    }
 }
 
 /// The right answers of a batch, on the host, by the names that Transformers uses (`labels`, `start_positions`, …).

@@ -3,12 +3,12 @@
 use std::{collections::HashMap, fmt::Debug};
 
 use burn::{
-    module::{Flag, Module, ModuleMapper, Param, ParamId},
+    module::{Flag, Module, ModuleDisplay, ModuleMapper, Param, ParamId},
     optim::{GradientsParams, ModuleOptimizer},
     tensor::{Device, Gradients, Tensor},
 };
 
-use crate::{Adapter, DynParam, Inputs, ModuleTree, Outputs, attach};
+use crate::{Adapter, DynParam, Inputs, ModuleTree, Outputs, attach, prompted::Prompted};
 
 /// What a Burn module needs to become a model of `peft`: a forward pass.
 ///
@@ -57,7 +57,7 @@ pub trait DynModule: Send + Debug {
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule>;
 }
 
-impl<M: Module + Forward + 'static> DynModule for M {
+impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
     fn forward(&self, inputs: &Inputs) -> Outputs {
         Forward::forward(self, inputs)
     }
@@ -76,7 +76,11 @@ impl<M: Module + Forward + 'static> DynModule for M {
         adapters: &[(&str, &Adapter)],
         enabled: bool,
     ) -> Box<dyn DynModule> {
-        Box::new(attach::attach(self.clone(), rename, adapters, enabled))
+        let attached = attach::attach(self.clone(), rename, adapters, enabled);
+        match attach::prompt(adapters, enabled) {
+            Some((prompt, plan)) => Box::new(Prompted::new(attached, prompt, plan)),
+            None => Box::new(attached),
+        }
     }
 
     fn attached_params(&self) -> HashMap<ParamId, DynParam> {
@@ -88,13 +92,7 @@ impl<M: Module + Forward + 'static> DynModule for M {
     }
 
     fn set_training(self: Box<Self>, training: bool) -> Box<dyn DynModule> {
-        struct Training(bool);
-        impl ModuleMapper for Training {
-            fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
-                flag.with_value(self.0)
-            }
-        }
-        Box::new(self.map(&mut Training(training)))
+        Box::new(with_training(*self, training))
     }
 
     fn valid(&self) -> Box<dyn DynModule> {
@@ -117,6 +115,17 @@ impl<M: Module + Forward + 'static> DynModule for M {
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule> {
         Box::new(Module::to_device(*self, device))
     }
+}
+
+/// The module with dropout switched on or off.
+pub(crate) fn with_training<M: Module>(module: M, training: bool) -> M {
+    struct Training(bool);
+    impl ModuleMapper for Training {
+        fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
+            flag.with_value(self.0)
+        }
+    }
+    module.map(&mut Training(training))
 }
 
 struct MapParams<'a> {

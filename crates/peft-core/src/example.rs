@@ -213,10 +213,28 @@ impl Example {
 /// # Shapes
 /// All inputs `[examples, longest]`; labels `[examples]`, `[examples, classes]` or `[examples, longest]`.
 pub fn collate(examples: &[&Example], pad_id: u32, type_ids: bool, device: &Device) -> Batch {
+    collate_on(Side::Right, examples, pad_id, type_ids, device)
+}
+
+/// The same with padding on the left, for a classifier that reads the last position. Labels of tokens stay on the left.
+pub fn collate_left(examples: &[&Example], pad_id: u32, type_ids: bool, device: &Device) -> Batch {
+    collate_on(Side::Left, examples, pad_id, type_ids, device)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Left,
+    Right,
+}
+
+fn collate_on(side: Side, examples: &[&Example], pad_id: u32, type_ids: bool, device: &Device) -> Batch {
     let longest = examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
     let count = examples.len();
     let padded = |pick: &dyn Fn(&Example, usize) -> Option<i64>, fill: i64, width: usize| {
-        let cells = examples.iter().flat_map(|e| (0..width).map(move |at| pick(e, at).unwrap_or(fill)));
+        let cells = examples.iter().flat_map(|e| {
+            let front = if side == Side::Left { width.saturating_sub(e.input_ids.len()) } else { 0 };
+            (0..width).map(move |at| at.checked_sub(front).and_then(|at| pick(e, at)).unwrap_or(fill))
+        });
         TensorData::new(cells.collect::<Vec<_>>(), [count, width])
     };
     let ints = |data: TensorData| Tensor::<2, Int>::from_data(data, device);

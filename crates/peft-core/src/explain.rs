@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     BaseModel, ModuleTree, PeftConfig, Plan, Result,
     plan::TaskRules,
+    prompt::PromptPlan,
     registry::find,
     task::{DEFAULT_WRAPPER, TaskPlugin},
     tuner::TunerPlugin,
@@ -63,6 +64,8 @@ pub struct Explanation {
     pub num_transformer_submodules: Option<usize>,
     /// Virtual tokens under prompt learning.
     pub num_virtual_tokens: Option<usize>,
+    /// What the virtual tokens are, where they enter, what is learnt and what is stored: one sentence each.
+    pub prompt: Vec<String>,
     /// Remarks: what was corrected or resolved on the way.
     pub notes: Vec<String>,
 }
@@ -76,6 +79,8 @@ pub fn task_rules(config: &PeftConfig) -> Result<TaskRules> {
     Ok(TaskRules {
         task_type: plugin.map(|p| p.name.to_owned()),
         heads: plugin.map_or_else(Vec::new, |p| p.heads.iter().map(|head| (*head).to_owned()).collect()),
+        num_transformer_submodules: plugin.map_or(1, |p| p.num_transformer_submodules),
+        keeps_token_types: plugin.is_some_and(|p| p.task.keeps_token_types()),
     })
 }
 
@@ -120,7 +125,11 @@ impl Explanation {
         };
         let copies = count(&|name| saved_names.contains(name));
         let biases = count(&|name| plan.biases.contains(name));
-        let tuned: usize = adapted.iter().map(|a| a.params).sum();
+        let prompt = plan.prompt.as_ref().map(|prompt| prompt.tuner.tensors(&prompt.shape)).unwrap_or_default();
+        let of_prompt =
+            |trainable| prompt.iter().filter(|t| t.trainable == trainable).map(|t| size(&t.shape)).sum::<usize>();
+        let tuned: usize = adapted.iter().map(|a| a.params).sum::<usize>() + of_prompt(true);
+        let fixed = fixed + of_prompt(false);
         Self {
             wrapper: task.map_or(DEFAULT_WRAPPER, |t| t.wrapper).to_owned(),
             tuner: plan.config.peft_type.to_string(),
@@ -138,8 +147,9 @@ impl Explanation {
             // Trained biases are the base's own in PEFT, so they are no addition.
             all_params: tree.num_params() + tuned + fixed + if plan.in_place { 0 } else { copies },
             adapted,
-            num_transformer_submodules: None,
-            num_virtual_tokens: None,
+            num_transformer_submodules: plan.prompt.as_ref().map(|prompt| prompt.shape.num_transformer_submodules),
+            num_virtual_tokens: plan.prompt.as_ref().map(|prompt| prompt.shape.num_virtual_tokens),
+            prompt: plan.prompt.as_ref().map(PromptPlan::sentences).unwrap_or_default(),
             notes: plan.notes.iter().cloned().chain(plan.config.unknown_notes()).collect(),
         }
     }

@@ -3,15 +3,19 @@
 mod adapter_folder;
 mod atomic;
 mod model_card;
+mod pytorch_file;
 mod safetensors_file;
 
 use std::{io::ErrorKind, path::Path};
 
 use crate::{Error, Result};
 
-pub use adapter_folder::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder};
+pub use adapter_folder::{
+    ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder, PROMPT_ENCODER_WEIGHTS,
+};
 pub use atomic::{create_folder, write_atomically};
 pub use model_card::model_card;
+pub use pytorch_file::{PytorchFile, PytorchTensor};
 pub use safetensors_file::{TensorFile, from_view, write_safetensors};
 
 /// Reads a text file.

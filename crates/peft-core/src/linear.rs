@@ -24,9 +24,17 @@ impl Conv1D {
     /// - `input`: `[..., d_in]`
     /// - returned: `[..., d_out]`
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        adapted(&self.weight, self.bias.as_ref(), input)
+        self.forward_by(module::linear, input)
+    }
+
+    /// The same with the frozen layer computed by `product`.
+    pub fn forward_by<const D: usize>(&self, product: Product, input: Tensor<D>) -> Tensor<D> {
+        adapted(&self.weight, self.bias.as_ref(), input, product)
     }
 }
+
+/// How a layer without adapters is computed, from its input `[tokens, d_in]`, weight `[d_in, d_out]` and bias.
+pub type Product = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>) -> Tensor<2>;
 
 /// A linear layer and the active adapters on its weight: `y = x W + b + Σ adapter(x)`.
 ///
@@ -36,10 +44,20 @@ impl Conv1D {
 /// - `input`: `[..., d_in]`
 /// - returned: `[..., d_out]`
 pub fn adapted_linear<const D: usize>(linear: &Linear, input: Tensor<D>) -> Tensor<D> {
-    adapted(&linear.weight, linear.bias.as_ref(), input)
+    adapted_linear_by(module::linear, linear, input)
 }
 
-fn adapted<const D: usize>(weight: &Param<Tensor<2>>, bias: Option<&Param<Tensor<1>>>, input: Tensor<D>) -> Tensor<D> {
+/// [`adapted_linear`] with the frozen layer computed by `product`: a backend's own, where the model knows one.
+pub fn adapted_linear_by<const D: usize>(product: Product, linear: &Linear, input: Tensor<D>) -> Tensor<D> {
+    adapted(&linear.weight, linear.bias.as_ref(), input, product)
+}
+
+fn adapted<const D: usize>(
+    weight: &Param<Tensor<2>>,
+    bias: Option<&Param<Tensor<1>>>,
+    input: Tensor<D>,
+    product: Product,
+) -> Tensor<D> {
     let bias = bias.map(Param::val);
     let mut dims = input.dims();
     let [d_in, d_out] = weight.dims();
@@ -47,12 +65,19 @@ fn adapted<const D: usize>(weight: &Param<Tensor<2>>, bias: Option<&Param<Tensor
     // Always a product of two matrices: in a batched one the processor's kernels would first copy a transposed weight.
     let input = input.reshape([tokens, d_in]);
     let output = match weight.reparameterization::<AdapterSet>() {
-        None => module::linear(input, weight.base(), bias),
-        Some(set) if set.replaces() => module::linear(input, weight.val(), bias),
+        None => product(input, weight.base(), bias),
+        Some(set) if set.replaces() => product(input, weight.val(), bias),
         Some(set) => {
             let call = LinearCall { input, weight: weight.base(), bias: bias.clone(), training: set.is_training() };
-            let frozen = module::linear(call.input.clone(), call.weight.clone(), bias);
-            set.tuned().fold(frozen, |output, (layer, tensors)| layer.forward(&tensors, &call, output))
+            let frozen = || product(call.input.clone(), call.weight.clone(), bias.clone());
+            let mut tuned = set.tuned();
+            let first = match tuned.next() {
+                None => frozen(),
+                Some((layer, tensors)) => {
+                    layer.linear(&tensors, &call).unwrap_or_else(|| layer.forward(&tensors, &call, frozen()))
+                }
+            };
+            tuned.fold(first, |output, (layer, tensors)| layer.forward(&tensors, &call, output))
         }
     };
     if let Some(last) = dims.last_mut() {

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 
-use crate::{Error, Result, example::IGNORE};
+use crate::{Error, Labels, Result, example::IGNORE};
 
 /// Mean cross-entropy over the rows whose target is not [`IGNORE`]; 0/0, that is NaN, if there are none.
 ///
@@ -119,6 +119,26 @@ fn like(values: &Tensor<1>, targets: &[f32]) -> Result<Tensor<1>> {
 
 fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+}
+
+/// The labels of tokens with none for the virtual tokens that the outputs have in front, row after row.
+///
+/// # Shapes
+/// - `labels`: `[batch, length]` or shorter
+/// - returned: `batch · length` values
+///
+/// # Errors
+/// [`Error::Data`] if there are more labels than outputs, or rows of unequal length.
+pub fn behind_prompt(labels: &Labels, batch: usize, length: usize) -> Result<Vec<i64>> {
+    let values = labels.integers("labels")?;
+    let width = values.len() / batch.max(1);
+    let Some(front) = length.checked_sub(width).filter(|_| values.len() == width * batch) else {
+        return Err(Error::Data(format!("{} labels for {batch} rows of {length} positions", values.len())));
+    };
+    if front == 0 {
+        return Ok(values);
+    }
+    Ok(values.chunks(width.max(1)).flat_map(|row| [vec![IGNORE; front], row.to_vec()].concat()).collect())
 }
 
 #[cfg(test)]

@@ -3,11 +3,16 @@
 //! Slices that are compared are of equal length; what one has more than the other is not looked at. Metrics of nothing are
 //! 0 unless a function says otherwise, and so is a ratio whose denominator is 0.
 
+pub mod bleu;
+pub mod chrf;
 pub mod classification;
 pub mod correlation;
 pub mod entities;
 pub mod likelihood;
+mod ngrams;
+pub mod rouge;
 pub mod squad;
+pub mod texts;
 
 /// Whether more of a metric is better; only losses, errors and perplexities are minimised.
 ///

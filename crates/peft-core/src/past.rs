@@ -34,6 +34,11 @@ impl PastKeyValues {
         Self { slots: Arc::new(Mutex::new(slots)) }
     }
 
+    /// The same put into a handle that others hold already.
+    pub fn fill(&self, layers: Vec<KeyValues>) {
+        self.with(|slots| slots.own = layers.into_iter().map(Some).collect());
+    }
+
     /// How many positions stand before the input. To be asked before the first layer adds to them.
     pub fn length(&self) -> usize {
         self.with(|slots| slots.own.iter().flatten().next().map_or(0, |(keys, _)| keys.dims()[2]))
@@ -44,7 +49,11 @@ impl PastKeyValues {
         self.with(|slots| {
             let slot = at(&mut slots.own, layer);
             let (keys, values) = match slot.take() {
-                Some((k, v)) => (Tensor::cat(vec![k, keys], 2), Tensor::cat(vec![v, values], 2)),
+                // A prefix is kept in single precision, whatever the model computes in.
+                Some((k, v)) => {
+                    let (k, v) = (k.cast(keys.dtype()), v.cast(values.dtype()));
+                    (Tensor::cat(vec![k, keys], 2), Tensor::cat(vec![v, values], 2))
+                }
                 None => (keys, values),
             };
             *slot = Some((keys.clone(), values.clone()));

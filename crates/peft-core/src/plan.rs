@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{ModuleTree, PeftConfig, module_tree::is_inside, tuner::LayerTuner};
+use crate::{ModuleTree, PeftConfig, module_tree::is_inside, prompt::PromptPlan, tuner::LayerTuner};
 
 /// What the task asks of the target rules.
 #[derive(Debug, Clone, Default)]
@@ -11,6 +11,10 @@ pub struct TaskRules {
     pub task_type: Option<String>,
     /// Names that the task adds to `modules_to_save`.
     pub heads: Vec<String>,
+    /// Sub-modules of the model that get virtual tokens.
+    pub num_transformer_submodules: usize,
+    /// Whether the wrapper hands segments on when virtual tokens stand before them.
+    pub keeps_token_types: bool,
 }
 
 /// A module that gets an adapter.
@@ -101,6 +105,8 @@ pub struct Plan {
     /// Whether the saved modules are trained in place: tied parameters stay tied, nothing of the base's own remains, and the
     /// result is a model, not an adapter.
     pub in_place: bool,
+    /// The prompt, for prompt learning: virtual tokens instead of adapted modules.
+    pub prompt: Option<PromptPlan>,
     /// Remarks: what was corrected or resolved on the way.
     pub notes: Vec<String>,
 }

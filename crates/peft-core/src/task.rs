@@ -30,6 +30,15 @@ pub struct Judged<'a> {
     pub examples: Vec<(&'a Example, &'a Scores)>,
 }
 
+/// What a model is to write for one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The tokens that it goes on from, or the source's where there is an encoder.
+    pub prompt: Vec<u32>,
+    /// The text that it should write, where the row says so.
+    pub wanted: Option<String>,
+}
+
 /// The classes that a data set has, and what kind of problem they make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelSet {
@@ -92,6 +101,11 @@ pub trait Task: Debug + Send + Sync {
         inputs
     }
 
+    /// Whether the wrapper hands segments on when virtual tokens stand before the input; else they are dropped.
+    fn keeps_token_types(&self) -> bool {
+        false
+    }
+
     /// How many consecutive examples belong together and must stay in one batch.
     fn bound(&self) -> usize {
         1
@@ -108,13 +122,23 @@ pub trait Task: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) if the labels are absent.
-    fn loss_weight(&self, labels: &Labels) -> Result<f64>;
+    fn loss_weight(&self, labels: &Labels, info: &ModelInfo) -> Result<f64>;
 
     /// Reads what is needed of the model's outputs back to the host, one entry an example.
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) if the model lacks an output.
     fn scores(&self, outputs: &Outputs, examples: &[&Example], info: &ModelInfo) -> Result<Vec<Scores>>;
+
+    /// What is to be written for a row, for a task whose answers are texts; none for a row that asks for nothing.
+    ///
+    /// Of labelled rows it says what is wanted.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) with file and line.
+    fn asks(&self, _row: &Row, _context: &EncodeContext<'_>) -> Result<Option<Asked>> {
+        Ok(None)
+    }
 
     /// The task's metrics over labelled rows.
     ///

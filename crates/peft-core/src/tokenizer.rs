@@ -63,11 +63,19 @@ pub trait Tokenizer: Debug + Send + Sync {
     /// If the tokenizer fails on the text.
     fn encode_plain(&self, text: &str) -> Result<Vec<u32>>;
 
-    /// Token ids back to text, special tokens left out.
+    /// Token ids back to text, special tokens left out, and ids without a token, which vocabularies are filled up with.
     ///
     /// # Errors
-    /// If an id is unknown.
+    /// If the tokenizer fails on the ids.
     fn decode(&self, ids: &[u32]) -> Result<String>;
+
+    /// Token ids back to text, special tokens as they are written.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the ids.
+    fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
+        self.decode(ids)
+    }
 
     /// The token that fills short rows.
     fn pad_id(&self) -> u32;

@@ -1,7 +1,7 @@
 //! What a tuner is: plain data plus functions. It never implements `Module`; the tensors it describes are held by
 //! [`AdapterSet`](crate::AdapterSet).
 
-use std::{fmt::Debug, sync::Arc};
+use std::{borrow::Cow, fmt::Debug, sync::Arc};
 
 use burn::tensor::{Int, Tensor};
 use serde_json::{Map, Value};
@@ -53,6 +53,15 @@ pub trait LayerTuner: Debug + Send + Sync {
             Some(weight) => output + call.input.clone().matmul(weight - call.weight.clone()),
             None => output,
         }
+    }
+
+    /// The frozen linear layer's output with the adapter's contribution, for a tuner that has both as one operation; none
+    /// where it has not, which is the default.
+    ///
+    /// # Shapes
+    /// - returned: `[tokens, d_out]`
+    fn linear(&self, _tensors: &Tensors<'_>, _call: &LinearCall) -> Option<Tensor<2>> {
+        None
     }
 
     /// Adds the adapter's contribution to a frozen embedding's output. The default is the weight path.
@@ -117,7 +126,7 @@ impl<'a> Tensors<'a> {
 #[derive(Debug, Clone)]
 pub struct TensorSpec {
     /// What follows the module's name in the file: `lora_A.weight`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its shape as in the file, which is its shape in memory.
     pub shape: Vec<usize>,
     /// Its value in a fresh adapter.

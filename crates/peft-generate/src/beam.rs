@@ -1,12 +1,14 @@
-//! Beam search: the most probable whole answers among several that are followed at once.
+//! Beam search: the most probable whole answers among several that are followed at once, or some that are drawn.
 
 use peft_core::{Error, Result};
+use rand::rngs::StdRng;
 
 use crate::{
     EarlyStopping, Generated, Watch, Written,
     decoder::Decoder,
     generate::Run,
     logits::{log_softmax, process},
+    sample::{draws, uniform},
 };
 
 /// What makes a candidate lose to all that may be chosen.
@@ -19,6 +21,8 @@ struct Beam {
     /// The row that the decoder knows it by.
     row: usize,
     is_finished: bool,
+    /// Whether it is finished because it came to an end.
+    ended: bool,
 }
 
 /// The beams of one prompt.
@@ -42,8 +46,13 @@ pub(crate) fn search(
     decoder.select(&rows);
     let mut scores: Vec<Vec<f32>> = rows.iter().filter_map(|row| scores.get(*row).cloned()).collect();
     let start = |prompt: usize| {
-        let beam =
-            |at: usize, score: f32| Beam { tokens: Vec::new(), score, row: prompt * beams + at, is_finished: false };
+        let beam = |at: usize, score: f32| Beam {
+            tokens: Vec::new(),
+            score,
+            row: prompt * beams + at,
+            is_finished: false,
+            ended: false,
+        };
         Hypotheses {
             // All beams are alike at first: only one of them may be continued.
             running: (0..beams).map(|at| beam(at, if at == 0 { 0.0 } else { OUT })).collect(),
@@ -53,9 +62,10 @@ pub(crate) fn search(
         }
     };
     let mut prompts: Vec<Hypotheses> = (0..run.read.len()).map(start).collect();
+    let mut draws = draws(run.config.seed, prompts.len());
     for new in 1.. {
-        for (prompt, hypotheses) in prompts.iter_mut().enumerate() {
-            hypotheses.step(run, prompt, &mut scores, new, watch)?;
+        for ((prompt, hypotheses), draw) in prompts.iter_mut().enumerate().zip(&mut draws) {
+            hypotheses.step(run, prompt, &mut scores, new, draw)?;
         }
         let full = prompts.iter().all(|p| p.finished.iter().all(|beam| beam.is_finished));
         let is_over = !prompts.iter().any(|p| p.can_improve)
@@ -73,7 +83,8 @@ pub(crate) fn search(
         }
     }
     let best = prompts.into_iter().flat_map(|p| p.finished.into_iter().take(run.config.num_return_sequences));
-    let answers: Vec<_> = best.map(|beam| Generated { tokens: beam.tokens, score: Some(beam.score) }).collect();
+    let answers: Vec<_> =
+        best.map(|beam| Generated { tokens: beam.tokens, score: Some(beam.score), ended: beam.ended }).collect();
     for (at, answer) in answers.iter().enumerate() {
         answer.tokens.iter().for_each(|token| watch.token(at, *token));
     }
@@ -88,7 +99,7 @@ impl Hypotheses {
         prompt: usize,
         scores: &mut [Vec<f32>],
         new: usize,
-        watch: &dyn Watch,
+        draw: &mut StdRng,
     ) -> Result<()> {
         let (config, beams) = (run.config, run.config.num_beams);
         let read = run.read.get(prompt).map(Vec::as_slice).unwrap_or_default();
@@ -107,6 +118,9 @@ impl Hypotheses {
         }
         // As many beams must be able to go on where every end comes first.
         let kept = beams * (1 + config.eos_token_id.len()).max(2);
+        if config.do_sample {
+            candidates = drawn(candidates, kept, draw);
+        }
         candidates.sort_by(|a, b| b.0.total_cmp(&a.0));
         candidates.truncate(kept);
         let mut continued = Vec::with_capacity(kept);
@@ -116,9 +130,9 @@ impl Hypotheses {
                 return Err(Error::Data("the model's scores of the next token are no numbers".to_owned()));
             }
             let tokens = [beam.tokens.as_slice(), &[token]].concat();
-            let is_finished =
-                config.eos_token_id.contains(&token) || run.prompt + new >= run.max_length || watch.ends(&tokens);
-            continued.push(Beam { tokens, score, row: beam.row, is_finished });
+            let ended = run.ends(&[read.get(padding..).unwrap_or_default(), &tokens].concat());
+            let is_finished = ended || run.prompt + new >= run.max_length;
+            continued.push(Beam { tokens, score, row: beam.row, is_finished, ended });
         }
         self.all_ended = continued.iter().all(|beam| beam.is_finished);
         let is_closed =
@@ -153,6 +167,16 @@ impl Hypotheses {
         let least = self.finished.iter().map(|beam| beam.score).fold(f32::INFINITY, f32::min);
         self.finished.iter().any(|beam| most > if beam.is_finished { least } else { OUT })
     }
+}
+
+/// Draws `count` candidates without putting any back, by the probabilities that their scores are the logarithms of.
+///
+/// The largest of `score + G`, where each `G` is Gumbel distributed, are such a draw.
+fn drawn(candidates: Vec<(f32, usize, usize)>, count: usize, draw: &mut StdRng) -> Vec<(f32, usize, usize)> {
+    let lots = candidates.into_iter().map(|one| (f64::from(one.0) - (-uniform(draw).ln()).ln(), one));
+    let mut lots: Vec<_> = lots.collect();
+    lots.sort_by(|a, b| b.0.total_cmp(&a.0));
+    lots.into_iter().take(count).map(|(_, one)| one).collect()
 }
 
 /// Leaves the `count` best, in order.

@@ -41,11 +41,16 @@ pub struct GenerationConfig {
     pub length_penalty: f64,
     /// When a beam search ends.
     pub early_stopping: EarlyStopping,
+    /// Whether keys and values are kept from token to token; otherwise all is read again for each.
+    pub use_cache: bool,
     /// How many answers to a prompt.
     pub num_return_sequences: usize,
     /// Tokens that end an answer.
     #[serde(deserialize_with = "one_or_many")]
     pub eos_token_id: Vec<u32>,
+    /// Texts that end an answer.
+    #[serde(deserialize_with = "one_or_many")]
+    pub stop_strings: Vec<String>,
     /// The token that fills short rows.
     pub pad_token_id: Option<u32>,
     /// The token that begins a text, and a decoder's where there is no `decoder_start_token_id`.
@@ -84,8 +89,10 @@ impl Default for GenerationConfig {
             num_beams: 1,
             length_penalty: 1.0,
             early_stopping: EarlyStopping::When(false),
+            use_cache: true,
             num_return_sequences: 1,
             eos_token_id: Vec::new(),
+            stop_strings: Vec::new(),
             pad_token_id: None,
             bos_token_id: None,
             decoder_start_token_id: None,
@@ -171,9 +178,9 @@ impl GenerationConfig {
             ("repetition_penalty", self.repetition_penalty <= 0.0, "must be above 0; 1 is no penalty"),
             ("num_beams", self.num_beams == 0, "must be at least 1"),
             (
-                "num_beams",
-                self.num_beams > 1 && self.do_sample,
-                "sampling from beams is not offered: set do_sample to false, or num_beams to 1",
+                "stop_strings",
+                self.stop_strings.iter().any(String::is_empty),
+                "has an empty text, which every answer holds",
             ),
             ("num_return_sequences", self.num_return_sequences == 0, "must be at least 1"),
             (
@@ -201,15 +208,17 @@ impl GenerationConfig {
     }
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u32>, D::Error> {
+fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<T>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a token id, or a list of them")]
-    enum Ids {
-        One(u32),
-        Many(Vec<u32>),
+    #[serde(untagged, expecting = "one, or a list of them")]
+    enum All<T> {
+        One(T),
+        Many(Vec<T>),
     }
-    Ok(match Ids::deserialize(deserializer)? {
-        Ids::One(id) => vec![id],
-        Ids::Many(ids) => ids,
+    Ok(match All::deserialize(deserializer)? {
+        All::One(one) => vec![one],
+        All::Many(many) => many,
     })
 }

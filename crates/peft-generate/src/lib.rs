@@ -9,7 +9,9 @@ mod decoder;
 mod generate;
 mod logits;
 mod sample;
+mod stop;
 
 pub use config::{EarlyStopping, GenerationConfig};
-pub use generate::{Generated, Prompts, Watch, generate};
+pub use generate::{Generated, Generator, Prompts, Watch, check};
 pub use logits::{Written, process};
+pub use stop::{before_stop, settled};

@@ -1,7 +1,5 @@
 //! Scores of the next token, changed as a [`GenerationConfig`] says, in the order of Transformers' processors.
 
-use peft_core::metrics::classification::argmax;
-
 use crate::GenerationConfig;
 
 /// What a row has so far.
@@ -60,20 +58,18 @@ fn narrow(config: &GenerationConfig, scores: &mut [f32]) {
     if config.temperature != 1.0 {
         scores.iter_mut().for_each(|score| *score /= config.temperature);
     }
+    // A beam that ends must not leave the search without one that goes on.
+    let kept = if config.num_beams > 1 { config.eos_token_id.len().max(1) + 1 } else { 1 };
     if config.top_k > 0 {
-        let mut sorted = scores.to_vec();
-        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-        if let Some(least) = sorted.get(config.top_k - 1) {
-            scores.iter_mut().filter(|score| **score < *least).for_each(|score| *score = f32::NEG_INFINITY);
+        let order = descending(scores);
+        if let Some(least) = order.get(config.top_k.max(kept) - 1).map(|at| scores[*at]) {
+            scores.iter_mut().filter(|score| **score < least).for_each(|score| *score = f32::NEG_INFINITY);
         }
     }
     if config.top_p < 1.0 {
-        let probabilities = softmax(scores);
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
-        order.pop();
+        let (probabilities, order) = (softmax(scores), descending(scores));
         let mut sum = 0.0;
-        for at in order {
+        for at in order.into_iter().skip(kept).rev() {
             sum += probabilities[at];
             if sum > 1.0 - config.top_p {
                 break;
@@ -82,15 +78,19 @@ fn narrow(config: &GenerationConfig, scores: &mut [f32]) {
         }
     }
     if let Some(min_p) = config.min_p {
-        let probabilities = softmax(scores);
-        let best = argmax(scores);
-        let most = best.and_then(|best| probabilities.get(best)).copied().unwrap_or_default();
-        for (at, (score, probability)) in scores.iter_mut().zip(&probabilities).enumerate() {
-            if *probability < min_p * most && Some(at) != best {
-                *score = f32::NEG_INFINITY;
-            }
+        let (probabilities, order) = (softmax(scores), descending(scores));
+        let most = order.first().map_or(0.0, |best| probabilities[*best]);
+        for at in order.into_iter().skip(kept).filter(|at| probabilities[*at] < min_p * most) {
+            scores[at] = f32::NEG_INFINITY;
         }
     }
+}
+
+/// Places by their scores, the best first.
+fn descending(scores: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    order
 }
 
 /// `exp(score) / Σ exp(score)`.

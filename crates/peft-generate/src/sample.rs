@@ -27,9 +27,8 @@ pub(crate) fn search(
     }
     let mut read: Vec<Vec<u32>> = rows.iter().filter_map(|row| run.read.get(*row).cloned()).collect();
     let padding: Vec<usize> = rows.iter().filter_map(|row| run.padding.get(*row).copied()).collect();
-    let mut draws: Vec<StdRng> =
-        (0_u64..).take(rows.len()).map(|row| StdRng::seed_from_u64(config.seed ^ row.rotate_left(32))).collect();
-    let mut answers = vec![Generated { tokens: Vec::new(), score: None }; rows.len()];
+    let mut draws = draws(config.seed, rows.len());
+    let mut answers = vec![Generated { tokens: Vec::new(), score: None, ended: false }; rows.len()];
     let mut ended = vec![false; rows.len()];
     loop {
         let mut next = vec![pad; rows.len()];
@@ -42,9 +41,12 @@ pub(crate) fn search(
                 token = pick(scores, config.do_sample.then_some(draw))?;
                 answer.tokens.push(token);
                 watch.token(at, token);
-                *ended = config.eos_token_id.contains(&token) || watch.ends(&answer.tokens);
             }
             read.push(token);
+            if !*ended {
+                *ended = run.ends(read.get(*padding..).unwrap_or_default());
+                answer.ended = *ended;
+            }
             if let Some(slot) = next.get_mut(at) {
                 *slot = token;
             }
@@ -65,8 +67,7 @@ fn pick(scores: &[f32], draw: Option<&mut StdRng>) -> Result<u32> {
     let mut chosen = best;
     if let Some(draw) = draw {
         let probabilities = softmax(scores);
-        // 53 random bits are a number in [0, 1).
-        let mut left = (draw.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        let mut left = uniform(draw);
         for (at, probability) in probabilities.iter().enumerate().filter(|(_, probability)| **probability > 0.0) {
             left -= f64::from(*probability);
             if left < 0.0 {
@@ -76,4 +77,15 @@ fn pick(scores: &[f32], draw: Option<&mut StdRng>) -> Result<u32> {
         }
     }
     u32::try_from(chosen).map_err(|_| unfit())
+}
+
+/// Random numbers for each of `count` rows.
+pub(crate) fn draws(seed: u64, count: usize) -> Vec<StdRng> {
+    (0_u64..).take(count).map(|row| StdRng::seed_from_u64(seed ^ row.rotate_left(32))).collect()
+}
+
+/// A number in [0, 1).
+pub(crate) fn uniform(draw: &mut StdRng) -> f64 {
+    // 53 random bits.
+    (draw.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }

@@ -2,18 +2,17 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, LayerNorm, Linear},
+    nn::{Dropout, Linear},
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result, adapted_linear,
-    inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, Layers,
-    PooledClassifier, dropout, first_token, self_attention,
+    Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, LayerNorm, Layers,
+    PooledClassifier, adapted_linear, first_token, self_attention,
 };
 
 inventory::submit! {
@@ -101,16 +100,15 @@ impl AlbertLayer {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let hidden = self.attention.forward(hidden, mask);
         let inner = self.activation.forward(adapted_linear(&self.ffn, hidden.clone()));
-        self.full_layer_layer_norm.forward(adapted_linear(&self.ffn_output, inner) + hidden)
+        self.full_layer_layer_norm.add_undropped(adapted_linear(&self.ffn_output, inner), hidden)
     }
 }
 
 impl AlbertAttention {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let projections = [&self.query, &self.key, &self.value];
-        let attended = self_attention(hidden.clone(), projections, self.heads, mask, &self.attention_dropout);
-        let attended = dropout(&self.output_dropout, adapted_linear(&self.dense, attended));
-        self.layer_norm.forward(hidden + attended)
+        let attended = self_attention(hidden.clone(), projections, self.heads, mask, &self.attention_dropout, None);
+        self.layer_norm.add(&self.output_dropout, adapted_linear(&self.dense, attended), hidden)
     }
 }
 

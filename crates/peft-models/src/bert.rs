@@ -40,6 +40,10 @@ impl Encoder for Bert {
         Some(self.encoder.forward(self.embeddings.forward(inputs)?, inputs))
     }
 
+    fn encode_first(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        Some(self.encoder.forward_first(self.embeddings.forward(inputs)?, inputs))
+    }
+
     fn pool(&self, hidden: &Tensor<3>) -> Option<Tensor<2>> {
         self.pooler.as_ref().map(|pooler| pooler.forward(hidden))
     }
@@ -73,6 +77,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
             input_embedding: Some("embeddings.word_embeddings".to_owned()),
             ignored_tensors: &["position_ids"],
             fresh: FreshValues::default().with_zero_row("word_embeddings.weight", fields.padding_row(Some(0))?),
+            past: Some(sizes.past()),
             max_positions: Some(sizes.positions),
             ..ModelInfo::custom()
         },

@@ -16,8 +16,10 @@ mod encoder;
 mod encoder_decoder;
 mod fields;
 mod gated_mlp;
+mod layer_norm;
 mod layer_type;
 mod layers;
+mod linear;
 mod mask;
 mod pre_norm_layer;
 mod rms_norm;
@@ -33,13 +35,19 @@ pub use cross_attention::{AttentionSizes, CrossAttention};
 pub use decoder::{Decoder, DecoderContext, DecoderLayer, DecoderSizes, Sight, View};
 pub use decoder_heads::{CausalBackbone, CausalModel, class_name};
 pub use dropout::dropout;
-pub use embedding::{counted, embed, first_token, last_token, past_length, positions, split_span_logits};
-pub use encoder::{Encoder, EncoderModel, FirstTokenClassifier, PooledClassifier, of_class, self_attention};
+pub use embedding::{
+    behind_prompt, counted, embed, embed_scaled, first_token, last_token, past_length, positions, split_span_logits,
+};
+pub use encoder::{
+    Encoder, EncoderModel, FirstTokenClassifier, PooledClassifier, attention_of, of_class, self_attention,
+};
 pub use encoder_decoder::{CrossContext, Seq2SeqBackbone, Seq2SeqModel, target_ids};
 pub use fields::Fields;
 pub use gated_mlp::GatedMlp;
+pub use layer_norm::LayerNorm;
 pub use layer_type::LayerType;
 pub use layers::Layers;
+pub use linear::{adapted_conv1d, adapted_linear};
 pub use mask::AttentionMask;
 pub use pre_norm_layer::PreNormLayer;
 pub use rms_norm::RmsNorm;

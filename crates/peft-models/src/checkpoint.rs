@@ -1,4 +1,6 @@
-//! Checkpoints: a folder with `config.json` and `model.safetensors`, whole or in shards, or a GGUF file.
+//! Checkpoints: a folder with `config.json` and weights, whole or in shards, or a GGUF file.
+//!
+//! Weights are `model.safetensors`, or PyTorch's `pytorch_model.bin` where there is no other.
 
 mod fresh;
 mod matching;
@@ -24,6 +26,10 @@ pub const CONFIG: &str = "config.json";
 pub const WEIGHTS: &str = "model.safetensors";
 /// The file that says which shard holds which tensor, if they are several.
 pub const INDEX: &str = "model.safetensors.index.json";
+/// The weights' file name in PyTorch's own format, if they are one file.
+pub const PYTORCH_WEIGHTS: &str = "pytorch_model.bin";
+/// The file that says which shard of PyTorch's holds which tensor.
+pub const PYTORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// What may differ from what the checkpoint says.
 #[derive(Debug, Clone, Default)]
@@ -99,7 +105,7 @@ pub fn random(config: &Path, class: &AutoClass, options: &LoadOptions, device: &
     let nothing = shards::Shards::default();
     let plan = matching::Matching::new(&skeleton, &nothing);
     let dtype = options.dtype.unwrap_or(DType::F32);
-    Ok(values::fill(skeleton, &plan, &nothing, dtype, options.seed, &device.clone().inner()))
+    values::fill(skeleton, &plan, &nothing, dtype, options.seed, &device.clone().inner())
 }
 
 /// Loads a model with the head of `class`.
@@ -109,7 +115,7 @@ pub fn random(config: &Path, class: &AutoClass, options: &LoadOptions, device: &
 /// as they lie in the file, but then turns them at every call, which costs a few rows five to ten times the product itself.
 ///
 /// # Errors
-/// As [`skeleton`]; [`Error::File`] if a file is truncated or no safetensors file; [`Error::Tensors`] that lists every
+/// As [`skeleton`]; [`Error::File`] if a file is truncated or not of its format; [`Error::Tensors`] that lists every
 /// tensor that is missing, unexpected, of the wrong shape or of a type that holds no floats.
 pub fn load(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<Loaded> {
     let skeleton = skeleton(folder, class, options, device)?;
@@ -119,6 +125,6 @@ pub fn load(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &De
         return Err(Error::Tensors { origin: folder.display().to_string(), problems: plan.problems });
     }
     let dtype = options.dtype.unwrap_or(DType::F32);
-    let base = values::fill(skeleton, &plan, &shards, dtype, options.seed, &device.clone().inner());
+    let base = values::fill(skeleton, &plan, &shards, dtype, options.seed, &device.clone().inner())?;
     Ok(Loaded { base, initialised: plan.initialised, ignored: plan.ignored })
 }

@@ -3,20 +3,20 @@
 use burn::{
     module::Module,
     nn::{
-        Dropout, Embedding, LayerNorm, Linear, PaddingConfig1d,
+        Dropout, Embedding, Linear, PaddingConfig1d,
         conv::{Conv1d, Conv1dConfig},
     },
     tensor::{Bool, DType, Device, Int, Tensor, TensorData},
 };
 use peft_core::{
     ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result,
-    adapted_embedding, adapted_linear, inventory,
+    adapted_embedding, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, BertFeedForward, BertOutput, BertSizes, Encoder, EncoderModel, Fields, Layers, Scores,
-    attend, dropout, embed, first_token, positions,
+    Activation, AttentionMask, BertFeedForward, BertOutput, BertSizes, Encoder, EncoderModel, Fields, LayerNorm,
+    Layers, Scores, adapted_linear, attend, dropout, embed, first_token, positions,
 };
 
 inventory::submit! {

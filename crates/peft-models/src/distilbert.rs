@@ -2,18 +2,18 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, LayerNorm, Linear},
+    nn::{Dropout, Linear},
     tensor::{Device, Tensor, activation::relu},
 };
 use peft_core::{
     ArchitecturePlugin, AutoClass, BaseModel, Forward, Fresh, FreshValues, Inputs, ModelInfo, Outputs, Result,
-    adapted_linear, inventory,
+    inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, Layers, dropout,
-    first_token, self_attention,
+    Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, LayerNorm, Layers,
+    adapted_linear, dropout, first_token, self_attention,
 };
 
 inventory::submit! {
@@ -90,15 +90,15 @@ impl Encoder for DistilBert {
 impl TransformerBlock {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let attended = self.attention.forward(hidden.clone(), mask);
-        let hidden = self.sa_layer_norm.forward(attended + hidden);
-        self.output_layer_norm.forward(self.ffn.forward(hidden.clone()) + hidden)
+        let hidden = self.sa_layer_norm.add_undropped(attended, hidden);
+        self.output_layer_norm.add_undropped(self.ffn.forward(hidden.clone()), hidden)
     }
 }
 
 impl SelfAttention {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
         let projections = [&self.q_lin, &self.k_lin, &self.v_lin];
-        adapted_linear(&self.out_lin, self_attention(hidden, projections, self.heads, mask, &self.dropout))
+        adapted_linear(&self.out_lin, self_attention(hidden, projections, self.heads, mask, &self.dropout, None))
     }
 }
 

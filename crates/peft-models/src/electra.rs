@@ -6,13 +6,13 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result, adapted_linear,
-    inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, BertEmbeddings, BertEncoder, BertSizes, Encoder, EncoderModel, Fields, FirstTokenClassifier, Layers,
+    adapted_linear,
 };
 
 inventory::submit! {
@@ -37,14 +37,24 @@ struct Electra {
     encoder: BertEncoder,
 }
 
-impl Encoder for Electra {
-    fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+impl Electra {
+    /// What the layers begin with, in their width.
+    fn embedded(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let embedded = self.embeddings.forward(inputs)?;
-        let hidden = match &self.embeddings_project {
+        Some(match &self.embeddings_project {
             Some(project) => adapted_linear(project, embedded),
             None => embedded,
-        };
-        Some(self.encoder.forward(hidden, inputs))
+        })
+    }
+}
+
+impl Encoder for Electra {
+    fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        Some(self.encoder.forward(self.embedded(inputs)?, inputs))
+    }
+
+    fn encode_first(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        Some(self.encoder.forward_first(self.embedded(inputs)?, inputs))
     }
 }
 
@@ -76,6 +86,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
             input_embedding: Some("embeddings.word_embeddings".to_owned()),
             ignored_tensors: &["position_ids"],
             fresh: FreshValues::default().with_zero_row("word_embeddings.weight", fields.padding_row(Some(0))?),
+            past: Some(sizes.past()),
             max_positions: Some(sizes.positions),
             ..ModelInfo::custom()
         },

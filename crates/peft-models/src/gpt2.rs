@@ -2,7 +2,7 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, Embedding, LayerNorm},
+    nn::{Dropout, Embedding},
     tensor::{Device, Tensor},
 };
 use peft_core::{
@@ -12,8 +12,8 @@ use peft_core::{
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, Layers, Scores, attend, dropout, embed,
-    past_length, positions,
+    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Scores, adapted_conv1d,
+    attend, dropout, embed, past_length, positions,
 };
 
 inventory::submit! {
@@ -110,7 +110,7 @@ impl Gpt2Block {
 impl Gpt2Attention {
     fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask, past: Option<&PastKeyValues>) -> Tensor<3> {
         let [batch, length, width] = hidden.dims();
-        let joint = self.c_attn.forward(hidden);
+        let joint = adapted_conv1d(&self.c_attn, hidden);
         let part =
             |at: usize| self.heads.split(joint.clone().slice([0..batch, 0..length, at * width..(at + 1) * width]));
         let (q, k, v) = (part(0), part(1), part(2));
@@ -120,13 +120,16 @@ impl Gpt2Attention {
         };
         let scores = Scores { scale: Some(self.scale), ..Scores::default() };
         let attended = self.heads.merge(attend(q, k, v, mask, &self.attn_dropout, &scores));
-        dropout(&self.resid_dropout, self.c_proj.forward(attended))
+        dropout(&self.resid_dropout, adapted_conv1d(&self.c_proj, attended))
     }
 }
 
 impl Gpt2Mlp {
     fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
-        dropout(&self.dropout, self.c_proj.forward(self.activation.forward(self.c_fc.forward(hidden))))
+        dropout(
+            &self.dropout,
+            adapted_conv1d(&self.c_proj, self.activation.forward(adapted_conv1d(&self.c_fc, hidden))),
+        )
     }
 }
 
@@ -145,6 +148,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     } else {
         ("GPT2Model", &[BACKBONE])
     };
+    let backbone = backbone(fields, &layers)?;
     let info = ModelInfo {
         model_type: "gpt2".to_owned(),
         class_name: class_name.to_owned(),
@@ -157,11 +161,12 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
             others: vec![("c_proj.weight", Fresh::Normal(layers.std / (2.0 * fields.size("n_layer")? as f64).sqrt()))],
             ..FreshValues::default()
         },
+        past: backbone.h.first().map(|block| block.attn.heads.past(backbone.h.len())),
         max_positions: Some(fields.size("n_positions")?),
         ..ModelInfo::custom()
     };
     let model = CausalModel {
-        backbone: backbone(fields, &layers)?,
+        backbone,
         info,
         words: "wte",
         tied: fields.flag_or("tie_word_embeddings", true)?,

@@ -2,18 +2,17 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Device, Tensor},
 };
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
-    adapted_linear, inventory,
+    ArchitecturePlugin, AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, Layers, Rotary, RotaryTables, Scores,
-    attend, class_name, dropout, embed, past_length, positions,
+    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Rotary, RotaryTables,
+    Scores, adapted_linear, attend, class_name, dropout, embed, past_length, positions,
 };
 
 inventory::submit! {
@@ -140,6 +139,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let fields = Fields(config);
     let layers = Layers::new(fields, device)?;
     let is_tagger = *class == AutoClass::TOKEN_CLASSIFICATION;
+    let backbone = backbone(fields, &layers)?;
     let info = ModelInfo {
         model_type: "gpt_neox".to_owned(),
         class_name: class_name("GPTNeoX", class),
@@ -147,11 +147,12 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         segments: if is_tagger { &[BACKBONE, ("score", "classifier")] } else { &[BACKBONE] },
         stored_segments: &[("lm_head", "embed_out")],
         ignored_tensors: &["attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"],
+        past: backbone.layers.first().map(|layer| layer.attention.heads.past(backbone.layers.len())),
         max_positions: Some(fields.size("max_position_embeddings")?),
         ..ModelInfo::custom()
     };
     let model = CausalModel {
-        backbone: backbone(fields, &layers)?,
+        backbone,
         info,
         words: "embed_in",
         tied: fields.flag_or("tie_word_embeddings", false)?,

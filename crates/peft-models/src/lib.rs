@@ -1,12 +1,14 @@
 //! Transformer architectures on Burn, their Hugging Face checkpoints, and their tokenizers.
 //!
 //! One file an architecture, registered by its `model_type`; [`blocks`] holds what several share. [`checkpoint::load`] reads
-//! a folder as Transformers writes it, [`checkpoint::save`] writes one, [`HfTokenizer`] reads its `tokenizer.json`.
+//! a folder as Transformers writes it, [`checkpoint::save`] writes one, [`HfTokenizer`] reads its `tokenizer.json`, and
+//! [`hub::Hub`] finds the folder of a name on the Hugging Face Hub.
 
 pub mod blocks;
 mod chat_template;
 pub mod checkpoint;
 mod gguf;
+pub mod hub;
 mod tokenizer;
 mod tokenizer_files;
 

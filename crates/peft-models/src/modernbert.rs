@@ -3,18 +3,18 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Device, Tensor},
 };
 use peft_core::{
     ArchitecturePlugin, AutoClass, BaseModel, Forward, Fresh, FreshValues, Inputs, ModelInfo, Outputs, Result,
-    adapted_linear, inventory,
+    inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, Encoder, Fields, Heads, LayerType, Layers, Rotary, RotaryTables, Scores, attend,
-    dropout, embed, first_token, of_class, positions, split_span_logits,
+    Activation, AttentionMask, Encoder, Fields, Heads, LayerNorm, LayerType, Layers, Rotary, RotaryTables, Scores,
+    adapted_linear, attend, dropout, embed, first_token, of_class, positions, split_span_logits,
 };
 
 inventory::submit! {

@@ -2,18 +2,18 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Device, Int, Tensor},
 };
 use peft_core::{
     ArchitecturePlugin, AutoClass, BaseModel, Forward, FreshValues, Inputs, ModelInfo, Outputs, PastKeyValues, Result,
-    adapted_embedding, adapted_linear, inventory,
+    adapted_embedding, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
-    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, Layers, Scores, attend, class_name, dropout,
-    embed, past_length, positions,
+    Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Scores, adapted_linear,
+    attend, class_name, dropout, embed, past_length, positions,
 };
 
 inventory::submit! {
@@ -134,7 +134,7 @@ impl OptLayer {
         if self.norm_before {
             hidden.clone() + dropout(&self.dropout, block(norm.forward(hidden)))
         } else {
-            norm.forward(hidden.clone() + dropout(&self.dropout, block(hidden)))
+            norm.add(&self.dropout, block(hidden.clone()), hidden)
         }
     }
 }
@@ -159,16 +159,18 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         return Err(Fields::error("layerdrop", "leaving out whole layers is not supported: set it to 0"));
     }
     let layers = Layers { device, std: fields.float_or("init_std", 0.02)? };
+    let decoder = decoder(fields, &layers)?;
     let info = ModelInfo {
         model_type: "opt".to_owned(),
         class_name: class_name("OPT", class),
         config: config.clone(),
         fresh: FreshValues::with_std(layers.std).with_zero_row("embed_tokens.weight", fields.padding_row(Some(1))?),
+        past: decoder.layers.first().map(|layer| layer.self_attn.heads.past(decoder.layers.len())),
         max_positions: Some(fields.size("max_position_embeddings")?),
         ..ModelInfo::custom()
     };
     let model = CausalModel {
-        backbone: Opt { decoder: decoder(fields, &layers)? },
+        backbone: Opt { decoder },
         info,
         words: "decoder.embed_tokens",
         tied: fields.flag_or("tie_word_embeddings", true)?,

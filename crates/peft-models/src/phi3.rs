@@ -5,12 +5,12 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::{Device, Tensor},
 };
-use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, FreshValues, Result, adapted_linear, inventory};
+use peft_core::{ArchitecturePlugin, AutoClass, BaseModel, FreshValues, Result, inventory};
 use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, Decoder, DecoderContext, DecoderLayer, DecoderSizes, Fields, LayerType, Layers, RmsNorm, Rotary,
-    RotaryHeads, Scores, Sight, class_name, dropout,
+    RotaryHeads, Scores, Sight, adapted_linear, class_name, dropout,
 };
 
 inventory::submit! {
@@ -119,10 +119,12 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         dropout: make.dropout(residual_drop),
     };
     let layers = (0..sizes.n_layers).map(layer).collect();
+    let rereads_after = rotary.switch();
     let sight = Sight { window, ..Sight::new(rotary) };
     let norm = make.rms_norm(hidden, epsilon);
     let decoder = Decoder::new(&make, &sizes, sight, layers, norm);
     let mut model = decoder.into_model("phi3", class_name("Phi3", class), fields)?;
     model.info.fresh = FreshValues::default().with_zero_row("embed_tokens.weight", fields.padding_row(Some(32_000))?);
+    model.info.rereads_after = rereads_after;
     model.with_head(class, &make)
 }

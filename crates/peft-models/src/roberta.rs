@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, BertEmbeddings, BertEncoder, BertPooler, BertSizes, Encoder, EncoderModel, Fields,
-    FirstTokenClassifier, Layers, positions,
+    FirstTokenClassifier, Layers, past_length, positions,
 };
 
 const CLASSES: &[AutoClass] = &[
@@ -54,22 +54,37 @@ impl Roberta {
     fn placed(&self, inputs: &Inputs) -> Inputs {
         let places = match (&inputs.position_ids, &inputs.input_ids, &inputs.inputs_embeds) {
             (Some(places), _, _) => Some(places.clone()),
+            // Behind a prompt the input is embedded already, and padding is counted like all else.
+            (None, ids, embedded) if inputs.prompt.is_some() => {
+                let length = ids.as_ref().map(|ids| ids.dims()[1]);
+                let length = length.or_else(|| embedded.as_ref().map(|embedded| embedded.dims()[1]));
+                inputs.prompt.as_ref().zip(length).map(|(prompt, length)| {
+                    let first = self.padding_idx + 1;
+                    let count = i64::try_from(prompt.dims()[1] + length).unwrap_or(i64::MAX);
+                    Tensor::<1, Int>::arange(first..first + count, &prompt.device().inner()).unsqueeze()
+                })
+            }
             (None, _, Some(embedded)) => Some(positions(inputs, embedded) + (self.padding_idx + 1)),
-            (None, Some(ids), None) => Some(self.counted(ids)),
+            (None, Some(ids), None) => Some(self.counted(ids, past_length(inputs))),
             (None, None, None) => None,
         };
         Inputs { position_ids: places, ..inputs.clone() }
     }
 
-    fn counted(&self, ids: &Tensor<2, Int>) -> Tensor<2, Int> {
+    fn counted(&self, ids: &Tensor<2, Int>, past: usize) -> Tensor<2, Int> {
         let is_token = ids.clone().not_equal_scalar(self.padding_idx).int();
-        is_token.clone().cumsum(1) * is_token + self.padding_idx
+        let before = i64::try_from(past).unwrap_or(i64::MAX);
+        (is_token.clone().cumsum(1) + before) * is_token + self.padding_idx
     }
 }
 
 impl Encoder for Roberta {
     fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         Some(self.encoder.forward(self.embeddings.forward(&self.placed(inputs))?, inputs))
+    }
+
+    fn encode_first(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        Some(self.encoder.forward_first(self.embeddings.forward(&self.placed(inputs))?, inputs))
     }
 
     fn pool(&self, hidden: &Tensor<3>) -> Option<Tensor<2>> {
@@ -113,6 +128,7 @@ fn build(family: &'static str, config: &Map<String, Value>, class: &AutoClass, d
             fresh: FreshValues::default()
                 .with_zero_row("word_embeddings.weight", Some(padding_idx))
                 .with_zero_row("position_embeddings.weight", Some(padding_idx)),
+            past: Some(sizes.past()),
             max_positions: Some(positions),
             ..ModelInfo::custom()
         },

@@ -12,13 +12,13 @@ use burn::{
 };
 use peft_core::{
     ArchitecturePlugin, AutoClass, BaseModel, DecoderStart, Forward, Fresh, FreshValues, Inputs, ModelInfo, Outputs,
-    PastKeyValues, Result, ShiftRight, adapted_embedding, adapted_linear, inventory,
+    PastKeyValues, Result, ShiftRight, adapted_embedding, inventory,
 };
 use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, Layers, RmsNorm,
-    Seq2SeqBackbone, Seq2SeqModel, dropout, embed, past_length, target_ids,
+    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, dropout, embed, past_length, target_ids,
 };
 use relative_bias::Buckets;
 
@@ -235,7 +235,7 @@ impl Seq2SeqBackbone for T5Model {
     fn decode(&self, inputs: &Inputs, states: &Tensor<3>) -> Option<Tensor<3>> {
         let words = || target_ids(inputs, self.shift.as_ref()).map(|ids| adapted_embedding(self.target_words(), ids));
         let words = inputs.decoder_inputs_embeds.clone().or_else(words)?;
-        Some(self.decoder.forward(words, inputs, states))
+        Some(self.decoder.forward(behind_prompt(inputs.decoder_prompt.as_ref(), words), inputs, states))
     }
 
     fn target_words(&self) -> &Embedding {
@@ -305,6 +305,7 @@ fn build(family: &Family, config: &Map<String, Value>, class: &AutoClass, device
         },
         ignored_tensors: &["EncDecAttention.relative_attention_bias.weight"],
         fresh: sizes.fresh(),
+        past: Some(sizes.attention.heads.past(sizes.decoder_layers)),
         shift_right: Some(shift),
         ..ModelInfo::custom()
     };
@@ -324,6 +325,8 @@ fn build(family: &Family, config: &Map<String, Value>, class: &AutoClass, device
             input_embedding: Some(words),
             head_modules: vec!["classifier".to_owned()],
             shift_right: None,
+            takes_prompt: true,
+            past: None,
             ..info
         };
         return Ok(BaseModel { module: Box::new(module), info: Arc::new(info) });

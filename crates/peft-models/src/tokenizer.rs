@@ -192,10 +192,11 @@ impl Tokenizer for HfTokenizer {
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {
-        if let Some(unknown) = ids.iter().find(|id| self.whole.id_to_token(**id).is_none()) {
-            return Err(Error::Data(format!("the tokenizer has no token {unknown}")));
-        }
         self.whole.decode(ids, true).map_err(failed)
+    }
+
+    fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
+        self.whole.decode(ids, false).map_err(failed)
     }
 
     fn pad_id(&self) -> u32 {

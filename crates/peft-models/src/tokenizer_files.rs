@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::gguf;
 
 /// Their names, in the folder of a model.
-const FILES: &[&str] = &[
+pub(crate) const FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

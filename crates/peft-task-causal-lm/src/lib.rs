@@ -1,6 +1,8 @@
 //! Causal language modelling: the next token, for each token of a text or of a completion.
 
+mod asked;
 mod conversation;
+mod parts;
 mod shape;
 
 use std::ops::Range;
@@ -11,12 +13,13 @@ use peft_core::{
     example::{EncodeContext, Example, IGNORE, Label, Row},
     inventory, loss,
     metrics::likelihood::Likelihood,
-    task::{Column, Judged, Metrics, Scores},
+    task::{Asked, Column, Judged, Metrics, Scores},
 };
 use serde_json::{Value, json};
 
-use conversation::{Chat, messages, tools};
-use shape::Shape;
+use asked::asked;
+use conversation::{Chat, tools};
+use parts::Parts;
 
 inventory::submit! {
     TaskPlugin {
@@ -112,8 +115,11 @@ impl Task for CausalLm {
         loss::cross_entropy(logits.reshape([batch * length, classes]), &targets)
     }
 
-    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
-        Ok(rows_of(labels)?.iter().map(|row| counted(row)).sum::<usize>() as f64)
+    fn loss_weight(&self, labels: &Labels, info: &ModelInfo) -> Result<f64> {
+        // Behind virtual tokens the first token has something before it.
+        let skipped = usize::from(info.virtual_outputs == 0);
+        let count = |row: &Vec<i64>| row.iter().skip(skipped).filter(|label| **label != IGNORE).count();
+        Ok(rows_of(labels)?.iter().map(count).sum::<usize>() as f64)
     }
 
     /// One vector: the summed negative log-likelihood and how many tokens it is of.
@@ -128,6 +134,10 @@ impl Task for CausalLm {
         });
         let losses = loss::sequence_losses(logits, &targets.collect::<Result<Vec<_>>>()?)?;
         Ok(losses.into_iter().map(|(sum, tokens)| vec![vec![sum as f32, tokens as f32]]).collect())
+    }
+
+    fn asks(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Option<Asked>> {
+        asked(row, context)
     }
 
     /// `perplexity`: the exponential of the mean negative log-likelihood of all tokens; NaN if there are none.
@@ -154,48 +164,10 @@ struct Text {
 
 impl Text {
     fn of(row: &Row, context: &EncodeContext<'_>) -> Result<Self> {
-        let shape = Shape::of(row, context)?;
-        let column = context.column(shape.role());
-        match shape {
-            Shape::Text => Ok(Self::plain(String::new(), row.text(column)?, context)),
-            Shape::Messages | Shape::Conversations => Self::chat(row, &messages(row, column)?, None, context),
-            Shape::Prompt if row.fields.get(column).is_some_and(Value::is_array) => {
-                let mut all = messages(row, column)?;
-                let prompt = all.len();
-                if context.labelled || context.optional("completion", row).is_some() {
-                    all.extend(messages(row, context.column("completion"))?);
-                }
-                Self::chat(row, &all, Some(prompt), context)
-            }
-            Shape::Prompt => {
-                let prompt = row.text(column)?.to_owned();
-                Ok(Self::plain(prompt, Self::answer(row, "completion", context)?, context))
-            }
-            Shape::Instruction => {
-                let instruction = row.text(column)?;
-                let output = Self::answer(row, "output", context)?;
-                let input = context.optional("input", row).map(|column| row.text(column)).transpose()?;
-                let input = input.filter(|input| !input.is_empty());
-                if context.tokenizer.has_chat_template() {
-                    let asked =
-                        input.map_or_else(|| instruction.to_owned(), |input| format!("{instruction}\n\n{input}"));
-                    let mut all = vec![json!({ "role": "user", "content": asked })];
-                    if context.labelled || !output.is_empty() {
-                        all.push(json!({ "role": "assistant", "content": output }));
-                    }
-                    return Self::chat(row, &all, Some(1), context);
-                }
-                let input = input.map(|input| format!("### Input:\n{input}\n\n")).unwrap_or_default();
-                let prompt = format!("### Instruction:\n{instruction}\n\n{input}### Response:\n");
-                Ok(Self::plain(prompt, output, context))
-            }
+        match Parts::of(row, context)? {
+            Parts::Texts { prompt, completion } => Ok(Self::plain(prompt, completion, context)),
+            Parts::Messages { messages, prompt } => Self::chat(row, &messages, prompt, context),
         }
-    }
-
-    /// The text of a column that only labelled rows must have.
-    fn answer<'r>(row: &'r Row, role: &str, context: &EncodeContext<'_>) -> Result<&'r str> {
-        let column = context.column(role);
-        if context.labelled || row.fields.contains_key(column) { row.text(column) } else { Ok("") }
     }
 
     fn plain(prompt: String, completion: &str, context: &EncodeContext<'_>) -> Self {

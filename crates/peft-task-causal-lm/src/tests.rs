@@ -111,7 +111,7 @@ fn what_is_only_read_has_no_end_put_on_it() {
 #[test]
 fn nothing_counts_where_the_completion_was_cut() {
     let examples = encode(json!({ "prompt": "abcdefgh", "completion": "ij" }), true).unwrap();
-    assert_eq!(CausalLm.loss_weight(&collate_labels(&[&examples[0]])).unwrap(), 0.0);
+    assert_eq!(CausalLm.loss_weight(&collate_labels(&[&examples[0]]), &ModelInfo::custom()).unwrap(), 0.0);
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn each_token_is_told_from_those_before_it() {
     let labels = Labels([("labels".to_owned(), labels)].into());
     let loss = CausalLm.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
     close(f64::from(loss), 0.942_055_686_651_751_3);
-    assert_eq!(CausalLm.loss_weight(&labels).unwrap(), 4.0);
+    assert_eq!(CausalLm.loss_weight(&labels, &ModelInfo::custom()).unwrap(), 4.0);
 }
 
 #[test]
@@ -164,4 +164,19 @@ fn perplexity_is_a_mean_over_all_tokens() {
         assert_eq!(answer["tokens"], 1.0);
         close(answer["perplexity"].as_f64().unwrap(), 0.169_846_019_556_285_48_f64.exp());
     });
+}
+
+#[test]
+fn a_prompt_asks_for_its_completion_and_a_whole_text_for_nothing() {
+    let asks = |fields: Value, labelled| {
+        with_context(&ModelInfo::custom(), labelled, |context| CausalLm.asks(&row(1, fields.clone()), context)).unwrap()
+    };
+    let both = json!({ "prompt": "abcd", "completion": " ef" });
+    assert_eq!(asks(both.clone(), true), Some(Asked { prompt: vec![97, 99], wanted: Some(" ef".to_owned()) }));
+    assert_eq!(asks(both, false), Some(Asked { prompt: vec![97, 99], wanted: None }));
+    assert_eq!(asks(json!({ "prompt": "ab" }), false), Some(Asked { prompt: vec![97], wanted: None }));
+    let question = json!({ "instruction": "i", "output": "o" });
+    assert_eq!(asks(question, true).and_then(|asked| asked.wanted).as_deref(), Some("o"));
+    assert_eq!(asks(json!({ "text": "abcd" }), true), None);
+    assert_eq!(asks(json!({ "text": "abcd" }), false), None);
 }

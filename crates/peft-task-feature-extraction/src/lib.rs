@@ -116,7 +116,7 @@ impl Task for FeatureExtraction {
     }
 
     /// The number of scored pairs.
-    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
         Ok(if labels.0.contains_key("labels") { labels.floats("labels")?.len() as f64 / 2.0 } else { 0.0 })
     }
 

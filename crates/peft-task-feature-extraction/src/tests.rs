@@ -137,9 +137,9 @@ fn the_loss_is_that_of_cosines() {
     // (2, 4) and (2, 2).
     let expected = (12.0_f32 / (20.0_f32.sqrt() * 8.0_f32.sqrt()) - 0.25).powi(2);
     assert!((loss - expected).abs() < 1e-6, "{loss} {expected}");
-    assert_eq!(FeatureExtraction.loss_weight(&labels).unwrap(), 1.0);
+    assert_eq!(FeatureExtraction.loss_weight(&labels, &ModelInfo::custom()).unwrap(), 1.0);
     let without = collate_labels(&[&pooled(Pooling::Mean, 2)]);
-    assert_eq!(FeatureExtraction.loss_weight(&without).unwrap(), 0.0);
+    assert_eq!(FeatureExtraction.loss_weight(&without, &ModelInfo::custom()).unwrap(), 0.0);
 }
 
 #[test]

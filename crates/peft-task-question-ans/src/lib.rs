@@ -88,7 +88,7 @@ impl Task for QuestionAnswering {
         Ok((start + end).div_scalar(2.0))
     }
 
-    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
         Ok(labels.get("start_positions")?.num_elements() as f64)
     }
 

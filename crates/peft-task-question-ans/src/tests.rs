@@ -158,7 +158,7 @@ fn the_loss_is_that_of_transformers() {
     let labels = Labels(labels.map(|(name, values)| (name.to_owned(), TensorData::from(values))).into());
     let loss = QuestionAnswering.loss(&outputs, &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
     assert!((loss - 1.034_880_6).abs() < 1e-6, "{loss}");
-    assert_eq!(QuestionAnswering.loss_weight(&labels).unwrap(), 2.0);
+    assert_eq!(QuestionAnswering.loss_weight(&labels, &ModelInfo::custom()).unwrap(), 2.0);
 }
 
 #[test]

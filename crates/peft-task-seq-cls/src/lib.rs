@@ -142,7 +142,11 @@ impl Task for SequenceClassification {
         }
     }
 
-    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+    fn keeps_token_types(&self) -> bool {
+        true
+    }
+
+    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
         Ok(labels.get("labels")?.shape().first().copied().unwrap_or(0) as f64)
     }
 

@@ -155,7 +155,7 @@ fn rows_become_examples() {
     assert_eq!(encoded[1].type_ids, [0, 0, 0, 1, 1, 1]);
     let batch = collate_labels(&encoded.iter().collect::<Vec<_>>());
     assert_eq!(batch.integers("labels").unwrap(), [1, 0]);
-    assert_eq!(SequenceClassification.loss_weight(&batch).unwrap(), 2.0);
+    assert_eq!(SequenceClassification.loss_weight(&batch, &ModelInfo::custom()).unwrap(), 2.0);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use peft_core::{
     example::{EncodeContext, EncodeOptions, Example, IGNORE, Label, Overflow, Row},
     inventory, loss,
     metrics::likelihood::Likelihood,
-    task::{Column, Judged, Metrics, Scores},
+    task::{Asked, Column, Judged, Metrics, Scores},
 };
 use serde_json::{Value, json};
 
@@ -37,11 +37,8 @@ impl Task for Seq2SeqLm {
 
     /// Labels are the target's tokens as the tokenizer makes them, closed by its end-of-text token.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
-        let EncodeOptions { max_length, max_target_length, source_prefix, .. } = context.options;
-        let column = ["source", "text"].into_iter().find_map(|role| context.optional(role, row));
-        let source = row.text(column.unwrap_or_else(|| context.column("source")))?;
-        let source = context.tokenizer.encode(&format!("{source_prefix}{source}"), None, *max_length)?;
-        let Some(mut example) = context.example(row, &source)? else { return Ok(Vec::new()) };
+        let EncodeOptions { max_length, max_target_length, .. } = context.options;
+        let Some(mut example) = source(row, context)? else { return Ok(Vec::new()) };
         if context.labelled {
             let most = max_target_length.unwrap_or(*max_length);
             let target = context.tokenizer.encode(row.text(context.column("target"))?, None, most)?;
@@ -88,25 +85,36 @@ impl Task for Seq2SeqLm {
         Ok(batch)
     }
 
-    /// The cross-entropy of each decoder position.
+    /// The cross-entropy of each decoder position. Virtual tokens before the decoder's input have no label.
     fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
         let logits = outputs.get::<3>("logits")?;
         let [batch, length, classes] = logits.dims();
-        loss::cross_entropy(logits.reshape([batch * length, classes]), &labels.integers("labels")?)
+        let targets = loss::behind_prompt(labels, batch, length)?;
+        loss::cross_entropy(logits.reshape([batch * length, classes]), &targets)
     }
 
-    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
         Ok(labels.integers("labels")?.iter().filter(|label| **label != IGNORE).count() as f64)
     }
 
     /// One vector: the summed negative log-likelihood of the target and how many tokens it has.
     fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
+        let logits = outputs.get::<3>("logits")?;
         let targets = examples.iter().map(|example| match example.labels.get("labels") {
-            Some(Label::Tokens(labels)) => labels.clone(),
-            _ => Vec::new(),
+            Some(Label::Tokens(labels)) => labels.as_slice(),
+            _ => &[],
         });
-        let losses = loss::sequence_losses(outputs.get::<3>("logits")?, &targets.collect::<Vec<_>>())?;
+        let longest = targets.clone().map(<[i64]>::len).max().unwrap_or(0);
+        let front = logits.dims()[1].saturating_sub(longest);
+        let targets = targets.map(|labels| [vec![IGNORE; front], labels.to_vec()].concat());
+        let losses = loss::sequence_losses(logits, &targets.collect::<Vec<_>>())?;
         Ok(losses.into_iter().map(|(sum, tokens)| vec![vec![sum as f32, tokens as f32]]).collect())
+    }
+
+    fn asks(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Option<Asked>> {
+        let Some(Example { input_ids: prompt, .. }) = source(row, context)? else { return Ok(None) };
+        let wanted = context.labelled.then(|| row.text(context.column("target")).map(str::to_owned)).transpose()?;
+        Ok(Some(Asked { prompt, wanted }))
     }
 
     /// `perplexity` of the targets: the exponential of the mean negative log-likelihood; NaN if there are none.
@@ -120,6 +128,14 @@ impl Task for Seq2SeqLm {
         let sum = Likelihood::of(row.examples.iter().map(|(_, scores)| *scores));
         Ok(json!({ "nll": sum.nll, "tokens": sum.tokens, "perplexity": sum.perplexity() }))
     }
+}
+
+/// The example of what is read, without labels; none if the row is dropped.
+fn source(row: &Row, context: &EncodeContext<'_>) -> Result<Option<Example>> {
+    let EncodeOptions { max_length, source_prefix, .. } = context.options;
+    let column = ["source", "text"].into_iter().find_map(|role| context.optional(role, row));
+    let text = row.text(column.unwrap_or_else(|| context.column("source")))?;
+    context.example(row, &context.tokenizer.encode(&format!("{source_prefix}{text}"), None, *max_length)?)
 }
 
 /// Whether the decoder has the tokens and the positions, judged on the host.

@@ -89,7 +89,7 @@ fn the_target_is_closed_and_has_its_own_length() {
     assert_eq!(cut[0].labels["labels"], Label::Tokens(vec![99, 100, 101, 102]));
     let batch = collate_labels(&[&examples[0], &ended[0]]);
     assert_eq!(batch.integers("labels").unwrap(), [99, 100, 101, 2, 99, 2, IGNORE, IGNORE]);
-    assert_eq!(Seq2SeqLm.loss_weight(&batch).unwrap(), 6.0);
+    assert_eq!(Seq2SeqLm.loss_weight(&batch, &ModelInfo::custom()).unwrap(), 6.0);
 }
 
 #[test]
@@ -171,4 +171,14 @@ fn perplexity_is_a_mean_over_all_tokens() {
         close(Seq2SeqLm.metrics(&judged, context).unwrap()["perplexity"], 1.197_892_477_474_124_4_f64.exp());
         assert_eq!(Seq2SeqLm.answer(&judged[1], context).unwrap()["tokens"], 2.0);
     });
+}
+
+#[test]
+fn the_source_asks_for_the_target() {
+    let asks = |labelled| {
+        let row = row(1, json!({ "source": "abcdef", "target": "xyz" }));
+        with_context(&ModelInfo::custom(), labelled, |context| Seq2SeqLm.asks(&row, context)).unwrap().unwrap()
+    };
+    assert_eq!(asks(true), Asked { prompt: vec![97, 98, 99, 100], wanted: Some("xyz".to_owned()) });
+    assert_eq!(asks(false).wanted, None);
 }

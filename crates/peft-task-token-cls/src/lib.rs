@@ -81,22 +81,31 @@ impl Task for TokenClassification {
         Ok(vec![example])
     }
 
+    /// Virtual tokens stand before the words, so that the logits may be longer than the labels. PEFT fails there.
     fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
         let logits = outputs.get::<3>("logits")?;
         let [batch, length, classes] = logits.dims();
-        loss::cross_entropy(logits.reshape([batch * length, classes]), &labels.integers("labels")?)
+        let targets = loss::behind_prompt(labels, batch, length)?;
+        loss::cross_entropy(logits.reshape([batch * length, classes]), &targets)
     }
 
-    fn loss_weight(&self, labels: &Labels) -> Result<f64> {
+    fn keeps_token_types(&self) -> bool {
+        true
+    }
+
+    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
         Ok(labels.integers("labels")?.iter().filter(|label| **label != IGNORE).count() as f64)
     }
 
     /// One vector: the most likely class of each word; NaN for a word without a prediction.
     fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
         let (logits, [_, length, classes]) = outputs.read::<3>("logits")?;
+        // The batch is as long as its longest example; what the logits have more are virtual tokens in front.
+        let longest = examples.iter().map(|example| example.input_ids.len()).max().unwrap_or(0);
+        let front = length.saturating_sub(longest);
         let per_example = examples.iter().enumerate().map(|(at, example)| {
             let class = |start: &usize| {
-                let token = (*start < example.input_ids.len()).then_some((at * length + start) * classes)?;
+                let token = (*start < example.input_ids.len()).then_some((at * length + front + start) * classes)?;
                 argmax(logits.get(token..token + classes)?)
             };
             vec![example.word_starts.iter().map(|start| class(start).map_or(f32::NAN, |class| class as f32)).collect()]

@@ -106,7 +106,7 @@ fn the_first_piece_of_a_word_carries_its_tag() {
     let labels = vec![IGNORE, 1, IGNORE, 4, 0, IGNORE, IGNORE];
     assert_eq!(examples[0].labels["labels"], Label::Tokens(labels));
     let batch = collate_labels(&[&examples[0]]);
-    assert_eq!(TokenClassification.loss_weight(&batch).unwrap(), 3.0);
+    assert_eq!(TokenClassification.loss_weight(&batch, &ModelInfo::custom()).unwrap(), 3.0);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod folder;
 mod header;
 mod json;
 mod jsonl;
+mod parquet;
 mod tsv;
 mod txt;
 
@@ -27,21 +28,42 @@ pub use folder::{Part, has_part, read_part};
 struct Layout {
     extension: &'static str,
     holds: &'static str,
-    parse: fn(&Source<'_>) -> Result<Vec<Row>>,
+    reader: Reader,
+}
+
+/// How a layout is read.
+#[derive(Debug)]
+enum Reader {
+    /// From the text of a whole file.
+    Text(fn(&Source<'_>) -> Result<Vec<Row>>),
+    /// From the file, in which rows are no text.
+    File(fn(&Path) -> Result<Vec<Row>>),
+}
+
+impl Layout {
+    const fn text(extension: &'static str, parse: fn(&Source<'_>) -> Result<Vec<Row>>, holds: &'static str) -> Self {
+        Self { extension, holds, reader: Reader::Text(parse) }
+    }
+
+    /// The rows of a file, of which there must be some.
+    fn some(&self, path: &Path, rows: Vec<Row>) -> Result<Vec<Row>> {
+        if rows.is_empty() {
+            let problem = format!("no rows; a .{} file holds {}", self.extension, self.holds);
+            return Err(Error::File { path: path.to_owned(), problem });
+        }
+        Ok(rows)
+    }
 }
 
 const LAYOUTS: &[Layout] = &[
-    Layout { extension: "tsv", holds: "a header and tab-separated cells, without quoting", parse: tsv::parse },
-    Layout { extension: "csv", holds: "a header and comma-separated cells, quoted as in RFC 4180", parse: csv::parse },
-    Layout { extension: "jsonl", holds: "one JSON object a line", parse: jsonl::parse },
-    Layout { extension: "json", holds: "an array of objects, or SQuAD's layout", parse: json::parse },
-    Layout {
-        extension: "conll",
-        holds: "a word and its tag a line, an empty line between sentences",
-        parse: conll::parse,
-    },
-    Layout { extension: "conllu", holds: "CoNLL-U: words with their parts of speech", parse: conllu::parse },
-    Layout { extension: "txt", holds: "plain text, a row for each paragraph", parse: txt::parse },
+    Layout::text("tsv", tsv::parse, "a header and tab-separated cells, without quoting"),
+    Layout::text("csv", csv::parse, "a header and comma-separated cells, quoted as in RFC 4180"),
+    Layout::text("jsonl", jsonl::parse, "one JSON object a line"),
+    Layout::text("json", json::parse, "an array of objects, or SQuAD's layout"),
+    Layout::text("conll", conll::parse, "a word and its tag a line, an empty line between sentences"),
+    Layout::text("conllu", conllu::parse, "CoNLL-U: words with their parts of speech"),
+    Layout::text("txt", txt::parse, "plain text, a row for each paragraph"),
+    Layout { extension: "parquet", holds: "typed columns", reader: Reader::File(parquet::parse) },
 ];
 
 /// A file's text while it is read.
@@ -81,6 +103,7 @@ impl Source<'_> {
 /// | `conll` | word and tag (the last column), an empty line between sentences | `tokens`, `tags` |
 /// | `conllu` | CoNLL-U | `tokens`, `tags` (universal part of speech), `xpos` |
 /// | `txt` | paragraphs between empty lines | `text` |
+/// | `parquet` | columns of texts, numbers, lists and structs | the columns' names; `line` is the row's number |
 ///
 /// # Errors
 /// [`Error::NotFound`], [`Error::Io`]; [`Error::File`] if the layout is unknown, the text is not UTF-8, there is no header or
@@ -88,7 +111,11 @@ impl Source<'_> {
 pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
     // The layout first: a wrong name is found before a large file is read.
     let layout = layout_of(path)?;
-    parse(layout, path, read_bytes(path, "a data file")?)
+    let rows = match layout.reader {
+        Reader::Text(parse) => parse_text(path, read_bytes(path, "a data file")?, parse)?,
+        Reader::File(parse) => parse(path)?,
+    };
+    layout.some(path, rows)
 }
 
 fn layout_of(path: &Path) -> Result<&'static Layout> {
@@ -105,18 +132,13 @@ fn layout_of(path: &Path) -> Result<&'static Layout> {
     })
 }
 
-fn parse(layout: &Layout, path: &Path, bytes: Vec<u8>) -> Result<Vec<Row>> {
+fn parse_text(path: &Path, bytes: Vec<u8>, parse: fn(&Source<'_>) -> Result<Vec<Row>>) -> Result<Vec<Row>> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes().iter().take(valid).filter(|byte| **byte == b'\n').count() + 1;
         Error::File { path: path.to_owned(), problem: format!("line {line} is not UTF-8 text: {}", error.utf8_error()) }
     })?;
-    let source = Source { file: Arc::from(path), text: text.strip_prefix('\u{feff}').unwrap_or(&text) };
-    let rows = (layout.parse)(&source)?;
-    if rows.is_empty() {
-        return Err(source.broken(format!("no rows; a .{} file holds {}", layout.extension, layout.holds)));
-    }
-    Ok(rows)
+    parse(&Source { file: Arc::from(path), text: text.strip_prefix('\u{feff}').unwrap_or(&text) })
 }
 
 /// The columns of a row from their names and texts.

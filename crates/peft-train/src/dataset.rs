@@ -2,10 +2,10 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use peft::{
     BadRows, Batch, Error as PeftError, ModelInfo, Task,
-    example::{EncodeContext, Example, Label, Row, collate, collate_labels},
+    example::{EncodeContext, Example, Label, Row, collate, collate_labels, collate_left},
     tokenizer::Tokenizer,
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -72,9 +72,15 @@ impl Dataset {
                 if bad.take(check(&example, row, context.info))?.is_none() {
                     continue;
                 }
+                if let Some(tasks) = context.info.num_tasks {
+                    let Some(task) = bad.take(task_id(row, tasks))? else { continue };
+                    example.labels.insert(TASK_IDS, Label::Class(task));
+                }
                 // Of bound examples only the whole group has a loss.
                 if context.labelled && bound == 1 {
-                    let weight = task.loss_weight(&collate_labels(&[&example])).map_err(|error| at_row(row, error))?;
+                    let weight = task
+                        .loss_weight(&collate_labels(&[&example]), context.info)
+                        .map_err(|error| at_row(row, error))?;
                     loss_tokens += weight;
                     summary.without_loss += usize::from(weight <= 0.0);
                     if weight <= 0.0 && drop_lossless {
@@ -88,7 +94,7 @@ impl Dataset {
         bad.finish()?;
         if context.labelled && bound > 1 {
             for group in examples.chunks(bound) {
-                loss_tokens += task.loss_weight(&collate_labels(&group.iter().collect::<Vec<_>>()))?;
+                loss_tokens += task.loss_weight(&collate_labels(&group.iter().collect::<Vec<_>>()), context.info)?;
             }
         }
         summary.examples = examples.len();
@@ -151,6 +157,25 @@ impl Dataset {
     }
 }
 
+/// The column that names a row's task, by number, for a prompt that several tasks share.
+const TASK_ID: &str = "task_id";
+const TASK_IDS: &str = "task_ids";
+
+/// The task of a row; task 0 where there is only one.
+fn task_id(row: &Row, tasks: usize) -> peft::Result<i64> {
+    let value = match row.fields.get(TASK_ID) {
+        None if tasks == 1 => return Ok(0),
+        None => return Err(row.missing(TASK_ID)),
+        Some(value) => value,
+    };
+    let number = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok());
+    let task = number.filter(|task| usize::try_from(*task).is_ok_and(|task| task < tasks));
+    task.and_then(|task| i64::try_from(task).ok()).ok_or_else(|| {
+        let last = tasks.saturating_sub(1);
+        row.error(format!("column `{TASK_ID}` should be a task's number, 0 to {last}, found {value}"))
+    })
+}
+
 /// Sets the order of examples apart from other uses of the recipe's seed.
 const ORDER: u64 = 1;
 const SPLIT: u64 = 2;
@@ -158,7 +183,14 @@ const SPLIT: u64 = 2;
 /// Pads examples to their longest and puts them on a device, with segments where the model takes them.
 pub(crate) fn batch(examples: &[&Example], tokenizer: &dyn Tokenizer, info: &ModelInfo, device: &Device) -> Batch {
     let segments = info.num_types().is_some() && examples.iter().any(|e| !e.type_ids.is_empty());
-    collate(examples, tokenizer.pad_id(), segments, device)
+    // Behind a prompt the last position is read, whatever stands there.
+    let reads_last = info.pools_last_token && info.virtual_outputs > 0;
+    let collate = if reads_last { collate_left } else { collate };
+    let mut batch = collate(examples, tokenizer.pad_id(), segments, device);
+    if let Some(tasks) = batch.labels.0.remove(TASK_IDS) {
+        batch.inputs.task_ids = Some(Tensor::from_data(tasks, device));
+    }
+    batch
 }
 
 /// Takes a share of the rows out for evaluation, rounded up: the same rows for the same seed.
@@ -196,8 +228,13 @@ fn check(example: &Example, row: &Row, info: &ModelInfo) -> peft::Result<()> {
             format!("has no token {token}, whose state {} reads: does the tokenizer add it?", info.class_name);
         return Err(row.error(problem));
     }
-    if let Some(most) = info.max_positions.filter(|most| example.input_ids.len() > *most) {
-        let problem = format!("has {} tokens: the model has {most} positions; set max_length", example.input_ids.len());
+    if let Some(most) = info.room().filter(|most| example.input_ids.len() > *most) {
+        let taken = match info.virtual_tokens {
+            0 => String::new(),
+            taken => format!(" left beside {taken} virtual tokens"),
+        };
+        let tokens = example.input_ids.len();
+        let problem = format!("has {tokens} tokens: the model has {most} positions{taken}; set max_length");
         return Err(row.error(problem));
     }
     for (what, ids, limit) in

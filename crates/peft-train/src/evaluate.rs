@@ -6,16 +6,17 @@ use peft::{
     example::{EncodeContext, Example},
     task::{Judged, Metrics, Scores},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{Dataset, Error, Event, Observer, Result, dataset::batch};
+use crate::{Dataset, Error, Event, Observer, Result, Writing, dataset::batch};
 
 /// The name of the loss among the metrics.
 pub const EVAL_LOSS: &str = "eval_loss";
 
 /// The mean loss (`eval_loss`, first) and the task's metrics over labelled rows.
 ///
-/// The loss is the mean over all labels of the data set, whatever the batches.
+/// The loss is the mean over all labels of the data set, whatever the batches. With `writing` the model also writes its
+/// answers, which are compared with those that are wanted.
 ///
 /// # Errors
 /// If the rows or the outputs do not suit the task.
@@ -23,19 +24,26 @@ pub fn evaluate(
     model: &PeftModel,
     data: &Dataset,
     context: &EncodeContext<'_>,
+    writing: Option<&Writing>,
     batch_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<Metrics> {
     let task = task_of_model(model)?;
     let device = model.device().clone().inner();
-    let (scores, loss) = Pass { module: &*model.valid(), task, context, device, batch_size }.run(data, observer)?;
+    let module = model.valid();
+    let (scores, loss) = Pass { module: &*module, task, context, device, batch_size }.run(data, observer)?;
     let mut metrics = Metrics::new();
     metrics.extend(loss.map(|loss| (EVAL_LOSS.to_owned(), loss)));
     metrics.extend(task.metrics(&judged(data, &scores)?, context)?);
+    if let Some(writing) = writing {
+        let written = writing.write(&*module, model.device(), context, batch_size, observer)?;
+        metrics.extend(writing.metrics(&written));
+    }
     Ok(metrics)
 }
 
-/// The task's answer for each row, in the order of the rows.
+/// The answer for each row, in the order of the rows: `{"text"}` if `writing` asks for texts (null for a row
+/// that does not), else what the task answers.
 ///
 /// # Errors
 /// If the rows or the outputs do not suit the task.
@@ -43,12 +51,18 @@ pub fn predict(
     model: &PeftModel,
     data: &Dataset,
     context: &EncodeContext<'_>,
+    writing: Option<&Writing>,
     batch_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Value>> {
     let task = task_of_model(model)?;
     let device = model.device().clone().inner();
-    let (scores, _) = Pass { module: &*model.valid(), task, context, device, batch_size }.run(data, observer)?;
+    let module = model.valid();
+    if let Some(writing) = writing {
+        let written = writing.write(&*module, model.device(), context, batch_size, observer)?;
+        return Ok(written.into_iter().map(|text| json!({ "text": text })).collect());
+    }
+    let (scores, _) = Pass { module: &*module, task, context, device, batch_size }.run(data, observer)?;
     let answers = judged(data, &scores)?.iter().map(|row| task.answer(row, context)).collect::<peft::Result<_>>()?;
     Ok(answers)
 }
@@ -103,7 +117,11 @@ impl Pass<'_> {
     }
 
     fn weight(&self, labels: &Labels) -> Result<f64> {
-        if self.context.labelled && !labels.is_empty() { Ok(self.task.loss_weight(labels)?) } else { Ok(0.0) }
+        if self.context.labelled && !labels.is_empty() {
+            Ok(self.task.loss_weight(labels, self.context.info)?)
+        } else {
+            Ok(0.0)
+        }
     }
 }
 

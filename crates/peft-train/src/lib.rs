@@ -23,6 +23,7 @@ mod seeds;
 pub mod step_plan;
 pub mod trainer;
 pub mod trainer_log;
+pub mod writing;
 
 pub use dataset::Dataset;
 pub use error::{Error, Result};
@@ -31,3 +32,4 @@ pub use prepare::{Prepared, prepare};
 pub use recipe::Recipe;
 pub use report::TrainReport;
 pub use trainer::{TrainOptions, train};
+pub use writing::Writing;

@@ -1,11 +1,12 @@
 //! From a recipe to everything that training needs, judged before the first step.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use burn::tensor::Device;
 use peft::{
     BaseModel, Error as PeftError, ModelInfo, Task, TaskPlugin,
     example::{EncodeContext, EncodeOptions, Pooling},
+    explain,
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions, Loaded},
@@ -14,13 +15,15 @@ use peft::{
     tokenizer::Tokenizer,
 };
 
+use peft_generate::GenerationConfig;
+
 use crate::{
-    Dataset, Error, Recipe, Result,
+    Dataset, Error, Recipe, Result, Writing,
     data::{Part, has_part, read_part},
     dataset,
     packing::check_kept_apart,
     pooling,
-    recipe::{DataArguments, Init, RECIPE_FILE},
+    recipe::{DataArguments, Init, RECIPE_FILE, TrainingArguments},
 };
 
 /// Most tokens of an example where neither the recipe nor the model says less: the default of `SFTConfig`.
@@ -31,6 +34,8 @@ pub const DEFAULT_MAX_LENGTH: usize = 1024;
 pub struct Prepared {
     /// The base model with the task's head.
     pub base: BaseModel,
+    /// What the model says of itself with the adapter's prompt before its input, if there is one.
+    pub info: Arc<ModelInfo>,
     /// Parameters that the checkpoint lacks and that start at random.
     pub initialised: Vec<String>,
     /// The task.
@@ -43,6 +48,8 @@ pub struct Prepared {
     pub train: Dataset,
     /// The evaluation rows.
     pub eval: Option<Dataset>,
+    /// What the model is to write for the evaluation rows.
+    pub writing: Option<Writing>,
     /// How rows become examples.
     pub options: EncodeOptions,
 }
@@ -50,7 +57,7 @@ pub struct Prepared {
 impl Prepared {
     /// What the task needs to turn labelled rows into examples.
     pub fn context(&self) -> EncodeContext<'_> {
-        EncodeContext { tokenizer: &*self.tokenizer, info: &self.base.info, options: &self.options, labelled: true }
+        EncodeContext { tokenizer: &*self.tokenizer, info: &self.info, options: &self.options, labelled: true }
     }
 }
 
@@ -61,8 +68,51 @@ impl Prepared {
 pub fn options_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Result<EncodeOptions> {
     let path = folder.join(RECIPE_FILE);
     let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
-    let most = info.max_positions.unwrap_or(usize::MAX);
+    let most = info.room().unwrap_or(usize::MAX);
     encode_options(&data, model, data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(most))
+}
+
+/// How a model writes: as its own folder says, with what the adapter's `recipe.toml` says of generation over it.
+///
+/// # Errors
+/// If one of the files is broken.
+pub fn generation_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Result<GenerationConfig> {
+    let path = folder.join(RECIPE_FILE);
+    let training = if path.exists() { Recipe::read(&path, &[])?.training } else { TrainingArguments::default() };
+    generation_config(&training, model, info)
+}
+
+fn generation_config(training: &TrainingArguments, model: &Path, info: &ModelInfo) -> Result<GenerationConfig> {
+    let mut config = GenerationConfig::of_model(model, &info.config)?;
+    if let Some(length) = training.generation_max_length {
+        // The model's own limit would go before it.
+        (config.max_length, config.max_new_tokens) = (Some(length), None);
+    }
+    config.num_beams = training.generation_num_beams.unwrap_or(config.num_beams);
+    Ok(config)
+}
+
+/// What `predict_with_generate` asks for.
+fn writing(
+    recipe: &Recipe,
+    task: &TaskPlugin,
+    eval: Option<&Dataset>,
+    context: &EncodeContext<'_>,
+) -> Result<Option<Writing>> {
+    if !recipe.training.predict_with_generate {
+        return Ok(None);
+    }
+    let config = generation_config(&recipe.training, &recipe.model_folder(), context.info)?;
+    let writing = eval.map(|eval| Writing::new(eval, task, context, config)).transpose()?;
+    let problem = match &writing {
+        None => "there is nothing to evaluate on: give `eval` or `eval_split` in [data]".to_owned(),
+        Some(None) => {
+            format!("no row asks {} to write anything: give a prompt and its completion, or a conversation", task.name)
+        }
+        Some(Some(_)) => return Ok(writing.flatten()),
+    };
+    let (origin, key) = (recipe.path.display().to_string(), "predict_with_generate".to_owned());
+    Err(PeftError::Config { origin, key, problem }.into())
 }
 
 fn encode_options(data: &DataArguments, model: &Path, max_length: usize) -> Result<EncodeOptions> {
@@ -113,7 +163,7 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     };
     let (folder, config) = (recipe.model_folder(), recipe.model_config());
     if recipe.model.config.is_none() && !folder.exists() {
-        let what = "the base model of the recipe, beside it or in the working directory".to_owned();
+        let what = "the base model of the recipe, beside it, in the working directory or in the Hub's cache".to_owned();
         return Err(PeftError::NotFound { path: folder, what }.into());
     }
     let source = recipe.locate(&recipe.data.train);
@@ -134,8 +184,11 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     let found = task.task.labels(&train, &label_column).map_err(of_rows)?;
     let labels = if has_own_classes(&config, task, found.as_ref())? { None } else { found.clone() };
     let options = LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
+    let skeleton = checkpoint::skeleton(&config, &task.auto_class, &options, device)?;
+    // What the model cannot take is refused before its weights are read.
+    let plan = explain::plan(&skeleton, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
     let (base, initialised) = if !weights {
-        (checkpoint::skeleton(&config, &task.auto_class, &options, device)?, Vec::new())
+        (skeleton, Vec::new())
     } else if recipe.model.init == Some(Init::Random) {
         (checkpoint::random(&config, &task.auto_class, &options, device)?, Vec::new())
     } else {
@@ -144,9 +197,10 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     };
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&recipe.tokenizer())?);
 
-    let max_length = max_length(recipe, &base.info)?;
+    let info = plan.prompt.map_or_else(|| Arc::clone(&base.info), |prompt| Arc::new(prompt.info(&base.info)));
+    let max_length = max_length(recipe, &info)?;
     let options = encode_options(&recipe.data, &folder, max_length)?;
-    let context = EncodeContext { tokenizer: &*tokenizer, info: &base.info, options: &options, labelled: true };
+    let context = EncodeContext { tokenizer: &*tokenizer, info: &info, options: &options, labelled: true };
     let train = Dataset::for_training(train, task.task, &context).map_err(|error| match error {
         Error::Peft(error) => of_rows(error).into(),
         other => other,
@@ -171,8 +225,20 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
         train
     };
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
+    let writing = writing(recipe, task, eval.as_ref(), &context)?;
     let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
-    Ok(Prepared { base, initialised, task: task.task, tokenizer, labels, train, eval, options })
+    Ok(Prepared { base, info, initialised, task: task.task, tokenizer, labels, train, eval, writing, options })
+}
+
+/// The tokenizer that the adapter's configuration names for the text that a prompt begins as; none if it names none, or what it
+/// names is the base model or not here, in which case the base model's serves.
+pub(crate) fn prompt_tokenizer(recipe: &Recipe) -> Result<Option<Box<dyn Tokenizer>>> {
+    let named = recipe.adapter.options.get("tokenizer_name_or_path").and_then(|value| value.as_str());
+    let folder = named.map(|named| recipe.locate(named)).filter(|folder| folder.is_dir());
+    Ok(match folder {
+        Some(folder) => Some(Box::new(HfTokenizer::from_folder(&folder)?)),
+        None => None,
+    })
 }
 
 /// What is wrong with all rows together names their file, unless it names each row with its own.
@@ -220,11 +286,15 @@ fn has_own_classes(folder: &Path, task: &TaskPlugin, found: Option<&LabelSet>) -
 }
 
 fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {
-    let most = info.max_positions.unwrap_or(usize::MAX);
+    let most = info.room().unwrap_or(usize::MAX);
     let wanted = [("max_length", recipe.data.max_length), ("max_target_length", recipe.data.max_target_length)];
     for (key, wanted) in wanted {
         if let Some(wanted) = wanted.filter(|wanted| *wanted > most) {
-            let problem = format!("{wanted} is more than the model's {most} positions");
+            let taken = match info.virtual_tokens {
+                0 => String::new(),
+                taken => format!(" left beside {taken} virtual tokens"),
+            };
+            let problem = format!("{wanted} is more than the model's {most} positions{taken}");
             let (origin, key) = (recipe.path.display().to_string(), key.to_owned());
             return Err(Error::from(PeftError::Config { origin, key, problem }));
         }

@@ -1,7 +1,8 @@
 //! Recipes: a TOML file that says what to train on what, strict about every key.
 //!
 //! Relative paths of models, data and configurations are looked for beside the recipe first and then in the working
-//! directory, so that a recipe can travel with its data; `output_dir` is always relative to the working directory.
+//! directory, so that a recipe can travel with its data; `output_dir` is always relative to the working directory. A model that is
+//! in neither place may be a Hub id: [`Recipe::fetch`] brings it into the Hub's cache, where everything else looks for it.
 
 mod arguments;
 mod document;
@@ -12,7 +13,10 @@ use std::{
 };
 
 use peft::{
-    Error as PeftError, PeftConfig, PeftType, TaskPlugin, TaskType, config::UnknownKeys, files::read_text,
+    Error as PeftError, PeftConfig, PeftType, TaskPlugin, TaskType,
+    config::UnknownKeys,
+    files::read_text,
+    models::hub::{Hub, HubId, Needed},
     registry::plugins,
 };
 use serde_json::{Map, Value};
@@ -106,24 +110,51 @@ impl Recipe {
         locate(&self.path, given)
     }
 
+    /// Fetches the model and the tokenizer that are named by Hub ids into the Hub's cache; what is local is left alone.
+    ///
+    /// `needed` says how much of the model; `report` is told of each download.
+    ///
+    /// # Errors
+    /// As [`Hub::locate`].
+    pub fn fetch(&self, hub: &Hub, needed: Needed, report: &mut dyn FnMut(String)) -> Result<()> {
+        let is_new = self.model.init == Some(Init::Random);
+        let needed = if is_new && needed == Needed::Model { Needed::Tokenizer } else { needed };
+        let config = self.model.config.as_deref().unwrap_or_default();
+        let tokenizer = self.model.tokenizer.as_deref().unwrap_or_default();
+        let given =
+            [(&*self.model.model_name_or_path, needed), (config, Needed::Config), (tokenizer, Needed::Tokenizer)];
+        for (given, needed) in given {
+            if hub_id(&self.path, given).is_some() {
+                hub.locate(Path::new(given), needed, report)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a model, a tokenizer or a configuration leads: as [`locate`](Self::locate), else into the Hub's cache.
+    fn locate_model(&self, given: &str) -> PathBuf {
+        Hub::from_env().cached(&self.locate(given))
+    }
+
     /// The folder of the base model; of a new one that of its configuration.
     pub fn model_folder(&self) -> PathBuf {
         match &self.model.config {
             Some(config) if self.model.model_name_or_path.is_empty() => {
-                self.locate(config).parent().map(Path::to_owned).unwrap_or_default()
+                let config = self.locate_model(config);
+                if config.is_dir() { config } else { config.parent().map(Path::to_owned).unwrap_or_default() }
             }
-            _ => self.locate(&self.model.model_name_or_path),
+            _ => self.locate_model(&self.model.model_name_or_path),
         }
     }
 
     /// Where the model's configuration is: its folder, or a file.
     pub fn model_config(&self) -> PathBuf {
-        self.model.config.as_ref().map_or_else(|| self.model_folder(), |config| self.locate(config))
+        self.model.config.as_ref().map_or_else(|| self.model_folder(), |config| self.locate_model(config))
     }
 
     /// Where the tokenizer is.
     pub fn tokenizer(&self) -> PathBuf {
-        self.model.tokenizer.as_ref().map_or_else(|| self.model_folder(), |tokenizer| self.locate(tokenizer))
+        self.model.tokenizer.as_ref().map_or_else(|| self.model_folder(), |tokenizer| self.locate_model(tokenizer))
     }
 
     /// The folder of the result.
@@ -170,6 +201,9 @@ impl Recipe {
     /// Every key that decides the numbers, as `section.key`: what must not change when a run is resumed.
     pub(crate) fn decisive(&self) -> Map<String, Value> {
         let mut flat = Map::new();
+        // A branch of the Hub may have moved on.
+        let commit = hub_id(&self.path, &self.model.model_name_or_path).and_then(|id| Hub::from_env().commit(&id));
+        flat.extend(commit.map(|commit| ("model.commit".to_owned(), commit.into())));
         for (section, keys) in self.to_map() {
             let Value::Object(keys) = keys else { continue };
             for (key, value) in keys {
@@ -191,6 +225,11 @@ impl Recipe {
 fn locate(recipe: &Path, given: &str) -> PathBuf {
     let beside = recipe.parent().unwrap_or(Path::new("")).join(given);
     if beside.exists() { beside } else { PathBuf::from(given) }
+}
+
+/// The Hub id that a name is where no local path has it.
+fn hub_id(recipe: &Path, given: &str) -> Option<HubId> {
+    HubId::parse(given).filter(|_| !locate(recipe, given).exists())
 }
 
 /// `[adapter]`: the keys of `adapter_config.json`, or `config` with the name of such a file and keys that differ from it.
@@ -218,6 +257,11 @@ fn adapter(mut section: Section, recipe: &Path, model: &ModelArguments) -> Resul
     keys.insert("inference_mode".to_owned(), false.into());
     let mut config = PeftConfig::from_map(keys, unknown_keys).map_err(|error| located(&section, error))?;
     config.base_model_name_or_path = Some(model.model_name_or_path.clone());
+    // PEFT has the two parts of an id under two keys.
+    if let Some(id) = hub_id(recipe, &model.model_name_or_path) {
+        config.revision = id.named_revision().map(str::to_owned);
+        config.base_model_name_or_path = Some(id.repo);
+    }
     Ok(config)
 }
 

@@ -39,7 +39,7 @@ use crate::{
     exact::Exact,
     gradients::Slots,
     labels,
-    prepare::prepare,
+    prepare::{prepare, prompt_tokenizer},
     recipe::{RECIPE_FILE, Strategy, TrainingArguments},
     report::{median, peak_rss_bytes},
     schedule::Schedule,
@@ -81,8 +81,13 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     let prepared = prepare(recipe, &options.device)?;
     observer.observe(&Event::Prepared(&prepared));
     let seed = recipe.training.seed;
-    let mut model = PeftModel::new(prepared.base.clone(), recipe.adapter.clone(), &options.device, seed)
+    let mut model = PeftModel::from_base(prepared.base.clone(), &options.device);
+    let tokenizer = prompt_tokenizer(recipe)?;
+    let tokenizer = tokenizer.as_deref().unwrap_or(&*prepared.tokenizer);
+    model
+        .add_adapter_with(DEFAULT_ADAPTER, recipe.adapter.clone(), seed, Some(tokenizer))
         .map_err(|error| error.in_file(&recipe.path))?;
+    model.set_active(&[DEFAULT_ADAPTER])?;
     let explanation = model.explanation()?;
     observer.observe(&Event::Adapted(&explanation));
     let lost = lost_heads(&prepared.initialised, &explanation.saved);
@@ -274,7 +279,7 @@ impl Run<'_> {
         for range in self.plan.batches(number) {
             let groups = order.get(range.start..range.end.min(order.len())).unwrap_or_default();
             let examples: Vec<&Example> = groups.iter().flat_map(|group| prepared.train.group(*group)).collect();
-            let weight = prepared.task.loss_weight(&collate_labels(&examples))?;
+            let weight = prepared.task.loss_weight(&collate_labels(&examples), &prepared.info)?;
             micro_batches.push((examples, weight));
         }
         self.order = Some((epoch, order));
@@ -288,7 +293,7 @@ impl Run<'_> {
                 continue;
             }
             self.device.seed(seeds::derive(arguments.seed, &[DROPOUT, number as u64, index as u64]));
-            let batch = batch(examples, &*prepared.tokenizer, &prepared.base.info, &self.device);
+            let batch = batch(examples, &*prepared.tokenizer, &prepared.info, &self.device);
             let (loss, _outputs) = self.model.loss(&batch)?;
             let loss = if *weight == total { loss } else { loss.mul_scalar(weight / total) };
             gradients = self.slots.accumulate(gradients, self.model.gradients(&loss));
@@ -350,7 +355,7 @@ impl Run<'_> {
         let Some(data) = &self.prepared.eval else { return Ok(None) };
         let context = self.prepared.context();
         let batch_size = self.recipe.training.per_device_eval_batch_size;
-        evaluate(&self.model, data, &context, batch_size, observer).map(Some)
+        evaluate(&self.model, data, &context, self.prepared.writing.as_ref(), batch_size, observer).map(Some)
     }
 
     fn evaluate(&mut self, log: &TrainerLog, observer: &mut dyn Observer) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use burn::tensor::Device;
-use peft_train::{Event, Observer, Recipe, Silent, TrainOptions, TrainReport, train};
+use peft_train::{Event, Observer, Recipe, Silent, TrainOptions, TrainReport, prepare, train};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -103,6 +103,48 @@ fn training_makes_the_target_likely() {
         assert!(after < 0.6 * before, "{case}: {before} before, {after} after");
         assert!((many.metrics["perplexity"] - after.exp()).abs() < 1e-3 * after.exp(), "{:?}", many.metrics);
     }
+}
+
+#[test]
+fn written_answers_are_measured_and_may_pick_the_best() {
+    let writing = ["training.predict_with_generate=true", "training.generation_max_length=8"];
+    let run = |more: &[&str]| run("t5.SEQ_2_SEQ_LM.default", &[&writing, more].concat());
+    let (one, many) = (
+        run(&["training.max_steps=1"]),
+        run(&[
+            "training.max_steps=200",
+            "training.eval_steps=50",
+            "training.generation_num_beams=2",
+            "training.load_best_model_at_end=true",
+            "training.metric_for_best_model=rouge_l",
+        ]),
+    );
+    let names = ["eval_loss", "perplexity", "rouge_l", "rouge_1", "rouge_2", "chrf", "bleu", "exact_match"];
+    assert_eq!(many.metrics.keys().collect::<Vec<_>>(), names);
+    for name in ["rouge_l", "chrf"] {
+        assert!(many.metrics[name] > 1.5 * one.metrics[name], "{name}: {:?} {:?}", one.metrics, many.metrics);
+    }
+}
+
+#[test]
+fn writing_is_refused_where_nothing_can_be_written() {
+    let folder = folder("t5.SEQ_2_SEQ_LM.default");
+    fs::write(folder.path().join("rows.tsv"), "text\ttarget\tlabel\none two\tone\ta\nthree\ttwo\tb\n").unwrap();
+    let error = |task: &str, eval: &str, training: &str| {
+        let recipe = format!(
+            "[model]\nmodel_name_or_path = \"model\"\n[adapter]\npeft_type = \"LORA\"\ntask_type = \"{task}\"\n\
+             [data]\ntrain = \"rows.tsv\"\n{eval}\n[training]\noutput_dir = \"out\"\n{training}\n"
+        );
+        let path = folder.path().join("recipe.toml");
+        let prepared = Recipe::parse(&recipe, &path, &[]).and_then(|recipe| prepare(&recipe, &Device::flex()));
+        prepared.unwrap_err().to_string()
+    };
+    let check = |message: String, says: &str| assert!(message.contains(says), "{message}");
+    let (eval, on) = ("eval = \"rows.tsv\"", "predict_with_generate = true");
+    check(error("SEQ_2_SEQ_LM", eval, "generation_num_beams = 2"), "predict_with_generate");
+    check(error("SEQ_2_SEQ_LM", "", on), "nothing to evaluate on");
+    check(error("SEQ_CLS", eval, on), "no row asks SEQ_CLS");
+    check(error("SEQ_2_SEQ_LM", eval, &format!("{on}\ngeneration_max_length = 1")), "rows.tsv:2");
 }
 
 /// The notes of a run.

@@ -190,6 +190,85 @@ fn a_resumed_run_ends_in_the_bits_of_one_that_never_stopped() {
     );
 }
 
+/// The recipe with another adapter.
+fn with_adapter(bench: &Bench, keys: &str) {
+    let (before, rest) = RECIPE.split_once("[adapter]").unwrap();
+    let (_, after) = rest.split_once("[data]").unwrap();
+    let text = format!("{before}[adapter]\ntask_type = \"TOKEN_CLS\"\nnum_virtual_tokens = 3\n{keys}\n[data]{after}");
+    fs::write(bench.folder.path().join("recipe.toml"), text).unwrap();
+}
+
+/// With the methods that put vectors before the input PEFT cannot train this task.
+#[test]
+fn prompts_train_and_a_resumed_run_ends_in_the_same_bits() {
+    for keys in [
+        "peft_type = \"PROMPT_TUNING\"\nprompt_tuning_init = \"TEXT\"\nprompt_tuning_init_text = \"good day\"",
+        "peft_type = \"PROMPT_TUNING\"\nprompt_tuning_init = \"SAMPLE_VOCAB\"",
+        "peft_type = \"PREFIX_TUNING\"",
+        "peft_type = \"PREFIX_TUNING\"\nprefix_projection = true\nencoder_hidden_size = 4",
+        "peft_type = \"P_TUNING\"\nencoder_hidden_size = 4",
+        "peft_type = \"P_TUNING\"\nencoder_hidden_size = 4\nencoder_reparameterization_type = \"LSTM\"\nencoder_dropout = 0.3",
+        "peft_type = \"MULTITASK_PROMPT_TUNING\"",
+    ] {
+        let bench = Bench::new();
+        with_adapter(&bench, keys);
+        let whole = bench.run("whole", &[]);
+        let error = bench.stop_after("stopped", 3, &[]);
+        assert!(matches!(&error, Error::Interrupted { step: 3, .. }), "{error}");
+        let resumed = bench.resume("stopped", &[]).unwrap();
+        assert_eq!(bench.weights("whole"), bench.weights("stopped"), "{keys}");
+        assert_eq!(whole.metrics, resumed.metrics, "{keys}");
+        let encoder = |name: &str| fs::read(bench.out(name).join("prompt_encoder.safetensors")).ok();
+        assert_eq!(encoder("whole"), encoder("stopped"), "{keys}");
+        assert_eq!(encoder("whole").is_some(), keys.contains("encoder_hidden_size"), "{keys}");
+    }
+}
+
+/// A finished prompt goes on: its folder has what training needs.
+#[test]
+fn a_saved_prompt_goes_on_to_the_bits_of_one_that_was_never_saved() {
+    let bench = Bench::new();
+    with_adapter(&bench, "peft_type = \"P_TUNING\"\nencoder_hidden_size = 4");
+    bench.run("out", &[]);
+    let recipe = bench.recipe("again", &[]);
+    let prepared = prepare(&recipe, &Device::flex()).unwrap();
+    let mut model = PeftModel::from_pretrained(prepared.base.clone(), &bench.out("out"), &Device::flex()).unwrap();
+    let copy = bench.out("copy");
+    model.save(DEFAULT_ADAPTER, &copy).unwrap();
+    for file in ["adapter_model.safetensors", "prompt_encoder.safetensors", "adapter_config.json"] {
+        assert_eq!(fs::read(bench.out("out").join(file)).unwrap(), fs::read(copy.join(file)).unwrap(), "{file}");
+    }
+    assert!(model.trainable().iter().any(|tensor| tensor.key == "prompt_encoder.mlp_head.0.weight"));
+}
+
+#[test]
+fn rows_of_a_multitask_prompt_name_their_task() {
+    let bench = Bench::new();
+    with_adapter(&bench, "peft_type = \"MULTITASK_PROMPT_TUNING\"\nnum_tasks = 2");
+    let error = train(&bench.recipe("out", &[]), &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
+    assert!(error.to_string().contains("task_id"), "{error}");
+    let rows = fs::read_to_string(bench.out("train.jsonl")).unwrap();
+    let named: String = (0..)
+        .zip(rows.lines())
+        .map(|(at, row)| format!("{},\"task_id\":{}}}\n", &row[..row.len() - 1], at % 2))
+        .collect();
+    fs::write(bench.out("train.jsonl"), &named).unwrap();
+    bench.run("out", &[]);
+    fs::write(bench.out("train.jsonl"), named.replace("\"task_id\":1", "\"task_id\":2")).unwrap();
+    let error = train(&bench.recipe("out", &[]), &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
+    assert!(error.to_string().contains("0 to 1") && error.exit_code() == 3, "{error}");
+}
+
+#[test]
+fn virtual_tokens_take_positions_from_the_text() {
+    let bench = Bench::new();
+    with_adapter(&bench, "peft_type = \"PREFIX_TUNING\"");
+    let most = prepare::preview(&bench.recipe("out", &[]), &Device::flex()).unwrap().base.info.max_positions.unwrap();
+    let error = prepare::preview(&bench.recipe("out", &[&format!("data.max_length={most}")]), &Device::flex());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("left beside 3 virtual tokens"), "{error}");
+}
+
 #[test]
 fn a_changed_recipe_or_changed_rows_are_not_resumed() {
     let bench = Bench::new();
@@ -249,7 +328,7 @@ fn the_best_adapter_is_the_result_if_asked_for() {
     let model = PeftModel::from_pretrained(prepared.base.clone(), &bench.out("best"), &Device::flex()).unwrap();
     let context = prepared.context();
     let data = prepared.eval.as_ref().unwrap();
-    let metrics = peft_train::evaluate::evaluate(&model, data, &context, 3, &mut Silent).unwrap();
+    let metrics = peft_train::evaluate::evaluate(&model, data, &context, None, 3, &mut Silent).unwrap();
     assert!((metrics["eval_loss"] - lowest).abs() < 1e-5, "{metrics:?} {lowest}");
 }
 

@@ -31,6 +31,7 @@ impl Tuner for Full {
             saved: trained.map(|module| module.name.clone()).filter(|name| !name.is_empty()).collect(),
             biases: Vec::new(),
             in_place: true,
+            prompt: None,
             notes: Vec::new(),
         })
     }

@@ -8,4 +8,5 @@ pub mod full;
 pub mod heads;
 pub mod lora;
 pub mod pattern;
+pub mod prompt;
 pub mod select;

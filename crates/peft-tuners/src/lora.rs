@@ -102,6 +102,7 @@ impl Tuner for Lora {
             saved: selection.saved.modules,
             biases,
             in_place: false,
+            prompt: None,
             notes,
         };
         // The bias of a saved module is trained with its copy already.

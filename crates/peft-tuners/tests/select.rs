@@ -40,7 +40,11 @@ fn llama() -> ModuleTree {
 }
 
 fn seq_cls() -> TaskRules {
-    TaskRules { task_type: Some("SEQ_CLS".to_owned()), heads: vec!["classifier".to_owned(), "score".to_owned()] }
+    TaskRules {
+        task_type: Some("SEQ_CLS".to_owned()),
+        heads: vec!["classifier".to_owned(), "score".to_owned()],
+        ..TaskRules::default()
+    }
 }
 
 fn select(tree: &ModuleTree, task: &TaskRules, targets: Value, strict: bool) -> peft_core::Result<Selection> {
@@ -128,7 +132,11 @@ fn all_linear_skips_the_output_embedding_and_the_heads() {
 #[test]
 fn all_linear_leaves_the_heads_of_every_task_alone() {
     // PEFT adapts these heads and then fails to wrap them.
-    let task = TaskRules { task_type: Some("QUESTION_ANS".to_owned()), heads: vec!["qa_outputs".to_owned()] };
+    let task = TaskRules {
+        task_type: Some("QUESTION_ANS".to_owned()),
+        heads: vec!["qa_outputs".to_owned()],
+        ..TaskRules::default()
+    };
     check(
         &tree(1, "layer", &["query"], &["qa_outputs"]),
         &task,

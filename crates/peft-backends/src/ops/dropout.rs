@@ -1,20 +1,12 @@
 //! Dropout that keeps no mask: the backward pass works it out again.
 
-use burn::{
-    backend::{
-        Autodiff, Backend, Dispatch, Flex,
-        autodiff::{
-            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-            grads::Gradients,
-            ops::{Backward, Ops, OpsKind, unary},
-        },
-        backend_extension,
-        tensor::FloatTensor,
-    },
-    tensor::{Distribution, Tensor},
-};
+use burn::tensor::{Device, Distribution, Tensor};
+use pulp::Arch;
 
-use super::host;
+use super::{
+    host,
+    node::{Fused, Host, Input, run},
+};
 
 /// Sets each element to zero with probability `drop` and divides the rest by `1 - drop` (Srivastava et al. 2014).
 ///
@@ -23,42 +15,101 @@ pub fn dropout<const D: usize>(x: Tensor<D>, drop: f64) -> Tensor<D> {
     if drop <= 0.0 {
         return x;
     }
-    let keep = 1.0 - drop;
     if !host::takes(&x) {
+        let keep = 1.0 - drop;
         // The mask is scaled, not the product: that keeps one operation out of the backward pass.
         let mask = x.clone().without_autodiff().random_like(Distribution::Bernoulli(keep)) / keep;
         return x * mask;
     }
-    let draw = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), &x.device().inner());
-    let draw = draw.into_data().try_to_vec::<f32>().unwrap_or_default();
-    let seed = draw.iter().fold(0, |seed, part| seed << 24 | (f64::from(*part) * f64::from(1 << 24)) as u64);
-    Tensor::from_dispatch(<Dispatch as DropoutOps>::fused_dropout(x.into_dispatch(), seed, drop))
+    let keep = Keep::draw(drop, &x.device());
+    kept(x, keep)
 }
 
-#[backend_extension(Flex, Autodiff)]
-pub(crate) trait DropoutOps: Backend {
-    fn fused_dropout(x: FloatTensor<Self>, seed: u64, drop: f64) -> FloatTensor<Self>;
+/// What `keep` leaves of a tensor that [`takes`](host::takes) has said yes to.
+pub(super) fn kept<const D: usize>(x: Tensor<D>, keep: Keep) -> Tensor<D> {
+    run(Dropout(keep), [Input::new(x)])
 }
 
-impl DropoutOps for Flex {
-    fn fused_dropout(x: FloatTensor<Self>, seed: u64, drop: f64) -> FloatTensor<Self> {
-        let scale = (1.0 / (1.0 - drop)) as f32;
-        // The share of all 32-bit numbers that drops an element.
-        let bound = (drop * 4_294_967_296.0) as u32;
-        let (low, high) = (seed as u32, (seed >> 32) as u32);
+/// Which elements are kept, and what they are multiplied with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keep {
+    low: u32,
+    high: u32,
+    /// The share of all 32-bit numbers that drops an element.
+    bound: u32,
+    scale: f32,
+}
+
+impl Keep {
+    /// Draws from the device's random numbers what is kept of one tensor.
+    pub(super) fn draw(drop: f64, device: &Device) -> Self {
+        let draw = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), &device.clone().inner());
+        let draw = draw.into_data().try_to_vec::<f32>().unwrap_or_default();
+        let seed = draw.iter().fold(0, |seed, part| seed << 24 | (f64::from(*part) * f64::from(1 << 24)) as u64);
+        Self::new(seed, drop)
+    }
+
+    /// What is kept follows from the seed alone.
+    pub(super) fn new(seed: u64, drop: f64) -> Self {
+        Self {
+            low: seed as u32,
+            high: (seed >> 32) as u32,
+            bound: (drop * 4_294_967_296.0) as u32,
+            scale: (1.0 / (1.0 - drop)) as f32,
+        }
+    }
+
+    /// What the element at this place is multiplied with: 0 or the scale.
+    #[inline(always)]
+    pub(super) fn factor(self, place: u32) -> f32 {
+        let kept = mix(mix(place ^ self.low).wrapping_add(self.high)) >= self.bound;
+        if kept { self.scale } else { 0.0 }
+    }
+
+    /// Drops from elements that begin at place `start`.
+    #[inline(always)]
+    pub(super) fn apply(self, start: usize, piece: &mut [f32]) {
+        // Places repeat after 2³² elements, which no tensor here has.
+        let start = start as u32;
+        for (offset, x) in piece.iter_mut().enumerate() {
+            *x *= self.factor(start.wrapping_add(offset as u32));
+        }
+    }
+}
+
+impl Keep {
+    /// [`apply`](Self::apply) for callers that have not chosen vector instructions.
+    pub(super) fn apply_vectorised(self, start: usize, piece: &mut [f32]) {
+        Arch::new().dispatch(
+            #[inline(always)]
+            || self.apply(start, piece),
+        );
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dropout(Keep);
+
+impl Dropout {
+    fn apply(self, x: Host) -> Host {
         host::update(
             x,
             1,
             #[inline(always)]
-            |start, piece| {
-                let start = start as u32;
-                for (offset, x) in piece.iter_mut().enumerate() {
-                    let place = start.wrapping_add(offset as u32);
-                    let kept = mix(mix(place ^ low).wrapping_add(high)) >= bound;
-                    *x *= if kept { scale } else { 0.0 };
-                }
-            },
+            |start, piece| self.0.apply(start, piece),
         )
+    }
+}
+
+impl Fused<1> for Dropout {
+    type Saved = ();
+
+    fn forward(&self, [x]: [Option<Host>; 1], _: [bool; 1]) -> (Host, ()) {
+        (self.apply(x.unwrap_or_else(|| host::tensor(Vec::new(), &[0]))), ())
+    }
+
+    fn backward(self, (): (), grad: Host, _: [bool; 1]) -> [Option<Host>; 1] {
+        [Some(self.apply(grad))]
     }
 }
 
@@ -68,24 +119,6 @@ fn mix(x: u32) -> u32 {
     let x = (x ^ x >> 16).wrapping_mul(0x7feb_352d);
     let x = (x ^ x >> 15).wrapping_mul(0x846c_a68b);
     x ^ x >> 16
-}
-
-impl<B: Backend + DropoutOps, C: CheckpointStrategy> DropoutOps for Autodiff<B, C> {
-    fn fused_dropout(x: FloatTensor<Self>, seed: u64, drop: f64) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Dropout;
-        impl<B: Backend + DropoutOps> Backward<B, 1> for Dropout {
-            type State = (u64, f64);
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let (seed, drop) = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::fused_dropout(grad, seed, drop));
-            }
-        }
-        match Dropout.prepare::<C>([x.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((seed, drop), B::fused_dropout(x.into_primitive(), seed, drop)),
-            OpsKind::UnTracked(prep) => prep.finish(B::fused_dropout(x.into_primitive(), seed, drop)),
-        }
-    }
 }
 
 #[cfg(test)]

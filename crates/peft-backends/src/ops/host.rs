@@ -1,51 +1,232 @@
 //! How the processor's versions walk over tensors: contiguous pieces, one thread each, with the widest vectors there are.
 
-use burn::{
-    backend::{Flex, tensor::FloatTensor},
-    tensor::{DType, Tensor},
-};
+use std::mem::MaybeUninit;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use pulp::Arch;
 use rayon::prelude::*;
 
-use crate::device::is_host;
+use super::node::Host;
 
 /// Elements that one thread takes at a time: enough to outweigh handing them over, few enough to stay in its cache.
 const PIECE: usize = 1 << 14;
 
 /// Whether the processor's version can take the tensor: others go through the plain operations.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && is_host(&x.device().inner())
+    let device = x.device();
+    x.dtype() == DType::F32 && (device == Device::flex() || device == Device::flex().autodiff())
 }
 
-/// Changes a tensor in place, piece by piece, or a copy if others hold it.
+/// The tensor in one piece that is all of its memory; a copy only if it is not so already.
+pub(super) fn whole(tensor: Host) -> Host {
+    let layout = tensor.layout();
+    let fills = layout.num_elements() * size_of::<f32>() == tensor.bytes().len();
+    // Borrowed and copied only where it must be: a second handle would make every later change in place a copy.
+    if layout.is_contiguous() && layout.start_offset() == 0 && fills { tensor } else { tensor.to_contiguous() }
+}
+
+/// The elements of a [`whole`] tensor.
+pub(super) fn values(tensor: &Host) -> &[f32] {
+    tensor.storage::<f32>()
+}
+
+/// The width of its rows, which is that of its last dimension.
+pub(super) fn width(tensor: &Host) -> usize {
+    tensor.layout().shape().as_slice().last().copied().unwrap_or(1).max(1)
+}
+
+/// A tensor of these elements.
+pub(super) fn tensor(elements: Vec<f32>, dims: &[usize]) -> Host {
+    Host::from_data(TensorData::new(elements, dims.to_vec()))
+}
+
+/// Memory of that many elements, which `write` gets to fill; zeroing it first would cost as much as many an operation.
 ///
-/// `f` gets the place of the piece's first element and the piece, which is made of whole rows of `row` elements.
-pub(super) fn update(tensor: FloatTensor<Flex>, row: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> FloatTensor<Flex> {
-    let mut tensor = tensor.to_contiguous();
-    let piece = (PIECE / row.max(1)).max(1) * row.max(1);
-    let arch = Arch::new();
-    tensor.storage_mut::<f32>().par_chunks_mut(piece).enumerate().for_each(|(index, out)| {
+/// `write` has to write every element and to read none before.
+pub(super) fn written(elements: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut memory: Vec<MaybeUninit<f32>> = Vec::with_capacity(elements);
+    // SAFETY: the capacity is there, and memory that may be uninitialised needs no initialisation.
+    #[expect(unsafe_code, reason = "the argument stands above")]
+    unsafe {
+        memory.set_len(elements);
+    }
+    let mut memory = std::mem::ManuallyDrop::new(memory);
+    // SAFETY: same pointer, length and capacity, and a layout that `MaybeUninit` guarantees. Every bit pattern is an f32,
+    // and the callers, all in this folder, write each element before anything reads it.
+    #[expect(unsafe_code, reason = "the argument stands above")]
+    let mut memory = unsafe { Vec::from_raw_parts(memory.as_mut_ptr().cast::<f32>(), elements, memory.capacity()) };
+    write(&mut memory);
+    memory
+}
+
+/// How many elements of whole rows make a piece.
+fn piece(row: usize) -> usize {
+    (PIECE / row.max(1)).max(1) * row.max(1)
+}
+
+/// Calls `f` on pieces of `out`, in parallel, with the place of each piece's first element; pieces are made of whole rows.
+pub(super) fn pieces(out: &mut [f32], row: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let (piece, arch) = (piece(row), Arch::new());
+    out.par_chunks_mut(piece).enumerate().for_each(|(index, out)| {
         arch.dispatch(
             #[inline(always)]
             || f(index * piece, out),
         );
     });
-    tensor
+}
+
+/// Like [`pieces`], of two buffers of the same length.
+pub(super) fn piece_pairs(a: &mut [f32], b: &mut [f32], f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) {
+    let arch = Arch::new();
+    a.par_chunks_mut(PIECE).zip(b.par_chunks_mut(PIECE)).enumerate().for_each(|(index, (a, b))| {
+        arch.dispatch(
+            #[inline(always)]
+            || f(index * PIECE, a, b),
+        );
+    });
+}
+
+/// Like [`pieces`], with what is to be found out of each row.
+pub(super) fn pieces_and_rows<T: Send>(
+    out: &mut [f32],
+    row: usize,
+    rows: &mut [T],
+    f: impl Fn(usize, &mut [f32], &mut [T]) + Sync,
+) {
+    let (piece, arch) = (piece(row), Arch::new());
+    out.par_chunks_mut(piece).zip(rows.par_chunks_mut(piece / row.max(1))).enumerate().for_each(
+        |(index, (out, rows))| {
+            arch.dispatch(
+                #[inline(always)]
+                || f(index * piece, out, rows),
+            );
+        },
+    );
+}
+
+/// Like [`pieces_and_rows`], of two buffers of the same length.
+pub(super) fn piece_pairs_and_rows<T: Send>(
+    a: &mut [f32],
+    b: &mut [f32],
+    row: usize,
+    rows: &mut [T],
+    f: impl Fn(usize, &mut [f32], &mut [f32], &mut [T]) + Sync,
+) {
+    let (piece, arch) = (piece(row), Arch::new());
+    let both = a.par_chunks_mut(piece).zip(b.par_chunks_mut(piece)).zip(rows.par_chunks_mut(piece / row.max(1)));
+    both.enumerate().for_each(|(index, ((a, b), rows))| {
+        arch.dispatch(
+            #[inline(always)]
+            || f(index * piece, a, b, rows),
+        );
+    });
+}
+
+/// Changes a tensor in place, piece by piece, or a copy if others hold it.
+///
+/// `f` gets the place of the piece's first element and the piece, which is made of whole rows of `row` elements.
+pub(super) fn update(tensor: Host, row: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Host {
+    let tensor = whole(tensor);
+    let mut tensor = tensor;
+    if let Some(out) = tensor.try_storage_mut::<f32>() {
+        pieces(out, row, f);
+        return tensor;
+    }
+    let source = values(&tensor);
+    let copy = written(source.len(), |out| {
+        pieces(
+            out,
+            row,
+            #[inline(always)]
+            |start, out| {
+                out.copy_from_slice(source.get(start..start + out.len()).unwrap_or_default());
+                f(start, out);
+            },
+        );
+    });
+    self::tensor(copy, tensor.layout().shape().as_slice())
 }
 
 /// Like [`update`], with the elements of another tensor of the same shape at hand.
-pub(super) fn combine(
-    into: FloatTensor<Flex>,
-    other: FloatTensor<Flex>,
-    row: usize,
-    f: impl Fn(&mut [f32], &[f32]) + Sync,
-) -> FloatTensor<Flex> {
-    let other = other.to_contiguous();
-    let other: &[f32] = other.as_slice().unwrap_or_default();
+pub(super) fn combine(into: Host, other: &Host, row: usize, f: impl Fn(&mut [f32], &[f32]) + Sync) -> Host {
+    let other = whole(other.clone());
+    let other = values(&other);
     update(
         into,
         row,
         #[inline(always)]
-        |start, out| f(out, other.get(start..start + out.len()).unwrap_or_default()),
+        |start, out| f(out, part(other, start, out.len())),
     )
+}
+
+/// `length` elements from `start` on.
+#[inline(always)]
+pub(super) fn part(values: &[f32], start: usize, length: usize) -> &[f32] {
+    values.get(start..start + length).unwrap_or_default()
+}
+
+/// A sum of rows, by parts of fixed size in fixed order: the same bits on any number of threads.
+///
+/// `f` adds what rows `start..end` give to the part's own sums, of which there are `width`.
+pub(super) fn row_sums(rows: usize, width: usize, f: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f32> {
+    /// Rows of a part.
+    const ROWS: usize = 256;
+    let arch = Arch::new();
+    let parts: Vec<Vec<f32>> = (0..rows.div_ceil(ROWS))
+        .into_par_iter()
+        .map(|part| {
+            let mut sums = vec![0.0; width];
+            arch.dispatch(
+                #[inline(always)]
+                || f(part * ROWS, rows.min((part + 1) * ROWS), &mut sums),
+            );
+            sums
+        })
+        .collect();
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_else(|| vec![0.0; width]);
+    for part in parts {
+        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+    }
+    total
+}
+
+/// The sum of all rows of this width.
+pub(super) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
+    row_sums(
+        values.len() / width,
+        width,
+        #[inline(always)]
+        |from, to, sums| {
+            for row in part(values, from * width, (to - from) * width).chunks_exact(width) {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+        },
+    )
+}
+
+/// A reduction in sixteen lanes, which the compiler may keep in one vector: one lane would have to go one by one.
+#[inline(always)]
+pub(super) fn lanes(row: &[f32], start: f32, f: impl Fn(f32, f32) -> f32 + Copy) -> f32 {
+    let mut all = [start; 16];
+    let chunks = row.chunks_exact(16);
+    let rest = chunks.remainder().iter().fold(start, |a, x| f(a, *x));
+    for chunk in chunks {
+        all.iter_mut().zip(chunk).for_each(|(a, x)| *a = f(*a, *x));
+    }
+    all.into_iter().fold(rest, f)
+}
+
+/// The sum of `f` over two rows, in sixteen lanes.
+#[inline(always)]
+pub(super) fn lanes2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Copy) -> f32 {
+    let mut all = [0.0_f32; 16];
+    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest = a.remainder().iter().zip(b.remainder()).fold(0.0, |sum, (a, b)| sum + f(*a, *b));
+    for (a, b) in a.zip(b) {
+        for ((sum, a), b) in all.iter_mut().zip(a).zip(b) {
+            *sum += f(*a, *b);
+        }
+    }
+    all.into_iter().fold(rest, |sum, x| sum + x)
 }

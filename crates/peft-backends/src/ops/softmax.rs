@@ -1,126 +1,79 @@
 //! Softmax over the last dimension in one visit of each row.
 
-use burn::{
-    backend::{
-        Autodiff, Backend, Dispatch, Flex, TensorMetadata,
-        autodiff::{
-            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-            grads::Gradients,
-            ops::{Backward, Ops, OpsKind, unary},
-        },
-        backend_extension,
-        tensor::FloatTensor,
-    },
-    tensor::{Tensor, activation},
-};
+use burn::tensor::{Tensor, activation};
 
-use super::{host, vector_math::exp};
+use super::{
+    host::{self, lanes, lanes2, width},
+    node::{Fused, Host, Input, run},
+    vector_math::exp,
+};
 
 /// `exp(x) / Σ exp(x)` over the last dimension; its backward pass keeps the result only.
 pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if !host::takes(&x) {
         return activation::softmax(x, D - 1);
     }
-    Tensor::from_dispatch(<Dispatch as SoftmaxOps>::fused_softmax(x.into_dispatch()))
+    run(Softmax, [Input::new(x)])
 }
 
-#[backend_extension(Flex, Autodiff)]
-pub(crate) trait SoftmaxOps: Backend {
-    fn fused_softmax(x: FloatTensor<Self>) -> FloatTensor<Self>;
-    fn fused_softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
-}
+#[derive(Debug, Clone, Copy)]
+struct Softmax;
 
-impl SoftmaxOps for Flex {
-    fn fused_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+impl Fused<1> for Softmax {
+    type Saved = Host;
+
+    fn forward(&self, [x]: [Option<Host>; 1], _: [bool; 1]) -> (Host, Host) {
+        let x = x.unwrap_or_else(|| host::tensor(Vec::new(), &[0]));
         let width = width(&x);
-        host::update(
+        let y = host::update(
             x,
             width,
             #[inline(always)]
-            |_, piece| {
-                for row in piece.chunks_exact_mut(width) {
-                    let most = lanes(
-                        row,
-                        f32::NEG_INFINITY,
-                        #[inline(always)]
-                        |a, x| if x > a { x } else { a },
-                    );
-                    row.iter_mut().for_each(|x| *x = exp(*x - most));
-                    let scale = 1.0
-                        / lanes(
-                            row,
-                            0.0,
-                            #[inline(always)]
-                            |a, x| a + x,
-                        );
-                    row.iter_mut().for_each(|x| *x *= scale);
-                }
-            },
-        )
+            |_, piece| piece.chunks_exact_mut(width).for_each(in_place),
+        );
+        (y.clone(), y)
     }
 
-    fn fused_softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn backward(self, y: Host, grad: Host, _: [bool; 1]) -> [Option<Host>; 1] {
         let width = width(&y);
-        host::combine(
+        let grad = host::combine(
             grad,
-            y,
+            &y,
             width,
             #[inline(always)]
             |grad, y| {
                 for (grad, y) in grad.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
-                    grad.iter_mut().zip(y).for_each(|(grad, y)| *grad *= y);
-                    let sum = lanes(
+                    let sum = lanes2(
                         grad,
-                        0.0,
+                        y,
                         #[inline(always)]
-                        |a, x| a + x,
+                        |grad, y| grad * y,
                     );
-                    grad.iter_mut().zip(y).for_each(|(grad, y)| *grad -= sum * y);
+                    grad.iter_mut().zip(y).for_each(|(grad, y)| *grad = (*grad - sum) * y);
                 }
             },
-        )
+        );
+        [Some(grad)]
     }
 }
 
-fn width<T: TensorMetadata>(tensor: &T) -> usize {
-    tensor.shape().as_slice().last().copied().unwrap_or(1).max(1)
-}
-
-/// A reduction in sixteen lanes, which the compiler may keep in one vector: one lane would have to go one by one.
 #[inline(always)]
-fn lanes(row: &[f32], start: f32, f: impl Fn(f32, f32) -> f32 + Copy) -> f32 {
-    let mut all = [start; 16];
-    let chunks = row.chunks_exact(16);
-    let rest = chunks.remainder().iter().fold(start, |a, x| f(a, *x));
-    for chunk in chunks {
-        all.iter_mut().zip(chunk).for_each(|(a, x)| *a = f(*a, *x));
-    }
-    all.into_iter().fold(rest, f)
-}
-
-impl<B: Backend + SoftmaxOps, C: CheckpointStrategy> SoftmaxOps for Autodiff<B, C> {
-    fn fused_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Softmax;
-        impl<B: Backend + SoftmaxOps> Backward<B, 1> for Softmax {
-            type State = FloatTensor<B>;
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::fused_softmax_backward(ops.state, grad));
-            }
-        }
-        match Softmax.prepare::<C>([x.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let y = B::fused_softmax(x.into_primitive());
-                prep.finish(y.clone(), y)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::fused_softmax(x.into_primitive())),
-        }
-    }
-
-    fn fused_softmax_backward(_: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        // A backward pass runs on the plain backend; gradients of gradients are not taken anywhere.
-        grad
-    }
+fn in_place(row: &mut [f32]) {
+    let most = lanes(
+        row,
+        f32::NEG_INFINITY,
+        #[inline(always)]
+        |a, x| if x > a { x } else { a },
+    );
+    row.iter_mut().for_each(|x| *x = exp(*x - most));
+    let scale = 1.0
+        / lanes(
+            row,
+            0.0,
+            #[inline(always)]
+            |a, x| a + x,
+        );
+    row.iter_mut().for_each(|x| *x *= scale);
 }
 
 #[cfg(test)]

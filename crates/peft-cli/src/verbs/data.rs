@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use peft::{
     ModelInfo,
     example::{Example, IGNORE, Label},
+    models::hub::Needed,
 };
 use peft_train::{Dataset, Prepared, Recipe, prepare::preview};
 use serde_json::{Map, Value, json};
@@ -69,6 +70,7 @@ impl Data {
 impl Show {
     fn run(self, globals: &Globals) -> Result<(), CliError> {
         let recipe = Recipe::read(&self.recipe, &self.overrides)?;
+        session::fetch(&recipe, Needed::Tokenizer, globals)?;
         let prepared = preview(&recipe, &session::device(globals)?)?;
         let data = match (self.split, &prepared.eval) {
             (Split::Train, _) => &prepared.train,
@@ -122,7 +124,7 @@ impl Shown<'_> {
         }
         let id = u32::try_from(label).ok()?;
         Some(match &self.prepared.labels {
-            Some(_) => class(&self.prepared.base.info, label),
+            Some(_) => class(&self.prepared.info, label),
             None => self.token(id),
         })
     }
@@ -134,7 +136,7 @@ impl Shown<'_> {
             let value = match label {
                 Label::Tokens(labels) if Some(labels.as_ptr()) == aligned => return None,
                 Label::Tokens(labels) => labels.iter().map(|label| self.name(*label)).collect::<Vec<_>>().into(),
-                Label::Class(label) if self.prepared.labels.is_some() => class(&self.prepared.base.info, *label).into(),
+                Label::Class(label) if self.prepared.labels.is_some() => class(&self.prepared.info, *label).into(),
                 Label::Class(position) => (*position).into(),
                 Label::Float(value) => (*value).into(),
                 Label::Floats(values) => values.clone().into(),

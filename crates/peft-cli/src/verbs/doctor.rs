@@ -1,6 +1,7 @@
 //! `peft doctor`: what works on this machine and what does not.
 
 use clap::Args;
+use peft::models::hub::Hub;
 use serde_json::json;
 
 use crate::{CliError, Globals, terminal};
@@ -20,13 +21,18 @@ impl Doctor {
         let product =
             burn::tensor::Tensor::<2>::ones([8, 8], &chosen).matmul(burn::tensor::Tensor::ones([8, 8], &chosen));
         let works = product.sum().into_scalar::<f32>() == 512.0;
+        let hub = Hub::from_env();
         if globals.json {
+            let hub = json!({
+                "cache": hub.cache, "endpoint": hub.endpoint, "offline": hub.offline, "token": hub.token.is_some(),
+                "downloads": cfg!(feature = "hub"),
+            });
             let rows: Vec<_> = devices
                 .iter()
                 .map(|d| json!({ "name": d.name, "kind": d.kind, "note": d.note, "works": d.works }))
                 .collect();
             return terminal::json(&json!({
-                "version": env!("CARGO_PKG_VERSION"), "backends": built_in, "devices": rows, "self_test": works,
+                "version": env!("CARGO_PKG_VERSION"), "backends": built_in, "devices": rows, "hub": hub, "self_test": works,
             }));
         }
         let mut lines = vec![format!("peft {}", env!("CARGO_PKG_VERSION")), "devices".to_owned()];
@@ -37,7 +43,21 @@ impl Doctor {
         for backend in absent {
             lines.push(format!("  {backend:<8} not built in; cargo build --release -p peft-cli --features {backend}"));
         }
+        lines.push(format!("hub cache  {}", hub.cache.display()));
+        lines.push(format!("downloads  {}", downloads(&hub)));
         lines.push(format!("self-test  {}", if works { "a matrix product gives the right value" } else { "FAILED" }));
         terminal::result(lines.join("\n"))
     }
+}
+
+/// Where models come from that are not on this machine.
+fn downloads(hub: &Hub) -> String {
+    if !cfg!(feature = "hub") {
+        return "not built in; cargo build --release -p peft-cli --features hub".to_owned();
+    }
+    if hub.offline {
+        return "off: HF_HUB_OFFLINE is set".to_owned();
+    }
+    let token = if hub.token.is_some() { "with a token" } else { "without a token; HF_TOKEN is for gated models" };
+    format!("from {} ({token})", hub.endpoint)
 }

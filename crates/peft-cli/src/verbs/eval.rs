@@ -1,6 +1,6 @@
 //! `peft eval`: the task's metrics on labelled data.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
 use peft::{
@@ -9,14 +9,19 @@ use peft::{
     models::HfTokenizer,
 };
 use peft_train::{
-    Dataset, Silent,
+    Dataset, Writing,
     data::{Part, read_part},
     evaluate::evaluate,
-    prepare::options_of_adapter,
+    prepare::{generation_of_adapter, options_of_adapter},
 };
 use serde_json::{Value, json};
 
-use crate::{CliError, Globals, session::ModelArgs, terminal};
+use crate::{
+    CliError, Globals,
+    generation_args::GenerationArgs,
+    session::ModelArgs,
+    terminal::{self, Notes},
+};
 
 /// Measure an adapter on labelled data
 #[derive(Debug, Args)]
@@ -24,6 +29,7 @@ use crate::{CliError, Globals, session::ModelArgs, terminal};
 Examples:
   peft eval --model bert --adapter out --data dev.tsv
   peft eval --model bert --adapter out --data dev.csv --column text=sentence --column label=stars --json
+  peft eval --model t5 --adapter out --data dev.jsonl --predict-with-generate num_beams=4 max_new_tokens=64
 
 Columns, max_length and doc_stride are those of the adapter's recipe.toml unless they are given; classes those of its
 labels.json where the base model has none of its own.")]
@@ -32,13 +38,30 @@ pub(crate) struct Eval {
     model: ModelArgs,
     #[command(flatten)]
     data: DataArgs,
+    /// Let the model write its answers, and compare them with those that are wanted.
+    #[arg(long)]
+    predict_with_generate: bool,
+    #[command(flatten)]
+    generation: GenerationArgs,
 }
 
 impl Eval {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
+        if !self.predict_with_generate && !self.generation.is_empty() {
+            let problem = "options of generation have no effect without --predict-with-generate";
+            return Err(CliError::Usage(problem.to_owned()));
+        }
         let model = self.model.open(globals)?;
         let opened = self.data.open(&self.model, &model, true)?;
-        let metrics = evaluate(&model, &opened.data, &opened.context(&model), self.data.batch_size, &mut Silent)?;
+        let writing = if self.predict_with_generate {
+            let writing = opened.writing(&self.model, &model, &self.generation)?;
+            let nothing = || CliError::Usage("--predict-with-generate: no row asks for a text".to_owned());
+            Some(writing.ok_or_else(nothing)?)
+        } else {
+            None
+        };
+        let (context, batch_size) = (opened.context(), self.data.batch_size);
+        let metrics = evaluate(&model, &opened.data, &context, writing.as_ref(), batch_size, &mut Notes(globals))?;
         if globals.json {
             let mut document = json!(metrics);
             if let Value::Object(document) = &mut document {
@@ -83,11 +106,11 @@ pub(crate) struct DataArgs {
     no_normalize: bool,
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a whole number above 0".to_owned())
 }
 
-fn column(text: &str) -> Result<(String, String), String> {
+pub(super) fn column(text: &str) -> Result<(String, String), String> {
     let (role, name) = text.split_once('=').ok_or_else(|| "must be ROLE=NAME".to_owned())?;
     Ok((role.to_owned(), name.to_owned()))
 }
@@ -99,7 +122,10 @@ fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 
 /// Rows made ready for a model.
 pub(crate) struct Opened {
+    /// The folder of the adapter that acts first.
+    adapter: PathBuf,
     tokenizer: HfTokenizer,
+    info: Arc<ModelInfo>,
     options: EncodeOptions,
     labelled: bool,
     pub(crate) data: Dataset,
@@ -107,9 +133,22 @@ pub(crate) struct Opened {
 
 impl Opened {
     /// What the task needs beside the rows.
-    pub(crate) fn context<'a>(&'a self, model: &'a PeftModel) -> EncodeContext<'a> {
-        let (tokenizer, info) = (&self.tokenizer, &model.base().info);
+    pub(crate) fn context(&self) -> EncodeContext<'_> {
+        let (tokenizer, info) = (&self.tokenizer, &self.info);
         EncodeContext { tokenizer, info, options: &self.options, labelled: self.labelled }
+    }
+
+    /// What the rows ask the model to write; none where they ask for nothing.
+    pub(crate) fn writing(
+        &self,
+        args: &ModelArgs,
+        model: &PeftModel,
+        generation: &GenerationArgs,
+    ) -> Result<Option<Writing>, CliError> {
+        let Some(task) = model.task()? else { return Ok(None) };
+        let config = generation_of_adapter(&self.adapter, &args.model, &model.info())?;
+        let config = generation.over(&config, &self.tokenizer)?;
+        Ok(Writing::new(&self.data, task, &self.context(), config)?)
     }
 }
 
@@ -132,7 +171,7 @@ impl DataArgs {
             }
             found => found?,
         };
-        let info = &model.base().info;
+        let info = &model.info();
         let mut options = options_of_adapter(&folder, &args.model, info)?;
         self.adjust(&mut options, plugin.task, info)?;
         if !labelled && options.overflow == Overflow::Drop {
@@ -141,7 +180,7 @@ impl DataArgs {
         }
         let context = EncodeContext { tokenizer: &tokenizer, info, options: &options, labelled };
         let data = Dataset::for_evaluation(read_part(&self.data, Part::Test)?, plugin.task, &context)?;
-        Ok(Opened { tokenizer, options, labelled, data })
+        Ok(Opened { adapter: folder, tokenizer, info: Arc::clone(info), options, labelled, data })
     }
 
     fn adjust(&self, options: &mut EncodeOptions, task: &dyn Task, info: &ModelInfo) -> Result<(), CliError> {
@@ -154,7 +193,7 @@ impl DataArgs {
             }
             options.columns.insert(role.clone(), name.clone());
         }
-        if let (Some(wanted), Some(most)) = (self.max_length, info.max_positions)
+        if let (Some(wanted), Some(most)) = (self.max_length, info.room())
             && wanted > most
         {
             return Err(CliError::Usage(format!("--max-length {wanted} is more than the model's {most} positions")));

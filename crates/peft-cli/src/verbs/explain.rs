@@ -1,11 +1,12 @@
 //! `peft explain`: what PEFT decides for a model and a configuration, and why.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use peft::{
     BaseModel, Explanation, ModuleKind, PeftConfig,
-    files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder},
+    files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder},
+    models::hub::Needed,
 };
 
 use crate::{CliError, Globals, session, terminal};
@@ -16,11 +17,11 @@ use crate::{CliError, Globals, session, terminal};
     after_help = "Examples:\n  peft explain --model bert --adapter out\n  peft explain --model bert --config adapter_config.json --json"
 )]
 pub(crate) struct Explain {
-    /// Folder of the base model; only its configuration is read.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the base model or an id on the Hub: org/name[@revision]; only its configuration is read.
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
-    /// Folder of a saved adapter.
-    #[arg(long, value_name = "DIR", conflicts_with = "config", required_unless_present = "config")]
+    /// Folder of a saved adapter, or an id on the Hub.
+    #[arg(long, value_name = "ADAPTER", conflicts_with = "config", required_unless_present = "config")]
     adapter: Option<PathBuf>,
     /// An adapter configuration, as JSON or TOML.
     #[arg(long, value_name = "FILE")]
@@ -28,14 +29,20 @@ pub(crate) struct Explain {
 }
 
 impl Explain {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
+        if let Some(adapter) = &mut self.adapter {
+            *adapter = session::locate(adapter, Needed::Adapter, globals)?;
+        }
+        self.model = session::locate(&self.model, Needed::Config, globals)?;
         let file = match (&self.adapter, &self.config) {
             (Some(folder), _) => folder.join(ADAPTER_CONFIG),
             (None, Some(file)) => file.clone(),
-            (None, None) => return Err(CliError::Usage("give --adapter DIR or --config FILE".to_owned())),
+            (None, None) => return Err(CliError::Usage("give --adapter ADAPTER or --config FILE".to_owned())),
         };
+        let has_weights =
+            |folder: &Path| [ADAPTER_WEIGHTS, ADAPTER_PYTORCH_WEIGHTS].iter().any(|f| folder.join(f).exists());
         let (config, labels) = match &self.adapter {
-            Some(folder) if folder.join(ADAPTER_WEIGHTS).exists() => {
+            Some(folder) if has_weights(folder) => {
                 let folder = AdapterFolder::read(folder)?;
                 let labels = session::labels(&self.model, &folder)?;
                 (folder.config, labels)
@@ -58,13 +65,19 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
             } else {
                 format!("{} is kept out of the adapter and trained in full", e.saved.join(", "))
             };
+            let count = e.num_transformer_submodules.unwrap_or(task.num_transformer_submodules);
             format!(
-                "task_type {} makes this {} a {}: {heads}; under prompt learning {} transformer sub-module{} would get virtual tokens.",
+                "task_type {} makes this {} a {}: {heads}; {}{count} transformer sub-module{} {} virtual tokens.",
                 task.name,
                 e.base_model_class,
                 e.wrapper,
-                task.num_transformer_submodules,
-                if task.num_transformer_submodules == 1 { "" } else { "s" },
+                if e.prompt.is_empty() { "under prompt learning " } else { "" },
+                if count == 1 { "" } else { "s" },
+                match (e.prompt.is_empty(), count) {
+                    (true, _) => "would get",
+                    (false, 1) => "gets",
+                    (false, _) => "get",
+                },
             )
         }
         None => format!(
@@ -73,8 +86,22 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
         ),
     });
     out.push(String::new());
-    out.push(format!("{} adapts {} of {} candidates:", e.tuner, e.targeted.len(), e.targeted.len() + e.skipped.len()));
-    for module in base.tree().modules {
+    if e.prompt.is_empty() {
+        out.push(format!(
+            "{} adapts {} of {} candidates:",
+            e.tuner,
+            e.targeted.len(),
+            e.targeted.len() + e.skipped.len()
+        ));
+    } else {
+        let frozen =
+            if e.saved.is_empty() { "the model stays as it is" } else { "the model stays as it is but for its head" };
+        out.push(format!("{} adapts no module, and {frozen}:", e.tuner));
+        out.extend(e.prompt.iter().map(|sentence| format!("  {sentence}")));
+        out.extend(e.saved.iter().map(|module| format!("  saved: {module}, trained in full")));
+    }
+    let modules = if e.prompt.is_empty() { base.tree().modules } else { Vec::new() };
+    for module in modules {
         let depth = module.name.matches('.').count();
         let last = module.name.rsplit('.').next().unwrap_or_default();
         let mark = if let Some(a) = e.adapted.iter().find(|a| a.name == module.name) {

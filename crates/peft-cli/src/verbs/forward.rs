@@ -7,7 +7,6 @@ use clap::Args;
 use peft::{
     Batch, Error, Inputs, Labels, Outputs, PeftModel,
     files::{TensorFile, write_safetensors},
-    model::KEY_PREFIX,
 };
 
 use crate::{CliError, Globals, session::ModelArgs, terminal};
@@ -32,11 +31,11 @@ pub(crate) struct Forward {
 }
 
 impl Forward {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
         let mut model = self.model.open(globals)?;
         let file = TensorFile::read(&self.inputs, "the model's inputs")?;
         let batch = model.complete(batch(file, &model.device().clone().inner())?)?;
-        model.base().info.check(&batch)?;
+        model.info().check(&batch)?;
 
         let outputs = model.forward(&batch.inputs);
         let mut tensors = BTreeMap::new();
@@ -50,19 +49,24 @@ impl Forward {
                 return Err(CliError::Usage("--gradients needs labels among the inputs".to_owned()));
             };
             let gradients = model.gradients(loss);
+            let active = model.active().first().cloned().unwrap_or_default();
             for tensor in model.trainable() {
                 let gradient = match tensor.param.gradient(&gradients) {
                     Some(gradient) => tensor.oriented(gradient).to_data(),
                     None => TensorData::zeros::<f32, _>(tensor.to_file().shape()),
                 };
-                tensors.insert(format!("grad.{KEY_PREFIX}{}", tensor.key), as_f32(gradient));
+                let key = model.adapter(&active)?.file_key(&tensor);
+                tensors.insert(format!("grad.{key}"), as_f32(gradient));
             }
         }
-        model.set_enabled(false);
-        let outputs = model.forward(&batch.inputs);
-        keep(&mut tensors, "base.", &outputs);
-        if let Some(loss) = self::loss(&model, &outputs, &batch)? {
-            tensors.insert("base.loss".to_owned(), as_f32(loss.without_autodiff().to_data()));
+        // Under prompt learning the base model has outputs of other shapes.
+        if model.info().virtual_tokens == 0 {
+            model.set_enabled(false);
+            let outputs = model.forward(&batch.inputs);
+            keep(&mut tensors, "base.", &outputs);
+            if let Some(loss) = self::loss(&model, &outputs, &batch)? {
+                tensors.insert("base.loss".to_owned(), as_f32(loss.without_autodiff().to_data()));
+            }
         }
         write_safetensors(&self.output, &tensors)?;
         let names: Vec<_> = tensors.keys().collect();
@@ -91,9 +95,7 @@ fn loss(model: &PeftModel, outputs: &Outputs, batch: &Batch) -> Result<Option<Te
         return Ok(Some(hidden.square().mean()));
     }
     match model.task()? {
-        Some(task) if !batch.labels.is_empty() => {
-            Ok(Some(task.task.loss(outputs, &batch.labels, &model.base().info)?))
-        }
+        Some(task) if !batch.labels.is_empty() => Ok(Some(model.loss_of(outputs, &batch.labels, task)?)),
         _ => Ok(None),
     }
 }
@@ -120,7 +122,10 @@ fn batch(file: TensorFile, device: &Device) -> Result<Batch, CliError> {
             "position_ids" => inputs.position_ids = Some(ints()?),
             "decoder_input_ids" => inputs.decoder_input_ids = Some(ints()?),
             "decoder_attention_mask" => inputs.decoder_attention_mask = Some(ints()?),
-            "labels" | "start_positions" | "end_positions" => {
+            "task_ids" if !data.dtype().is_float() && data.shape().num_dims() == 1 => {
+                inputs.task_ids = Some(Tensor::from_data(data.clone().convert::<i64>(), device));
+            }
+            "labels" | "start_positions" | "end_positions" | "input_type_mask" => {
                 labels.insert(name.clone(), data);
             }
             _ => return Err(wrong("no model takes this input".to_owned()).into()),

@@ -2,25 +2,31 @@
 
 use std::{
     io::{Read as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
 use clap::Args;
 use peft::{
-    AutoClass, PeftModel,
+    AutoClass, ModelInfo, PeftModel, TaskPlugin,
     chat::Conversation,
+    example::{EncodeContext, EncodeOptions},
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions},
+        hub::Needed,
     },
+    registry::plugins,
     tokenizer::Tokenizer as _,
 };
-use peft_generate::{GenerationConfig, Watch, generate};
-use serde_json::{Map, Value, json};
+use peft_generate::{Generated, GenerationConfig, Generator, Watch, before_stop, settled};
+use peft_train::data::{Part, read_part};
+use serde_json::{Value, json};
 
+use super::eval::{column, positive};
 use crate::{
     CliError, Globals,
+    generation_args::GenerationArgs,
     session::{self, ModelArgs},
     terminal,
 };
@@ -32,16 +38,17 @@ Examples:
   peft generate --model smollm2.gguf --prompt 'The capital of France is'
   peft generate --model smollm2 --adapter out --chat --prompt 'Why is the sky blue?' --stream
   peft generate --model t5 --adapter out --prompt 'recieve' num_beams=4 max_new_tokens=32
-  echo 'Once upon a time' | peft generate --model gpt2 do_sample=true temperature=0.8 seed=7
+  peft generate --model smollm2 --data questions.jsonl --stop-token '<|im_end|>' --json > answers.json
+  echo 'Once upon a time' | peft generate --model gpt2 do_sample=true temperature=0.8 seed=7 --stop '.'
 
 Options of generation have Transformers' names and defaults: those of the model's generation_config.json, and KEY=VALUE over
 them. Greedy unless told otherwise.")]
 pub(crate) struct Generate {
-    /// Folder of the base model, or a GGUF file.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the base model, a GGUF file, or an id on the Hub: org/name[@revision].
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
-    /// Folder of an adapter, or NAME=DIR; may be given several times.
-    #[arg(long, value_name = "[NAME=]DIR")]
+    /// Folder of an adapter or an id on the Hub, or NAME= and one of these; may be given several times.
+    #[arg(long, value_name = "[NAME=]ADAPTER")]
     adapter: Vec<String>,
     /// Names of the adapters that act, comma separated; the first one given when absent.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -52,54 +59,69 @@ pub(crate) struct Generate {
     /// Put each prompt into the model's chat template, as what the user says.
     #[arg(long)]
     chat: bool,
+    /// A file of prompts, sources, texts or conversations, with the columns of the model's task.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "chat"])]
+    data: Option<PathBuf>,
+    /// The column of the file that plays a role, such as prompt=question; may be given several times.
+    #[arg(long, value_name = "ROLE=NAME", value_parser = column, requires = "data")]
+    column: Vec<(String, String)>,
+    /// Prompts of a batch.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
+    batch_size: usize,
     /// Show the text as it is written; for one prompt, without beams.
     #[arg(long)]
     stream: bool,
-    /// Options of generation: max_new_tokens, do_sample, temperature, top_k, top_p, num_beams, seed, ….
-    #[arg(value_name = "KEY=VALUE", value_parser = option)]
-    options: Vec<(String, Value)>,
+    #[command(flatten)]
+    generation: GenerationArgs,
 }
 
-fn option(text: &str) -> Result<(String, Value), String> {
-    let (key, value) = text.split_once('=').ok_or_else(|| "must be KEY=VALUE".to_owned())?;
-    let known = serde_json::to_value(GenerationConfig::default()).unwrap_or_default();
-    if known.get(key).is_none() {
-        let known: Vec<_> = known.as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
-        return Err(format!("`{key}` is no option of generation (options: {})", known.join(", ")));
-    }
-    Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+/// A prompt as it was given and as the model reads it.
+struct Prompt {
+    text: String,
+    tokens: Vec<u32>,
 }
 
 impl Generate {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
+        self.model = session::locate(&self.model, Needed::Model, globals)?;
         let tokenizer = HfTokenizer::from_folder(&self.model)?;
-        let prompts = self.prompts()?;
+        let given = if self.data.is_none() { self.texts()? } else { Vec::new() };
         let model = self.open(globals)?;
-        let info = &model.base().info;
-        let encoded = prompts.iter().map(|prompt| self.encode(prompt, &tokenizer)).collect::<Result<Vec<_>, _>>()?;
-
-        let given: Map<String, Value> = self.options.iter().cloned().collect();
-        let folder = if self.model.is_dir() { self.model.clone() } else { PathBuf::new() };
-        let mut config = GenerationConfig::of_model(&folder, &info.config)?.with(&given, "the command line")?;
-        if config.eos_token_id.is_empty() {
-            config.eos_token_id.extend(tokenizer.eos_id());
-        }
+        let info = &model.info();
+        let prompts: Vec<Prompt> = match &self.data {
+            Some(file) => self.rows(file, info, &tokenizer)?,
+            None => given.into_iter().map(|text| self.encode(text, &tokenizer)).collect::<Result<_, _>>()?,
+        };
+        let config = self.generation.over(&GenerationConfig::of_model(&self.model, &info.config)?, &tokenizer)?;
         if self.stream && (prompts.len() > 1 || config.num_beams > 1 || globals.json) {
             let problem = "--stream is for one prompt, without num_beams and without --json";
             return Err(CliError::Usage(problem.to_owned()));
         }
 
         let started = Instant::now();
-        let mut screen = Screen { tokenizer: &tokenizer, tokens: Vec::new(), shown: 0, on: self.stream };
-        let answers = generate(&*model.valid(), info, model.device(), &encoded, &config, &mut screen)?;
+        let stops = config.stop_strings.as_slice();
+        let mut screen = Screen { tokenizer: &tokenizer, stops, tokens: Vec::new(), shown: 0, on: self.stream };
+        let module = model.valid();
+        let generator = Generator { module: &*module, info, device: model.device(), tokenizer: Some(&tokenizer) };
+        let mut answers: Vec<Generated> = Vec::new();
+        for (at, batch) in prompts.chunks(self.batch_size).enumerate() {
+            // Batches that draw, draw different numbers.
+            let seed = config.seed.wrapping_add((at * self.batch_size) as u64);
+            let tokens: Vec<Vec<u32>> = batch.iter().map(|prompt| prompt.tokens.clone()).collect();
+            answers.extend(generator.generate(&tokens, &GenerationConfig { seed, ..config.clone() }, &mut screen)?);
+        }
         let seconds = started.elapsed().as_secs_f64();
         let written: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
         terminal::note(globals, format!("{written} tokens, {:.1} tokens/s", written as f64 / seconds.max(1e-9)));
-        let texts = answers.iter().map(|answer| tokenizer.decode(&answer.tokens)).collect::<peft::Result<Vec<_>>>()?;
+        let text = |answer: &Generated| -> Result<String, CliError> {
+            Ok(before_stop(&tokenizer.decode(&answer.tokens)?, stops).to_owned())
+        };
+        let texts = answers.iter().map(text).collect::<Result<Vec<_>, _>>()?;
         if globals.json {
-            let each = answers.len() / prompts.len().max(1);
+            let each = (answers.len() / prompts.len().max(1)).max(1);
             let lines = answers.iter().zip(&texts).enumerate().map(|(at, (answer, text))| {
-                json!({ "prompt": prompts.get(at / each.max(1)), "text": text, "tokens": answer.tokens, "score": answer.score })
+                let prompt = prompts.get(at / each).map(|prompt| &prompt.text);
+                json!({ "prompt": prompt, "text": text, "tokens": answer.tokens, "score": answer.score, "ended": answer.ended })
             });
             return terminal::json(&lines.collect::<Vec<_>>());
         }
@@ -109,7 +131,8 @@ impl Generate {
         texts.iter().try_for_each(terminal::result)
     }
 
-    fn prompts(&self) -> Result<Vec<String>, CliError> {
+    /// The prompts of the command line, or standard input.
+    fn texts(&self) -> Result<Vec<String>, CliError> {
         if !self.prompt.is_empty() {
             return Ok(self.prompt.clone());
         }
@@ -123,13 +146,37 @@ impl Generate {
         }
     }
 
-    fn encode(&self, prompt: &str, tokenizer: &HfTokenizer) -> Result<Vec<u32>, CliError> {
+    fn encode(&self, text: String, tokenizer: &HfTokenizer) -> Result<Prompt, CliError> {
         if !self.chat {
-            return Ok(tokenizer.encode(prompt, None, usize::MAX)?.ids);
+            let tokens = tokenizer.encode(&text, None, usize::MAX)?.ids;
+            return Ok(Prompt { text, tokens });
         }
-        let messages = [json!({ "role": "user", "content": prompt })];
+        let messages = [json!({ "role": "user", "content": text })];
         let conversation = Conversation { messages: &messages, tools: None, add_generation_prompt: true };
-        Ok(tokenizer.encode_rendered(&tokenizer.render_chat(&conversation)?.text, usize::MAX)?.ids)
+        let tokens = tokenizer.encode_rendered(&tokenizer.render_chat(&conversation)?.text, usize::MAX)?.ids;
+        Ok(Prompt { text, tokens })
+    }
+
+    /// What the rows of a file ask for; a row that is a whole text is gone on from.
+    fn rows(&self, file: &Path, info: &ModelInfo, tokenizer: &HfTokenizer) -> Result<Vec<Prompt>, CliError> {
+        let class = class_of(info.config.get("is_encoder_decoder"));
+        let tasks = plugins::<TaskPlugin>();
+        let Some(task) = tasks.iter().find(|task| task.auto_class == class) else {
+            return Err(CliError::Usage(format!("--data: no task of {class} is linked into this program")));
+        };
+        let columns = self.column.iter().cloned().collect();
+        let options = EncodeOptions { columns, max_length: usize::MAX, ..EncodeOptions::default() };
+        let context = EncodeContext { tokenizer, info, options: &options, labelled: false };
+        let rows = read_part(file, Part::Test)?;
+        task.task.check_rows(&rows, &context)?;
+        let prompt = |row| -> Result<Prompt, CliError> {
+            let tokens = match task.task.asks(row, &context)? {
+                Some(asked) => asked.prompt,
+                None => tokenizer.encode(row.text(context.column("text"))?, None, usize::MAX)?.ids,
+            };
+            Ok(Prompt { text: tokenizer.decode_with_special(&tokens)?, tokens })
+        };
+        rows.iter().map(prompt).collect()
     }
 
     fn open(&self, globals: &Globals) -> Result<PeftModel, CliError> {
@@ -138,17 +185,21 @@ impl Generate {
             return ModelArgs { model, adapter, active }.open(globals);
         }
         let device = session::device(globals)?;
-        let config = checkpoint::read_config(&self.model)?;
-        let crossed = config.get("is_encoder_decoder").and_then(Value::as_bool).unwrap_or(false);
-        let class = if crossed { AutoClass::SEQ2SEQ_LM } else { AutoClass::CAUSAL_LM };
+        let class = class_of(checkpoint::read_config(&self.model)?.get("is_encoder_decoder"));
         let options = LoadOptions { dtype: session::dtype(globals)?, ..LoadOptions::default() };
         Ok(PeftModel::from_base(checkpoint::load(&self.model, &class, &options, &device)?.base, &device))
     }
 }
 
-/// Shows an answer while it is written, never half a character.
+fn class_of(is_encoder_decoder: Option<&Value>) -> AutoClass {
+    let crossed = is_encoder_decoder.and_then(Value::as_bool).unwrap_or(false);
+    if crossed { AutoClass::SEQ2SEQ_LM } else { AutoClass::CAUSAL_LM }
+}
+
+/// Shows an answer while it is written: never half a character, and nothing that may belong to a stop string.
 struct Screen<'a> {
     tokenizer: &'a HfTokenizer,
+    stops: &'a [String],
     tokens: Vec<u32>,
     /// Bytes of the text that are shown.
     shown: usize,
@@ -163,12 +214,12 @@ impl Watch for Screen<'_> {
         self.tokens.push(token);
         let text = self.tokenizer.decode(&self.tokens).unwrap_or_default();
         // A character of several tokens decodes to a replacement until its last one is there.
-        let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        if let Some(new) = whole.get(self.shown..).filter(|new| !new.is_empty()) {
+        let certain = settled(text.trim_end_matches(char::REPLACEMENT_CHARACTER), self.stops);
+        if let Some(new) = certain.get(self.shown..).filter(|new| !new.is_empty()) {
             let mut out = std::io::stdout().lock();
             // A closed pipe is told of when the rest is written.
             _ = out.write_all(new.as_bytes()).and_then(|()| out.flush());
-            self.shown = whole.len();
+            self.shown = certain.len();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `peft inspect`: what an adapter or a checkpoint holds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use clap::Args;
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{CliError, Globals, terminal};
 
-/// Show what an adapter folder, a checkpoint folder or a safetensors file holds
+/// Show what an adapter folder, a checkpoint folder or a file of tensors holds
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  peft inspect out")]
 pub(crate) struct Inspect {
@@ -37,19 +37,26 @@ impl Inspect {
             facts.insert("kind".to_owned(), "checkpoint".into());
             let config = peft::models::checkpoint::read_config(&self.path)?;
             facts.insert("model_type".to_owned(), config.get("model_type").cloned().into());
-            let read = |source| Error::Io { path: self.path.clone(), action: "list", source };
+            let unreadable = |source| Error::Io { path: self.path.clone(), action: "list", source };
             let mut shards = Vec::new();
-            for entry in std::fs::read_dir(&self.path).map_err(read)? {
-                shards.push(entry.map_err(read)?.path());
+            for entry in std::fs::read_dir(&self.path).map_err(unreadable)? {
+                shards.push(entry.map_err(unreadable)?.path());
             }
+            let is_pickled = |path: &PathBuf| {
+                let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+                name.starts_with("pytorch_model") && name.ends_with(".bin")
+            };
+            let (pickled, mut shards): (Vec<_>, Vec<_>) = shards.into_iter().partition(is_pickled);
             shards.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+            let mut shards = if shards.is_empty() { pickled } else { shards };
             shards.sort();
             for shard in shards {
-                files.push(TensorFile::read(&shard, "a checkpoint")?.tensors);
+                files.push(read(&shard, "a checkpoint")?.tensors);
             }
         } else {
-            facts.insert("kind".to_owned(), "safetensors".into());
-            files.push(TensorFile::read(&self.path, "a safetensors file, an adapter or a checkpoint")?.tensors);
+            let kind = if is_pytorch(&self.path) { "pytorch" } else { "safetensors" };
+            facts.insert("kind".to_owned(), kind.into());
+            files.push(read(&self.path, "a file of tensors, an adapter or a checkpoint")?.tensors);
         }
         let tensors: Vec<_> = files.into_iter().flatten().map(|(name, data)| Row::new(name, &data)).collect();
         let values: usize = tensors.iter().map(|t| t.values).sum();
@@ -76,6 +83,15 @@ impl Inspect {
         }
         terminal::result(lines.join("\n"))
     }
+}
+
+/// Reads a safetensors file, or one of PyTorch's.
+fn read(path: &Path, what: &str) -> Result<TensorFile, Error> {
+    if is_pytorch(path) { TensorFile::read_pytorch(path, what) } else { TensorFile::read(path, what) }
+}
+
+fn is_pytorch(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["bin", "pt", "pth"].iter().any(|known| extension == *known))
 }
 
 struct Row {

@@ -19,7 +19,7 @@ pub(crate) struct Merge {
 }
 
 impl Merge {
-    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
         if let (Ok(output), Ok(model)) = (self.output.canonicalize(), self.model.model.canonicalize())
             && output == model
         {

@@ -11,7 +11,7 @@ use std::{
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use peft::{Explanation, task::Metrics};
+use peft::{Explanation, models::hub::Needed, task::Metrics};
 use peft_train::{
     Event, Observer, Prepared, Recipe, TrainOptions, TrainReport, dataset::DataSummary, prepare::prepare,
     schedule::Schedule, step_plan::StepPlan,
@@ -54,6 +54,7 @@ impl Train {
         overrides.extend(globals.dtype.iter().map(|dtype| format!("model.dtype={dtype}")));
         let recipe = Recipe::read(&self.recipe, &overrides)?;
         let device = session::device(globals)?;
+        session::fetch(&recipe, Needed::Model, globals)?;
         if self.dry_run {
             let prepared = prepare(&recipe, &device)?;
             return dry_run(&recipe, &prepared, globals);

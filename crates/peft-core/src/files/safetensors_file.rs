@@ -45,7 +45,12 @@ impl TensorFile {
 /// # Errors
 /// With the type, if nothing here supports it.
 pub fn from_view(view: &TensorView<'_>) -> Result<TensorData, String> {
-    let dtype = match view.dtype() {
+    tensor_data(view.dtype(), view.shape(), view.data().to_vec())
+}
+
+/// A tensor of the bytes that a file has for it.
+pub(super) fn tensor_data(dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Result<TensorData, String> {
+    let dtype = match dtype {
         Dtype::F64 => DType::F64,
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
@@ -60,7 +65,7 @@ pub fn from_view(view: &TensorView<'_>) -> Result<TensorData, String> {
         Dtype::U8 => DType::U8,
         other => return Err(format!("type {other:?} is not supported")),
     };
-    Ok(TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype))
+    Ok(TensorData::from_bytes_vec(bytes, shape.to_vec(), dtype))
 }
 
 /// Writes a safetensors file with PEFT's metadata, `{"format": "pt"}`.

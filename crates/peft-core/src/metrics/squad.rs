@@ -1,8 +1,6 @@
 //! The SQuAD benchmark's comparison of an answer with the right ones (Rajpurkar et al. 2016, 2018).
 
-use std::collections::HashMap;
-
-use super::ratio;
+use super::{ngrams::overlap, ratio};
 
 /// A text as SQuAD compares it: lower case, no ASCII punctuation, no articles, single spaces.
 ///
@@ -42,17 +40,7 @@ pub fn f1(answer: &str, right: &[&str]) -> f64 {
         if answer.is_empty() || right.is_empty() {
             return f64::from(u8::from(answer.is_empty() && right.is_empty()));
         }
-        let mut left: HashMap<&str, usize> = HashMap::new();
-        for word in &right {
-            *left.entry(word).or_default() += 1;
-        }
-        let mut common = 0_usize;
-        for word in &answer {
-            if let Some(count) = left.get_mut(word).filter(|count| **count > 0) {
-                *count -= 1;
-                common += 1;
-            }
-        }
+        let common = overlap(1, &answer, &right).common;
         ratio(2.0 * common as f64, (answer.len() + right.len()) as f64)
     })
 }

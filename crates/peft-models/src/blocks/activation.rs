@@ -18,9 +18,6 @@ pub enum Activation {
     Tanh,
 }
 
-/// `√(2/π)`, the slope of the tangent form of GELU.
-const SLOPE: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
-
 impl Activation {
     /// The names of Transformers that are known here, with what they mean.
     pub const NAMES: &'static [(&'static str, Self)] = &[
@@ -42,14 +39,19 @@ impl Activation {
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Gelu => ops::gelu(x),
-            // Burn's own takes `powf` for the cube, which costs more than the rest together.
-            Self::GeluTanh => {
-                let cubic = x.clone() * (x.clone() * x.clone() * (0.044715 * SLOPE) + SLOPE);
-                x * (cubic.tanh() * 0.5 + 0.5)
-            }
+            Self::GeluTanh => ops::gelu_tanh(x),
             Self::Relu => activation::relu(x),
             Self::Silu => activation::silu(x),
             Self::Tanh => x.tanh(),
+        }
+    }
+
+    /// Applies it to each element of `gate` and multiplies with that of `up`: the middle of a gated block.
+    pub fn gated<const D: usize>(self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Silu => ops::silu_gated(gate, up),
+            Self::GeluTanh => ops::gelu_tanh_gated(gate, up),
+            Self::Gelu | Self::Relu | Self::Tanh => self.forward(gate) * up,
         }
     }
 }

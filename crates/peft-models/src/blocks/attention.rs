@@ -4,8 +4,11 @@ use burn::{
     nn::Dropout,
     tensor::{Tensor, module, ops::AttentionModuleOptions},
 };
-use peft_backends::{device::is_host, ops::softmax};
-use peft_core::Result;
+use peft_backends::{
+    device::is_host,
+    ops::{self, Weights, softmax},
+};
+use peft_core::{PastShape, Result};
 
 use super::{AttentionMask, Fields, dropout};
 
@@ -19,6 +22,11 @@ pub struct Heads {
 }
 
 impl Heads {
+    /// What stands before the input where these are the heads of the keys of so many layers.
+    pub fn past(self, layers: usize) -> PastShape {
+        PastShape { layers, heads: self.count, head_dim: self.dim }
+    }
+
     /// As many heads as the key `count` says, that share `width` evenly; `whole` is the key of that.
     ///
     /// # Errors
@@ -62,7 +70,8 @@ pub struct Scores {
 
 /// `dropout(softmax(q kᵀ / √dim + mask)) v`, the scores changed as `scores` says.
 ///
-/// Without a graph and without dropout one kernel does it all. Otherwise the scale goes to the queries, which are smaller
+/// Without a graph and without dropout one kernel of Burn's does it all, and one of ours where a pass back will come on the
+/// processor. Otherwise the scale goes to the queries, which are smaller
 /// than the scores, and query heads that share a key head lie below each other in one product, so keys are not repeated.
 ///
 /// # Shapes
@@ -98,8 +107,14 @@ pub fn attend(
         };
         return module::attention(q, k, v, hidden, bias, options);
     }
-    let stacked = queries * heads / key_heads;
     let scale = scores.scale.unwrap_or_else(|| (dim as f64).powf(-0.5));
+    if scores.bias.is_none() && is_host(&q.device().inner()) {
+        let weights = Weights { scale, soft_cap: scores.soft_cap, drop: if drops { drop.prob } else { 0.0 } };
+        if let Some(attended) = ops::attention(&q, &k, &v, mask.sight(), weights) {
+            return attended;
+        }
+    }
+    let stacked = queries * heads / key_heads;
     let q = (q * scale).reshape([batch, key_heads, stacked, dim]);
     let mut products = q.matmul(k.swap_dims(2, 3)).reshape([batch, heads, queries, keys]);
     if let Some(cap) = scores.soft_cap {

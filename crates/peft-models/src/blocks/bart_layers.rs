@@ -3,18 +3,18 @@
 
 use burn::{
     module::{Module, Param, ParamId},
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Device, Int, Tensor, TensorData},
 };
 use peft_core::{
     AdapterSet, AutoClass, BaseModel, DecoderStart, Forward, FreshValues, Inputs, ModelInfo, Outputs, Result,
-    ShiftRight, adapted_embedding, adapted_linear,
+    ShiftRight, adapted_embedding,
 };
 use serde_json::{Map, Value};
 
 use super::{
-    Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, Layers, Seq2SeqBackbone,
-    Seq2SeqModel, counted, dropout, past_length, target_ids,
+    Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, LayerNorm, Layers,
+    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, counted, dropout, past_length, target_ids,
 };
 
 /// What one family has and another has not.
@@ -167,7 +167,7 @@ fn residual(
     if norm_first {
         hidden.clone() + dropout(drop, inner(norm.forward(hidden)))
     } else {
-        norm.forward(hidden.clone() + dropout(drop, inner(hidden)))
+        norm.add(drop, inner(hidden.clone()), hidden)
     }
 }
 
@@ -211,7 +211,8 @@ impl Seq2SeqBackbone for Bart {
     fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let BartEncoder { embeddings, layers, layer_norm } = &self.encoder;
         let words = || inputs.input_ids.clone().map(|ids| embeddings.words(ids));
-        let hidden = embeddings.forward(inputs.inputs_embeds.clone().or_else(words)?, 0);
+        let words = inputs.inputs_embeds.clone().or_else(words)?;
+        let hidden = embeddings.forward(behind_prompt(inputs.prompt.as_ref(), words), 0);
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
         let hidden = layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &mask));
         Some(finished(layer_norm.as_ref(), hidden))
@@ -221,6 +222,7 @@ impl Seq2SeqBackbone for Bart {
         let BartDecoder { embeddings, layers, layer_norm } = &self.decoder;
         let words = || target_ids(inputs, Some(&self.shift)).map(|ids| embeddings.words(ids));
         let words = inputs.decoder_inputs_embeds.clone().or_else(words)?;
+        let words = behind_prompt(inputs.decoder_prompt.as_ref(), words);
         let hidden = embeddings.forward(words, past_length(inputs));
         let context = CrossContext::new(inputs, &hidden, states);
         let hidden = layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &context));
@@ -261,6 +263,8 @@ impl BartFamily {
         let shift = ShiftRight { start, pad_token_id };
         let is_shared = fields.flag_or("share_encoder_decoder_embeddings", true)?;
         let backbone = self.halves(fields, &layers, shift, is_shared)?;
+        let word_scale = backbone.encoder.embeddings.scale;
+        let decoder = Half::read("decoder", fields, fields.size("d_model")?)?;
         let model = Seq2SeqModel {
             backbone,
             info: ModelInfo {
@@ -275,6 +279,8 @@ impl BartFamily {
                 fresh: ["shared.weight", "embed_tokens.weight"]
                     .iter()
                     .fold(FreshValues::with_std(std), |fresh, words| fresh.with_zero_row(words, padding)),
+                word_scale,
+                past: Some(decoder.attention.heads.past(decoder.layers)),
                 max_positions: Some(fields.size("max_position_embeddings")?),
                 shift_right: Some(shift),
                 ..ModelInfo::custom()

@@ -3,12 +3,15 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, Embedding, LayerNorm, Linear},
+    nn::{Dropout, Embedding, Linear},
     tensor::{Int, Tensor},
 };
-use peft_core::{Inputs, Result, adapted_embedding, adapted_linear};
+use peft_core::{Inputs, PastKeyValues, PastShape, Result, adapted_embedding};
 
-use super::{Activation, AttentionMask, Fields, Heads, Layers, dropout, embed, first_token, positions, self_attention};
+use super::{
+    Activation, AttentionMask, Fields, Heads, LayerNorm, Layers, adapted_linear, attention_of, dropout, embed,
+    first_token, past_length, positions,
+};
 
 /// The numbers of `config.json` that the layers are built from.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +41,11 @@ pub struct BertSizes {
 }
 
 impl BertSizes {
+    /// The keys and values that can stand before the input.
+    pub fn past(&self) -> PastShape {
+        self.heads.past(self.layers)
+    }
+
     /// From a configuration with the keys and defaults of BERT.
     ///
     /// # Errors
@@ -177,21 +185,61 @@ impl BertEncoder {
     /// - `hidden`, returned: `[batch, sequence, hidden]`
     pub fn forward(&self, hidden: Tensor<3>, inputs: &Inputs) -> Tensor<3> {
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
-        self.layer.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &mask))
+        let past = inputs.past_key_values.as_ref();
+        let layers = self.layer.iter().enumerate();
+        layers.fold(hidden, |hidden, (at, layer)| layer.forward(hidden, &mask, past.map(|past| (past, at))))
+    }
+
+    /// The last hidden state of each row's first token: in the last layer the others are looked at and ask nothing.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[batch, sequence, hidden]`
+    /// - returned: `[batch, 1, hidden]`
+    pub fn forward_first(&self, hidden: Tensor<3>, inputs: &Inputs) -> Tensor<3> {
+        let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
+        // Before the layers run: they add their own keys to the past.
+        let keys = past_length(inputs) + hidden.dims()[1];
+        let past = inputs.past_key_values.as_ref();
+        let last = self.layer.len().saturating_sub(1);
+        let layers = self.layer.iter().take(last).enumerate();
+        let hidden =
+            layers.fold(hidden, |hidden, (at, layer)| layer.forward(hidden, &mask, past.map(|past| (past, at))));
+        let asking = hidden.clone().narrow(1, 0, 1);
+        let Some(layer) = self.layer.last() else { return asking };
+        let mask = AttentionMask::cross(inputs.attention_mask.as_ref(), &asking, keys);
+        layer.answer(asking, hidden, &mask, past.map(|past| (past, last)))
     }
 }
 
 impl BertLayer {
-    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
-        let attended = self.attention.self_attention.forward(hidden.clone(), mask);
-        let hidden = self.attention.output.forward(attended, hidden);
+    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask, past: Option<(&PastKeyValues, usize)>) -> Tensor<3> {
+        self.answer(hidden.clone(), hidden, mask, past)
+    }
+
+    /// The next hidden states of the tokens that ask.
+    fn answer(
+        &self,
+        asking: Tensor<3>,
+        hidden: Tensor<3>,
+        mask: &AttentionMask,
+        past: Option<(&PastKeyValues, usize)>,
+    ) -> Tensor<3> {
+        let attended = self.attention.self_attention.forward(asking.clone(), hidden, mask, past);
+        let hidden = self.attention.output.forward(attended, asking);
         self.output.forward(self.intermediate.forward(hidden.clone()), hidden)
     }
 }
 
 impl BertSelfAttention {
-    fn forward(&self, hidden: Tensor<3>, mask: &AttentionMask) -> Tensor<3> {
-        self_attention(hidden, [&self.query, &self.key, &self.value], self.heads, mask, &self.dropout)
+    fn forward(
+        &self,
+        asking: Tensor<3>,
+        hidden: Tensor<3>,
+        mask: &AttentionMask,
+        past: Option<(&PastKeyValues, usize)>,
+    ) -> Tensor<3> {
+        let projections = [&self.query, &self.key, &self.value];
+        attention_of(asking, hidden, projections, self.heads, mask, &self.dropout, past)
     }
 }
 
@@ -223,8 +271,7 @@ impl BertOutput {
     /// - `inner`: `[batch, sequence, d_in]`
     /// - `residual`, returned: `[batch, sequence, hidden]`
     pub fn forward(&self, inner: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let inner = dropout(&self.dropout, adapted_linear(&self.dense, inner));
-        self.layer_norm.forward(inner + residual)
+        self.layer_norm.add(&self.dropout, adapted_linear(&self.dense, inner), residual)
     }
 }
 

@@ -5,9 +5,9 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::Tensor,
 };
-use peft_core::{PastKeyValues, adapted_linear, past::KeyValues};
+use peft_core::{PastKeyValues, past::KeyValues};
 
-use super::{AttentionMask, CrossContext, Heads, Layers, Scores, attend};
+use super::{AttentionMask, CrossContext, Heads, Layers, Scores, adapted_linear, attend};
 
 /// What all attentions of a half have in common.
 #[derive(Debug, Clone, Copy)]

@@ -5,11 +5,11 @@ use burn::{
     nn::Embedding,
     tensor::Tensor,
 };
-use peft_core::{Forward, FreshValues, Inputs, ModelInfo, Outputs, PastKeyValues, Result};
+use peft_core::{Forward, FreshValues, Inputs, ModelInfo, Outputs, PastKeyValues, PastShape, Result};
 
 use super::{
-    AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables, embed,
-    past_length, positions,
+    AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables,
+    embed_scaled, past_length, positions,
 };
 
 /// The sizes of a decoder, as the configurations of Llama and its kin have them.
@@ -79,6 +79,8 @@ pub struct Decoder<L: DecoderLayer> {
     word_scale: f64,
     #[module(skip)]
     sight: Sight,
+    #[module(skip)]
+    past: PastShape,
 }
 
 /// What a decoder's layers see of the tokens before, and how they tell their positions.
@@ -102,7 +104,8 @@ impl Sight {
 impl<L: DecoderLayer> Decoder<L> {
     /// A decoder of these layers and this last norm.
     pub fn new(make: &Layers<'_>, sizes: &DecoderSizes, sight: Sight, layers: Vec<L>, norm: RmsNorm) -> Self {
-        Self { embed_tokens: make.embedding(sizes.vocab, sizes.hidden), layers, norm, word_scale: 1.0, sight }
+        let past = sizes.key_heads.past(layers.len());
+        Self { embed_tokens: make.embedding(sizes.vocab, sizes.hidden), layers, norm, word_scale: 1.0, sight, past }
     }
 
     /// The same with words, but not embedded inputs, multiplied by a factor: `√hidden` in Gemma.
@@ -122,6 +125,8 @@ impl<L: DecoderLayer> Decoder<L> {
             config: fields.0.clone(),
             ignored_tensors: &["rotary_emb.inv_freq"],
             fresh: FreshValues::default().with_zero_row("embed_tokens.weight", fields.padding_row(None)?),
+            word_scale: self.word_scale,
+            past: Some(self.past),
             max_positions: Some(self.sight.rotary.reach(fields.size("max_position_embeddings")?)),
             ..ModelInfo::custom()
         };
@@ -132,11 +137,7 @@ impl<L: DecoderLayer> Decoder<L> {
 
 impl<L: DecoderLayer> CausalBackbone for Decoder<L> {
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
-        let hidden = embed(&self.embed_tokens, inputs)?;
-        let hidden = match inputs.inputs_embeds {
-            None if self.word_scale != 1.0 => hidden * self.word_scale,
-            _ => hidden,
-        };
+        let hidden = embed_scaled(&self.embed_tokens, self.word_scale, inputs)?;
         let context = DecoderContext::new(&self.sight, inputs, &hidden);
         let hidden = self.layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &context));
         Some(self.norm.forward(hidden))

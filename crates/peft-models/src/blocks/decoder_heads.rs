@@ -11,9 +11,9 @@ use burn::{
     nn::{Dropout, Embedding, Linear},
     tensor::{Bool, Tensor},
 };
-use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result, adapted_linear};
+use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result};
 
-use super::{Fields, Layers, dropout, last_token, past_length, split_span_logits};
+use super::{Fields, Layers, adapted_linear, dropout, last_token, past_length, split_span_logits};
 
 /// A decoder without a head.
 pub trait CausalBackbone: Module + ModuleDisplay + Forward + 'static {
@@ -98,6 +98,7 @@ impl<B: CausalBackbone> CausalModel<B> {
         let renamed = info.segments.iter().find(|(field, _)| *field == "model");
         info.base_model_prefix = renamed.map_or("model", |(_, name)| name);
         info.input_embedding = Some(format!("{}.{words}", info.base_model_prefix));
+        info.takes_prompt = true;
         let [vocab, width] = model.words().weight.lazy_shape().dims();
         let labels = info.num_labels();
         if *class == AutoClass::CAUSAL_LM {
@@ -135,7 +136,8 @@ impl<B: CausalBackbone> CausalModel<B> {
 }
 
 impl<B: CausalBackbone> SequenceClassification<B> {
-    /// Which tokens are no padding. By their ids, as Transformers has it; a model without a padding token, which
+    /// Which tokens are no padding. By their ids, as Transformers has it, which takes the last place where the input is
+    /// embedded already, as it is behind a prompt; a model without a padding token, which
     /// Transformers runs one row at a time, goes by the attention mask.
     fn counted(&self, inputs: &Inputs) -> Option<Tensor<2, Bool>> {
         let Some(pad) = self.pad_token_id else {
@@ -144,7 +146,7 @@ impl<B: CausalBackbone> SequenceClassification<B> {
             let past = past_length(inputs);
             return Some(mask.clone().narrow(1, past, mask.dims()[1].saturating_sub(past)));
         };
-        let ids = inputs.input_ids.clone().filter(|_| inputs.inputs_embeds.is_none());
+        let ids = inputs.input_ids.clone().filter(|_| inputs.inputs_embeds.is_none() && inputs.prompt.is_none());
         ids.map(|ids| ids.not_equal_scalar(pad))
     }
 }

@@ -6,13 +6,36 @@ use burn::{
 };
 use peft_core::{Inputs, PastKeyValues, adapted_embedding};
 
-/// The embedded input: `inputs_embeds` where there are such, else the words of `input_ids`; none if both are absent.
+/// The embedded input: `inputs_embeds` where there are such, else the words of `input_ids`, behind the prompt; none if both
+/// are absent.
 ///
 /// # Shapes
-/// - returned: `[batch, sequence, dimensions]`
+/// - returned: `[batch, prompt + sequence, dimensions]`
 pub fn embed(words: &Embedding, inputs: &Inputs) -> Option<Tensor<3>> {
-    let embedded = inputs.inputs_embeds.clone();
-    embedded.or_else(|| inputs.input_ids.clone().map(|ids| adapted_embedding(words, ids)))
+    embed_scaled(words, 1.0, inputs)
+}
+
+/// The same where words, but neither prompt nor embedded inputs, are multiplied by a factor.
+pub fn embed_scaled(words: &Embedding, scale: f64, inputs: &Inputs) -> Option<Tensor<3>> {
+    let words = |ids| match adapted_embedding(words, ids) {
+        words if scale == 1.0 => words,
+        words => words * scale,
+    };
+    let embedded = inputs.inputs_embeds.clone().or_else(|| inputs.input_ids.clone().map(words))?;
+    Some(behind_prompt(inputs.prompt.as_ref(), embedded))
+}
+
+/// An embedded input with the prompt before it, if there is one.
+///
+/// # Shapes
+/// - `prompt`: `[batch, prompt, dimensions]`
+/// - `embedded`: `[batch, sequence, dimensions]`
+/// - returned: `[batch, prompt + sequence, dimensions]`
+pub fn behind_prompt(prompt: Option<&Tensor<3>>, embedded: Tensor<3>) -> Tensor<3> {
+    match prompt {
+        Some(prompt) => Tensor::cat(vec![prompt.clone().cast(embedded.dtype()), embedded], 1),
+        None => embedded,
+    }
 }
 
 /// How many positions stand before the input.

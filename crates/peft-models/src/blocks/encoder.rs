@@ -10,16 +10,23 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::Tensor,
 };
-use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, adapted_linear};
+use peft_core::{AutoClass, BaseModel, DynModule, Forward, Inputs, ModelInfo, Outputs, PastKeyValues};
 
 use super::{
-    Activation, AttentionMask, Heads, Layers, Scores, attend, class_name, dropout, first_token, split_span_logits,
+    Activation, AttentionMask, Heads, Layers, Scores, adapted_linear, attend, class_name, dropout, first_token,
+    split_span_logits,
 };
 
 /// An encoder without a head.
 pub trait Encoder: Module + ModuleDisplay + Forward + 'static {
     /// The last hidden state, `[batch, sequence, hidden]`; none without input.
     fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>>;
+
+    /// The last hidden state of each row's first token, `[batch, 1, hidden]` or with other tokens behind it; none without
+    /// input. For heads that read no other: a backbone may leave out what the last layer does for the rest.
+    fn encode_first(&self, inputs: &Inputs) -> Option<Tensor<3>> {
+        self.encode(inputs)
+    }
 
     /// One vector for each row of the last hidden state, `[batch, hidden]`, where the backbone has a pooler.
     fn pool(&self, _hidden: &Tensor<3>) -> Option<Tensor<2>> {
@@ -60,7 +67,7 @@ impl<E: Encoder> EncoderModel<E> {
     ///
     /// `sequence` puts the family's own sequence classification head on the backbone, with that many labels, and `added`
     /// names the modules that come with it.
-    pub fn with_head<M: Module + Forward + 'static>(
+    pub fn with_head<M: Module + ModuleDisplay + Forward + 'static>(
         self,
         class: &AutoClass,
         layers: &Layers<'_>,
@@ -99,6 +106,7 @@ pub fn of_class(
     });
     let info = ModelInfo {
         class_name: class_name(family, class),
+        takes_prompt: true,
         input_embedding: words,
         head_modules: heads.iter().map(|head| (*head).to_owned()).collect(),
         ..info
@@ -198,7 +206,7 @@ impl<E: Encoder> Forward for SpanClassifier<E> {
 
 impl<E: Encoder> Forward for PooledClassifier<E> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
-        let pooled = self.backbone.encode(inputs).and_then(|hidden| self.backbone.pool(&hidden));
+        let pooled = self.backbone.encode_first(inputs).and_then(|hidden| self.backbone.pool(&hidden));
         let Some(pooled) = pooled else { return Outputs::new() };
         Outputs::new().with("logits", adapted_linear(&self.classifier, dropout(&self.dropout, pooled)))
     }
@@ -206,12 +214,14 @@ impl<E: Encoder> Forward for PooledClassifier<E> {
 
 impl<E: Encoder> Forward for FirstTokenClassifier<E> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
-        let Some(hidden) = self.backbone.encode(inputs) else { return Outputs::new() };
+        let Some(hidden) = self.backbone.encode_first(inputs) else { return Outputs::new() };
         Outputs::new().with("logits", self.classifier.forward(first_token(&hidden)))
     }
 }
 
 /// Attention of the tokens to one another, from their projections `[query, key, value]`.
+///
+/// `past` is what stands before the input, and the layer that it is taken from.
 ///
 /// # Shapes
 /// - `hidden`: `[batch, sequence, hidden]`
@@ -222,7 +232,31 @@ pub fn self_attention(
     heads: Heads,
     mask: &AttentionMask,
     drop: &Dropout,
+    past: Option<(&PastKeyValues, usize)>,
 ) -> Tensor<3> {
-    let [q, k, v] = projections.map(|linear| heads.split(adapted_linear(linear, hidden.clone())));
+    attention_of(hidden.clone(), hidden, projections, heads, mask, drop, past)
+}
+
+/// [`self_attention`] of which only some tokens ask: `asking` are their hidden states, and the mask is theirs.
+///
+/// # Shapes
+/// - `asking`: `[batch, queries, hidden]`
+/// - `hidden`: `[batch, sequence, hidden]`
+/// - returned: `[batch, queries, heads · dim]`
+pub fn attention_of(
+    asking: Tensor<3>,
+    hidden: Tensor<3>,
+    [query, key, value]: [&Linear; 3],
+    heads: Heads,
+    mask: &AttentionMask,
+    drop: &Dropout,
+    past: Option<(&PastKeyValues, usize)>,
+) -> Tensor<3> {
+    let project = |linear, hidden| heads.split(adapted_linear(linear, hidden));
+    let (q, k, v) = (project(query, asking), project(key, hidden.clone()), project(value, hidden));
+    let (k, v) = match past {
+        Some((past, layer)) => past.extend(layer, k, v),
+        None => (k, v),
+    };
     heads.merge(attend(q, k, v, mask, drop, &Scores::default()))
 }

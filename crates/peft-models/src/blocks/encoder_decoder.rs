@@ -11,11 +11,9 @@ use burn::{
     nn::{Dropout, Embedding, Initializer, Linear},
     tensor::{Int, Tensor},
 };
-use peft_core::{
-    AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result, ShiftRight, adapted_linear,
-};
+use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result, ShiftRight};
 
-use super::{AttentionMask, Fields, Layers, dropout, last_token, past_length, split_span_logits};
+use super::{AttentionMask, Fields, Layers, adapted_linear, dropout, last_token, past_length, split_span_logits};
 
 /// An encoder and a decoder without a head.
 pub trait Seq2SeqBackbone: Module + ModuleDisplay + Forward + 'static {
@@ -156,6 +154,7 @@ impl<B: Seq2SeqBackbone> Seq2SeqModel<B> {
             copies.iter().map(|copy| (format!("{}.weight", full(copy)), format!("{}.weight", full(words)))).collect();
         let output_words = format!("{}.weight", full(self.output_words));
         info.input_embedding = Some(full(self.input_words));
+        info.takes_prompt = true;
         let [vocab, width] = model.target_words().weight.lazy_shape().dims();
         let class_name = |tail: &str| format!("{family}{tail}");
         if *class == AutoClass::SEQ2SEQ_LM {

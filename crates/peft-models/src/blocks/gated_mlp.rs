@@ -1,9 +1,8 @@
 //! The gated feed-forward block of Llama and its kin.
 
 use burn::{module::Module, nn::Linear, tensor::Tensor};
-use peft_core::adapted_linear;
 
-use super::{Activation, DecoderSizes, Layers};
+use super::{Activation, DecoderSizes, Layers, adapted_linear};
 
 /// `down(activation(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
@@ -29,7 +28,7 @@ impl GatedMlp {
     /// # Shapes
     /// - `x`, returned: `[batch, sequence, hidden]`
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.activation.forward(adapted_linear(&self.gate_proj, x.clone()));
-        adapted_linear(&self.down_proj, gate * adapted_linear(&self.up_proj, x))
+        let gate = adapted_linear(&self.gate_proj, x.clone());
+        adapted_linear(&self.down_proj, self.activation.gated(gate, adapted_linear(&self.up_proj, x)))
     }
 }

@@ -2,12 +2,12 @@
 
 use burn::{
     module::Param,
-    nn::{Dropout, Embedding, Initializer, LayerNorm, LayerNormConfig, Linear},
+    nn::{Dropout, Embedding, Initializer, Linear},
     tensor::Device,
 };
 use peft_core::{Conv1D, Result};
 
-use super::{Fields, RmsNorm};
+use super::{Fields, LayerNorm, RmsNorm};
 
 /// Makes layers whose parameters take no memory until they are loaded or used, and never require a gradient: the gradient
 /// of a frozen weight is as large as the weight.
@@ -57,10 +57,8 @@ impl<'a> Layers<'a> {
 
     /// Layer normalisation with weight and bias.
     pub fn layer_norm(&self, dimensions: usize, epsilon: f64) -> LayerNorm {
-        let mut norm = LayerNormConfig::new(dimensions).with_epsilon(epsilon).init(self.device);
-        norm.gamma = norm.gamma.set_require_grad(false);
-        norm.beta = norm.beta.map(|beta| beta.set_require_grad(false));
-        norm
+        let vector = |value: Initializer| value.init([dimensions], self.device).set_require_grad(false);
+        LayerNorm { gamma: vector(Initializer::Ones), beta: Some(vector(Initializer::Zeros)), epsilon }
     }
 
     /// Root-mean-square normalisation.

@@ -1,9 +1,9 @@
 //! Which positions a token may look at, worked out once for all layers of a forward pass.
 
-use std::cell::OnceCell;
+use std::{cell::OnceCell, sync::Arc};
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
-use peft_backends::device::is_host;
+use peft_backends::{device::is_host, ops::Sight};
 
 /// The mask of an attention, in the two forms that kernels take; each is built when the first layer asks for it.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub struct AttentionMask {
     device: Device,
     hidden: OnceCell<Option<Tensor<4, Bool>>>,
     additive: OnceCell<Option<Tensor<4>>>,
+    sight: OnceCell<Sight>,
 }
 
 impl AttentionMask {
@@ -60,14 +61,14 @@ impl AttentionMask {
         } else {
             Window { before: window, after: window }
         };
-        let (hidden, additive) = (OnceCell::new(), OnceCell::new());
         Self {
             padding: self.padding.clone(),
             examples: self.examples.clone(),
             window: Some(window),
             device: self.device.clone(),
-            hidden,
-            additive,
+            hidden: OnceCell::new(),
+            additive: OnceCell::new(),
+            sight: OnceCell::new(),
             ..*self
         }
     }
@@ -79,8 +80,8 @@ impl AttentionMask {
         let padding = attention_mask.map(|mask| mask.clone().equal_scalar(0));
         // Most batches of equal length have no padding. On a GPU asking would cost more than a mask that hides nothing.
         let padding = padding.filter(|padding| !is_host(&device) || padding.clone().any().into_scalar::<bool>());
-        let (hidden, additive) = (OnceCell::new(), OnceCell::new());
-        Self { padding, examples: None, causal, window: None, batch, queries, keys, device, hidden, additive }
+        let (hidden, additive, sight) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Self { padding, examples: None, causal, window: None, batch, queries, keys, device, hidden, additive, sight }
     }
 
     /// Whether a kernel should hide the future by itself, because nothing else is hidden.
@@ -129,6 +130,22 @@ impl AttentionMask {
             Some(Tensor::zeros(hidden.dims(), (&self.device, dtype)).mask_fill(hidden, least))
         };
         self.additive.get_or_init(build).clone()
+    }
+
+    /// The same for the fused attention, which works the mask out as it goes. To be asked for on the processor only, where
+    /// looking at values costs nothing.
+    pub(super) fn sight(&self) -> &Sight {
+        self.sight.get_or_init(|| {
+            let size = |n: i64| usize::try_from(n).unwrap_or(usize::MAX);
+            let padding = self.padding.clone().map(Tensor::into_data);
+            let examples = self.examples.clone().map(Tensor::into_data);
+            Sight {
+                causal: self.causal,
+                window: self.window.map(|Window { before, after }| [size(before), size(after)]),
+                hidden: padding.and_then(|data| data.try_to_vec::<bool>().ok()).map(Arc::from),
+                examples: examples.and_then(|data| data.try_to_vec_as::<i64>().ok()).map(Arc::from),
+            }
+        })
     }
 
     /// True where a key belongs to another of the packed examples, `[batch, 1, queries, keys]`.

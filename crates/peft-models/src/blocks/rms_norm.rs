@@ -2,8 +2,9 @@
 
 use burn::{
     module::{Module, Param},
-    tensor::{DType, Tensor},
+    tensor::Tensor,
 };
+use peft_backends::ops;
 
 /// `x / √(mean(x²) + ε) · (offset + weight)`, computed in f32.
 #[derive(Module, Debug)]
@@ -22,15 +23,6 @@ impl RmsNorm {
     /// # Shapes
     /// - `x`, returned: `[..., dimensions]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let dtype = x.dtype();
-        let x = x.cast(DType::F32);
-        let normed = x.clone() / (x.square().mean_dim(D - 1) + self.epsilon).sqrt();
-        let weight = self.weight.val();
-        if self.offset == 0.0 {
-            normed.cast(dtype) * weight.unsqueeze()
-        } else {
-            // The sum with the offset would lose the weight's last digits in half precision.
-            (normed * (weight.cast(DType::F32) + self.offset).unsqueeze()).cast(dtype)
-        }
+        ops::rms_norm(x, self.weight.val(), self.offset, self.epsilon)
     }
 }

@@ -3,6 +3,7 @@
 mod frequencies;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use peft_backends::ops;
 use peft_core::Result;
 
 use self::frequencies::Frequencies;
@@ -49,6 +50,11 @@ impl Rotary {
         positions.max(self.frequencies.reach)
     }
 
+    /// How many positions may be read before the frequencies change for all of them: LongRoPE's second set.
+    pub fn switch(&self) -> Option<usize> {
+        self.frequencies.switch()
+    }
+
     /// The rotations of these positions, for all layers of a forward pass.
     ///
     /// # Shapes
@@ -75,11 +81,8 @@ impl Rotary {
             turn[(pair + half) * dim + pair] = -1.0;
             turn[pair * dim + pair + half] = 1.0;
         }
-        RotaryTables {
-            cos: cos.cast(dtype),
-            sin: sin.cast(dtype),
-            turn: Tensor::from_data(TensorData::new(turn, [dim, dim]), (device, dtype)),
-        }
+        let turn = Tensor::from_data(TensorData::new(turn, [dim, dim]), (device, dtype));
+        RotaryTables { cos: cos.cast(dtype), sin: sin.cast(dtype), half, turn }
     }
 }
 
@@ -90,19 +93,24 @@ pub struct RotaryTables {
     cos: Tensor<4>,
     /// `[batch or 1, sequence, 1, dim]`.
     sin: Tensor<4>,
+    /// How many dimensions turn against as many others.
+    half: usize,
     /// Swaps the halves of what is rotated of a head and negates the first, `[dim, dim]`.
     turn: Tensor<2>,
 }
 
 impl RotaryTables {
-    /// `x cos + turn(x) sin`.
+    /// `x cos + turn(x) sin`, where `turn` swaps the halves of what is rotated and negates the first.
     ///
-    /// The halves are swapped by a product with a signed permutation: exact, and its gradient is one more product, where
-    /// slices and concatenations would have theirs written into zeros several times.
+    /// Where there is no fused operation they are swapped by a product with a signed permutation: exact, and its gradient is
+    /// one more product, where slices and concatenations would have theirs written into zeros several times.
     ///
     /// # Shapes
     /// - `x`, returned: `[batch, sequence, heads, dim]`
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
+        if let Some(rotated) = ops::rotate(&x, &self.cos, &self.sin, self.half) {
+            return rotated;
+        }
         let dims @ [batch, length, heads, dim] = x.dims();
         let turned = x.clone().reshape([batch * length * heads, dim]).matmul(self.turn.clone()).reshape(dims);
         x * self.cos.clone() + turned * self.sin.clone()

@@ -5,9 +5,8 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::Tensor,
 };
-use peft_core::adapted_linear;
 
-use super::{DecoderContext, DecoderSizes, Heads, LayerType, Layers, RmsNorm, Scores, attend};
+use super::{DecoderContext, DecoderSizes, Heads, LayerType, Layers, RmsNorm, Scores, adapted_linear, attend};
 
 /// The part of an attention without parameters: which layer it is of, its heads and its scores.
 #[derive(Debug, Clone)]

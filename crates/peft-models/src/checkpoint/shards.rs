@@ -1,17 +1,22 @@
-//! The tensors of a checkpoint by name, mapped into memory.
+//! The tensors of a checkpoint by name: mapped into memory, or read from the file one at a time.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
+    ops::Range,
     path::{Component, Path},
 };
 
 use peft_backends::MappedFile;
-use peft_core::{Error, Result, files::read_text};
+use peft_core::{
+    Error, Result,
+    files::{PytorchFile, PytorchTensor, read_text},
+};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::{INDEX, WEIGHTS};
+use super::{INDEX, PYTORCH_INDEX, PYTORCH_WEIGHTS, WEIGHTS};
 use crate::gguf::{GgmlType, GgufFile, config, file_of, names};
 
 /// What the length of a safetensors header takes.
@@ -41,12 +46,19 @@ impl StoredType {
     }
 }
 
-/// Where a tensor lies.
+/// Where a tensor's bytes are.
+#[derive(Debug, Clone)]
+enum Place {
+    /// A part of a mapped file.
+    Mapped(usize, Range<usize>),
+    /// In a PyTorch file, which is read when the tensor is needed.
+    Pickled(PytorchTensor),
+}
+
+/// A tensor in its file.
 #[derive(Debug, Clone)]
 pub(super) struct Stored {
-    file: usize,
-    start: usize,
-    end: usize,
+    place: Place,
     /// The type of its elements.
     pub(super) dtype: StoredType,
     /// Its shape in the file.
@@ -61,22 +73,29 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    /// Opens `model.safetensors`, the shards that `model.safetensors.index.json` names, or a GGUF file.
+    /// Opens a GGUF file, or the first that there is of `model.safetensors`, the shards of its index, `pytorch_model.bin`
+    /// and the shards of its index: the order of Transformers.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let mut shards = Self::default();
         if let Some(file) = file_of(folder)? {
             shards.add_gguf(GgufFile::open(&file)?)?;
             return Ok(shards);
         }
-        let whole = folder.join(WEIGHTS);
-        let index = folder.join(INDEX);
-        if whole.exists() || !index.exists() {
-            shards.add(&whole)?;
+        let formats: [(_, _, fn(&mut Self, &Path) -> Result<()>); 2] =
+            [(WEIGHTS, INDEX, Self::add), (PYTORCH_WEIGHTS, PYTORCH_INDEX, Self::add_pytorch)];
+        let is_there = |(whole, index, _): &&(&str, &str, _)| [whole, index].iter().any(|f| folder.join(f).exists());
+        let Some((whole, index, add)) = formats.iter().find(is_there) else {
+            let what = format!("a model's weights; neither are {INDEX}, {PYTORCH_WEIGHTS}, {PYTORCH_INDEX}");
+            return Err(Error::NotFound { path: folder.join(WEIGHTS), what });
+        };
+        let (whole, index) = (folder.join(whole), folder.join(index));
+        if whole.exists() {
+            add(&mut shards, &whole)?;
             return Ok(shards);
         }
         let weight_map = read_index(&index)?;
         for file in weight_map.values().collect::<BTreeSet<_>>() {
-            shards.add(&folder.join(file))?;
+            add(&mut shards, &folder.join(file))?;
         }
         match weight_map.iter().find(|(name, _)| !shards.tensors.contains_key(*name)) {
             Some((name, file)) => Err(Error::File {
@@ -96,12 +115,19 @@ impl Shards {
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let data = LENGTH_BYTES + header;
-            let file = self.files.len();
-            let (start, end) = (data + start, data + end);
+            let place = Place::Mapped(self.files.len(), data + start..data + end);
             let dtype = StoredType::Plain(info.dtype);
-            self.tensors.insert(name, Stored { file, start, end, dtype, shape: info.shape.clone() });
+            self.tensors.insert(name, Stored { place, dtype, shape: info.shape.clone() });
         }
         self.files.push(mapped);
+        Ok(())
+    }
+
+    fn add_pytorch(&mut self, path: &Path) -> Result<()> {
+        for (name, tensor) in PytorchFile::open(path, "a model's weights")?.tensors {
+            let (dtype, shape) = (StoredType::Plain(tensor.dtype()), tensor.shape().to_vec());
+            self.tensors.insert(name, Stored { place: Place::Pickled(tensor), dtype, shape });
+        }
         Ok(())
     }
 
@@ -111,9 +137,8 @@ impl Shards {
             let (name, layout) = names::translate(name, architecture, &config)
                 .unwrap_or_else(|| (name.clone(), names::Layout::default()));
             let dtype = StoredType::Ggml(tensor.kind, layout);
-            let (start, end) = (tensor.place.start, tensor.place.end);
-            let stored = Stored { file: self.files.len(), start, end, dtype, shape: tensor.shape.clone() };
-            self.tensors.insert(name, stored);
+            let place = Place::Mapped(self.files.len(), tensor.place.clone());
+            self.tensors.insert(name, Stored { place, dtype, shape: tensor.shape.clone() });
         }
         self.files.push(gguf.bytes);
         Ok(())
@@ -128,26 +153,19 @@ impl Shards {
         self.tensors.get(name)
     }
 
-    /// The tensor's shape, type and bytes.
-    pub(super) fn view(&self, name: &str) -> Option<View<'_>> {
-        let stored = self.tensors.get(name)?;
-        let bytes = self.files.get(stored.file)?.as_slice().get(stored.start..stored.end)?;
-        Some(View { stored, bytes })
-    }
-}
-
-/// A tensor in its file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct View<'a> {
-    /// Its shape and type.
-    pub(super) stored: &'a Stored,
-    bytes: &'a [u8],
-}
-
-impl<'a> View<'a> {
-    /// Its values as they are stored.
-    pub(super) fn data(&self) -> &'a [u8] {
-        self.bytes
+    /// The tensor's values as they are stored; nothing for a name that is not in the checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Io`] for a PyTorch file whose tensor cannot be read.
+    pub(super) fn values(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+        match self.tensors.get(name).map(|stored| &stored.place) {
+            Some(Place::Mapped(file, range)) => {
+                let file = self.files.get(*file).map(MappedFile::as_slice);
+                Ok(file.and_then(|bytes| bytes.get(range.clone())).map(Cow::Borrowed))
+            }
+            Some(Place::Pickled(tensor)) => tensor.read().map(|bytes| Some(Cow::Owned(bytes))),
+            None => Ok(None),
+        }
     }
 }
 
@@ -163,7 +181,7 @@ pub(crate) fn map_file(path: &Path) -> Result<MappedFile> {
 }
 
 /// The file of each tensor, all of them inside the folder.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let file = |problem: String| Error::File { path: path.to_owned(), problem };
     let text = read_text(path, "a checkpoint's index")?;
     let index: Value = serde_json::from_str(&text).map_err(|error| file(format!("not JSON: {error}")))?;

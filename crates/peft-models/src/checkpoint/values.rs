@@ -11,16 +11,19 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
     vec::HalfBitsVecExt,
 };
-use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo};
+use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo, Result};
 use safetensors::Dtype;
 
 use super::{
     fresh,
     matching::{Matching, Slot, Source},
-    shards::{Shards, StoredType, View},
+    shards::{Shards, Stored, StoredType},
 };
 
 /// Fills every parameter as the matching says. Parameters that are tied share memory.
+///
+/// # Errors
+/// As [`Shards::values`].
 pub(super) fn fill(
     model: BaseModel,
     plan: &Matching,
@@ -28,24 +31,31 @@ pub(super) fn fill(
     dtype: DType,
     seed: u64,
     device: &Device,
-) -> BaseModel {
+) -> Result<BaseModel> {
     let known = Arc::clone(&model.info);
     let info = Arc::new(ModelInfo { tied: plan.tied.clone(), ..ModelInfo::clone(&known) });
-    let read = |name: &str, slot: &Slot| {
+    let read = |name: &str, slot: &Slot| -> Result<Option<DynTensor>> {
         let transposed = slot.is_stored_transposed();
-        match &slot.source {
-            Source::Tensor(key) => on_device(floats(&shards.view(key)?, transposed, dtype), device),
+        Ok(match &slot.source {
+            Source::Tensor(key) => {
+                let stored = shards.get(key).zip(shards.values(key)?);
+                stored.and_then(|(stored, bytes)| on_device(floats(stored, &bytes, transposed, dtype), device))
+            }
             Source::Fresh => {
                 let value = fresh::value(name, &slot.kind, &slot.stored_shape(), &info, seed).convert_dtype(dtype);
                 on_device(value, device).map(|value| if transposed { value.transposed() } else { value })
             }
             Source::Tied(_) | Source::Own => None,
-        }
+        })
     };
     let originals = info.tied.iter().map(|(_, original)| original.as_str());
-    let shared: HashMap<&str, (&Slot, DynTensor)> = originals
-        .filter_map(|name| plan.slots.get(name).and_then(|slot| Some((name, (slot, read(name, slot)?)))))
-        .collect();
+    let mut shared: HashMap<&str, (&Slot, DynTensor)> = HashMap::new();
+    for (name, slot) in originals.filter_map(|name| plan.slots.get(name).map(|slot| (name, slot))) {
+        if let Some(value) = read(name, slot)? {
+            shared.insert(name, (slot, value));
+        }
+    }
+    let mut failure = None;
     let module = model.module.map_params(&|path| info.rename(path), &mut |name, param| {
         let Some(slot) = plan.slots.get(name) else { return param };
         let value = match &slot.source {
@@ -54,14 +64,21 @@ pub(super) fn fill(
                 if is_turned { value.clone().transposed() } else { value.clone() }
             }),
             Source::Own => on_device(param.tensor().to_data().convert_dtype(dtype), device),
-            _ => shared.get(name).map(|(_, value)| value.clone()).or_else(|| read(name, slot)),
+            _ if failure.is_some() => None,
+            _ => match shared.get(name) {
+                Some((_, value)) => Some(value.clone()),
+                None => read(name, slot).unwrap_or_else(|error| {
+                    failure = Some(error);
+                    None
+                }),
+            },
         };
         // What the checkpoint tells apart is no longer the same parameter.
         let is_apart = |(copy, _): &&(String, String)| copy == name && !plan.tied.iter().any(|(copy, _)| copy == name);
         let id = if known.tied.iter().any(|pair| is_apart(&pair)) { ParamId::new() } else { param.id() };
         value.map_or_else(|| param.clone(), |value| parameter(id, value))
     });
-    BaseModel { module, info }
+    failure.map_or(Ok(BaseModel { module, info }), Err)
 }
 
 fn parameter(id: ParamId, value: DynTensor) -> DynParam {
@@ -86,9 +103,9 @@ fn on_device(data: TensorData, device: &Device) -> Option<DynTensor> {
 }
 
 /// Copies a tensor out of the file, converted, and in the orientation of memory.
-fn floats(view: &View<'_>, transposed: bool, dtype: DType) -> TensorData {
-    let (bytes, shape) = (view.data(), view.stored.shape.as_slice());
-    let stored = match view.stored.dtype {
+fn floats(stored: &Stored, bytes: &[u8], transposed: bool, dtype: DType) -> TensorData {
+    let shape = stored.shape.as_slice();
+    let stored = match stored.dtype {
         StoredType::Plain(stored) => stored,
         StoredType::Ggml(kind, layout) => {
             let values = layout.undo(kind.dequantize(bytes), shape);

@@ -13,7 +13,7 @@ pub(crate) type Wrong = (&'static str, String);
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelArguments {
-    /// Folder of the base model, looked for beside the recipe first.
+    /// Folder of the base model, looked for beside the recipe first; or its id on the Hub.
     pub model_name_or_path: String,
     /// Configuration of a new model, in place of the folder's.
     pub config: Option<String>,
@@ -187,6 +187,12 @@ pub struct TrainingArguments {
     pub eval_steps: Option<usize>,
     /// Whether to evaluate before the first step too: what the base model does with a fresh adapter and head.
     pub eval_on_start: bool,
+    /// Whether the model writes its answers when it is evaluated, to be compared with those that are wanted.
+    pub predict_with_generate: bool,
+    /// Most tokens of an answer; of a decoder, of prompt and answer together. What the model's own options say when absent.
+    pub generation_max_length: Option<usize>,
+    /// Continuations that a beam search follows; what the model's own options say when absent.
+    pub generation_num_beams: Option<usize>,
     /// When to write a checkpoint.
     pub save_strategy: Strategy,
     /// Steps between two checkpoints.
@@ -225,6 +231,9 @@ impl Default for TrainingArguments {
             eval_strategy: None,
             eval_steps: None,
             eval_on_start: false,
+            predict_with_generate: false,
+            generation_max_length: None,
+            generation_num_beams: None,
             save_strategy: Strategy::Steps,
             save_steps: 500,
             save_total_limit: None,
@@ -244,6 +253,9 @@ pub(crate) const FREE_ON_RESUME: &[&str] = &[
     "eval_strategy",
     "eval_on_start",
     "eval_steps",
+    "predict_with_generate",
+    "generation_max_length",
+    "generation_num_beams",
     "save_strategy",
     "save_steps",
     "save_total_limit",
@@ -276,11 +288,20 @@ impl TrainingArguments {
             ("gradient_accumulation_steps", Some(self.gradient_accumulation_steps)),
             ("logging_steps", Some(self.logging_steps)),
             ("eval_steps", self.eval_steps),
+            ("generation_max_length", self.generation_max_length),
+            ("generation_num_beams", self.generation_num_beams),
             ("save_steps", Some(self.save_steps)),
             ("save_total_limit", self.save_total_limit),
         ];
         if let Some((key, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
             return wrong(key, "must be at least 1", &0);
+        }
+        let writing = [
+            ("generation_max_length", self.generation_max_length.is_some()),
+            ("generation_num_beams", self.generation_num_beams.is_some()),
+        ];
+        if let Some((key, _)) = writing.into_iter().find(|(_, given)| *given && !self.predict_with_generate) {
+            return Err((key, "has no effect without predict_with_generate = true".to_owned()));
         }
         if self.learning_rate <= 0.0 {
             return wrong("learning_rate", "must be above 0", &self.learning_rate);
@@ -318,7 +339,10 @@ impl ModelArguments {
             return Err(("config", problem.to_owned()));
         }
         if self.model_name_or_path.is_empty() && self.config.is_none() {
-            return Err(("model_name_or_path", "missing; the folder of the base model".to_owned()));
+            return Err((
+                "model_name_or_path",
+                "missing; the folder of the base model, or its id on the Hub".to_owned(),
+            ));
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ impl LayerTuner for DoraEmbedding {
 }
 
 fn with_magnitude(mut specs: Vec<TensorSpec>, columns: usize) -> Vec<TensorSpec> {
-    specs.push(TensorSpec { name: MAGNITUDE, shape: vec![columns], init: Init::Derived, trainable: true });
+    specs.push(TensorSpec { name: MAGNITUDE.into(), shape: vec![columns], init: Init::Derived, trainable: true });
     specs
 }
 

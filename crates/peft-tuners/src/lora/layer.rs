@@ -1,6 +1,7 @@
 //! LoRA on one layer.
 
-use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, module::embedding};
+use burn::tensor::{DType, FloatDType, Int, Tensor, module::embedding};
+use peft_backends::ops::{self, LowRank};
 use peft_core::{
     DynTensor,
     tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
@@ -39,8 +40,8 @@ impl LayerTuner for LoraLinear {
             InitLoraWeights::Named(_) => (Init::Normal { std: 1.0 / self.rank as f64 }, Init::Constant(0.0)),
         };
         vec![
-            TensorSpec { name: LORA_A, shape: vec![self.rank, self.d_in], init: a, trainable: true },
-            TensorSpec { name: LORA_B, shape: vec![self.d_out, self.rank], init: b, trainable: true },
+            TensorSpec { name: LORA_A.into(), shape: vec![self.rank, self.d_in], init: a, trainable: true },
+            TensorSpec { name: LORA_B.into(), shape: vec![self.d_out, self.rank], init: b, trainable: true },
         ]
     }
 
@@ -54,6 +55,12 @@ impl LayerTuner for LoraLinear {
         output + as_dtype(product, dtype)
     }
 
+    fn linear(&self, tensors: &Tensors<'_>, call: &LinearCall) -> Option<Tensor<2>> {
+        let (a, b) = (tensors.get(LORA_A), tensors.get(LORA_B));
+        let drop = if call.training { self.dropout } else { 0.0 };
+        ops::lora_linear(&call.input, &call.weight, call.bias.as_ref(), LowRank { a, b, scale: self.scale, drop })
+    }
+
     fn summary(&self) -> String {
         format!("r {}, scale {}", self.rank, self.scale)
     }
@@ -64,7 +71,7 @@ impl LoraLinear {
     pub(super) fn product(&self, tensors: &Tensors<'_>, call: &LinearCall) -> (Option<Tensor<2>>, Tensor<2>) {
         let (a, b) = (tensors.get::<2>(LORA_A), tensors.get::<2>(LORA_B));
         let input = as_dtype(call.input.clone(), a.dtype());
-        let dropped = (call.training && self.dropout > 0.0).then(|| dropout(input.clone(), self.dropout));
+        let dropped = (call.training && self.dropout > 0.0).then(|| ops::dropout(input.clone(), self.dropout));
         let input = dropped.clone().unwrap_or(input);
         // The scale goes on the `[tokens, rank]` product, the smallest tensor it can go on.
         (dropped, input.matmul(a.transpose()).mul_scalar(self.scale).matmul(b.transpose()))
@@ -95,8 +102,18 @@ impl LayerTuner for LoraEmbedding {
         };
         let b = Init::Normal { std: 1.0 };
         vec![
-            TensorSpec { name: LORA_EMBEDDING_A, shape: vec![self.rank, self.entries], init: a, trainable: true },
-            TensorSpec { name: LORA_EMBEDDING_B, shape: vec![self.dimensions, self.rank], init: b, trainable: true },
+            TensorSpec {
+                name: LORA_EMBEDDING_A.into(),
+                shape: vec![self.rank, self.entries],
+                init: a,
+                trainable: true,
+            },
+            TensorSpec {
+                name: LORA_EMBEDDING_B.into(),
+                shape: vec![self.dimensions, self.rank],
+                init: b,
+                trainable: true,
+            },
         ]
     }
 
@@ -128,10 +145,4 @@ fn low_rank(weight: DynTensor, a: Tensor<2>, b: Tensor<2>, scale: f64) -> DynTen
 
 pub(super) fn as_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
     if tensor.dtype() == dtype { tensor } else { tensor.cast(FloatDType::from(dtype)) }
-}
-
-fn dropout(input: Tensor<2>, probability: f64) -> Tensor<2> {
-    let keep = 1.0 - probability;
-    let mask = input.random_like(Distribution::Bernoulli(keep)).div_scalar(keep);
-    input * mask
 }

@@ -111,6 +111,15 @@ impl Frequencies {
         Ok(Self { reach, ..found })
     }
 
+    /// The longest input that has the first of two sets.
+    pub(super) fn switch(&self) -> Option<usize> {
+        match &self.long {
+            // A float of positions becomes a whole number of them; too large or negative ones are bounded.
+            Some(Long::Second { trained, .. }) => Some(*trained as usize),
+            _ => None,
+        }
+    }
+
     /// Those for an input of so many positions; it is asked for only where it matters.
     pub(super) fn of(&self, length: impl Fn() -> i64) -> Cow<'_, [f32]> {
         match &self.long {

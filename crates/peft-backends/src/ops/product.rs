@@ -1,0 +1,170 @@
+//! Products of matrices by the kernels that Flex uses, on memory that is already there.
+
+use std::marker::PhantomData;
+
+use gemm::Parallelism;
+
+use super::node::Host;
+
+/// A matrix somewhere in memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    /// From its first element on.
+    values: &'a [f32],
+    dims: [usize; 2],
+    strides: [usize; 2],
+}
+
+impl<'a> Matrix<'a> {
+    /// Row by row without gaps.
+    pub(super) fn new(values: &'a [f32], dims: [usize; 2]) -> Self {
+        Self::strided(values, dims, [dims[1], 1])
+    }
+
+    /// With that many elements from a row to the next and from a column to the next.
+    pub(super) fn strided(values: &'a [f32], dims: [usize; 2], strides: [usize; 2]) -> Self {
+        assert!(reach(dims, strides) <= values.len(), "a matrix of {dims:?} in {} elements", values.len());
+        Self { values, dims, strides }
+    }
+
+    /// A tensor of two dimensions as it lies, transposed or not.
+    pub(super) fn of(tensor: &'a Host) -> Self {
+        let layout = tensor.layout();
+        match (layout.shape().as_slice(), layout.strides()) {
+            ([rows, columns], [row, column]) if *row >= 0 && *column >= 0 => {
+                let values = tensor.storage::<f32>().get(layout.start_offset()..).unwrap_or_default();
+                Self::strided(values, [*rows, *columns], [row.unsigned_abs(), column.unsigned_abs()])
+            }
+            (dims, strides) => unreachable!("a matrix of {dims:?} with strides {strides:?}"),
+        }
+    }
+
+    /// Rows and columns swapped.
+    pub(super) fn t(self) -> Self {
+        let ([rows, columns], [row, column]) = (self.dims, self.strides);
+        Self { values: self.values, dims: [columns, rows], strides: [column, row] }
+    }
+
+    /// The rows of this range.
+    pub(super) fn rows(self, from: usize, to: usize) -> Self {
+        let values = self.values.get(from * self.strides[0]..).unwrap_or_default();
+        Self::strided(values, [to - from, self.dims[1]], self.strides)
+    }
+
+    /// A row whose elements lie side by side.
+    #[inline(always)]
+    pub(super) fn row(self, at: usize) -> &'a [f32] {
+        let start = at * self.strides[0];
+        self.values.get(start..start + self.dims[1]).unwrap_or_default()
+    }
+
+    pub(super) fn dims(self) -> [usize; 2] {
+        self.dims
+    }
+}
+
+/// How many elements there are from the first to the last.
+fn reach([rows, columns]: [usize; 2], [row, column]: [usize; 2]) -> usize {
+    if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row + (columns - 1) * column + 1 }
+}
+
+/// Memory of which several threads write different parts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shared<'a> {
+    start: *mut f32,
+    length: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is a pointer to memory that is borrowed for `'a`; who makes a `Target` of a part answers for that part.
+#[expect(unsafe_code, reason = "the argument stands above")]
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "the argument stands above")]
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(super) fn new(memory: &'a mut [f32]) -> Self {
+        Self { start: memory.as_mut_ptr(), length: memory.len(), life: PhantomData }
+    }
+
+    /// The matrix that begins at element `at`, with `stride` elements from a row to the next.
+    ///
+    /// # Safety
+    /// As long as the result is there nothing else reads or writes its elements.
+    #[expect(unsafe_code, reason = "the caller has to see to it that parts do not overlap")]
+    pub(super) unsafe fn part(self, at: usize, dims: [usize; 2], stride: usize) -> Target<'a> {
+        assert!(at + reach(dims, [stride, 1]) <= self.length, "{dims:?} at {at} of {}", self.length);
+        Target { start: self.start.wrapping_add(at), dims, stride, life: PhantomData }
+    }
+}
+
+/// A matrix that a product is written to.
+#[derive(Debug)]
+pub(super) struct Target<'a> {
+    start: *mut f32,
+    dims: [usize; 2],
+    stride: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Target<'a> {
+    /// Row by row without gaps.
+    pub(super) fn new(memory: &'a mut [f32], dims: [usize; 2]) -> Self {
+        assert!(reach(dims, [dims[1], 1]) <= memory.len(), "{dims:?} in {} elements", memory.len());
+        Self { start: memory.as_mut_ptr(), dims, stride: dims[1], life: PhantomData }
+    }
+}
+
+/// What becomes of what was there before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    /// It is written over, and not read.
+    Lost,
+    /// The product is added to it.
+    Kept,
+}
+
+/// Who computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Threads {
+    /// The calling thread.
+    One,
+    /// All of them, if it is worth it.
+    All,
+}
+
+/// `out = factor · a b`, or that added to it.
+pub(super) fn product(out: Target<'_>, before: Before, factor: f32, a: Matrix<'_>, b: Matrix<'_>, threads: Threads) {
+    let ([m, k], [inner, n]) = (a.dims, b.dims);
+    assert!(inner == k && out.dims == [m, n], "{:?} of {:?} and {:?}", out.dims, a.dims, b.dims);
+    // Below this handing out the work costs more than it saves.
+    let many = threads == Threads::All && m * n * k >= 128 * 128 * 128;
+    let stride = |stride: usize| isize::try_from(stride).unwrap_or(isize::MAX);
+    // SAFETY: sizes and strides of all three were checked against their memory when they were made, and above against each
+    // other; `out` is borrowed mutably, so that it overlaps neither `a` nor `b`.
+    #[expect(unsafe_code, reason = "the argument stands above")]
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.start,
+            1,
+            stride(out.stride),
+            before == Before::Kept,
+            a.values.as_ptr(),
+            stride(a.strides[1]),
+            stride(a.strides[0]),
+            b.values.as_ptr(),
+            stride(b.strides[1]),
+            stride(b.strides[0]),
+            1.0_f32,
+            factor,
+            false,
+            false,
+            false,
+            if many { Parallelism::Rayon(0) } else { Parallelism::None },
+        );
+    }
+}

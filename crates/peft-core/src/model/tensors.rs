@@ -1,0 +1,301 @@
+//! The tensors of an adapter: made anew, or taken from a file and judged against the model.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use burn::{
+    module::ParamId,
+    tensor::{DType, Distribution, TensorData},
+};
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::PeftModel;
+use crate::{
+    Adapter, DynParam, DynTensor, Error, ModuleKind, ModuleTree, Plan, Result,
+    adapter::{AdapterTensor, KEY_PREFIX, PROMPT_KEY_PREFIX, Role, Tie},
+    explain,
+    files::{ADAPTER_CONFIG, AdapterFolder, PROMPT_ENCODER_WEIGHTS},
+    plan::Adapted,
+    prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER, PromptPlan, PromptShape, PromptTuner, StoredPrompt, Words},
+    tokenizer::Tokenizer,
+    tuner::{Init, TensorSpec, Tensors},
+};
+
+impl PeftModel {
+    /// Adds a saved adapter. It is not active until [`set_active`](Self::set_active) says so.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`] that lists every tensor of the file that has no place and every place that stays empty.
+    pub fn load_adapter(&mut self, name: &str, folder: AdapterFolder) -> Result<()> {
+        self.check_new(name, &folder.config)?;
+        let in_file = |error: Error| error.in_file(&folder.path.join(ADAPTER_CONFIG));
+        let mut plan = explain::plan(&self.base, &folder.config).map_err(in_file)?;
+        let prefix = if plan.prompt.is_some() { PROMPT_KEY_PREFIX } else { KEY_PREFIX };
+        if let Some(prompt) = &mut plan.prompt
+            && !folder.tensors.keys().any(|key| key.starts_with(PROMPT_ENCODER))
+            && needs_encoder(&*prompt.tuner, &prompt.shape)
+        {
+            prompt.tuner = Arc::new(StoredPrompt(Arc::clone(&prompt.tuner)));
+        }
+        let mut left: HashSet<&str> = folder.tensors.keys().map(String::as_str).collect();
+        let mut problems = Vec::new();
+        let adapter = self.fill(name, plan, |key, slot| {
+            let file_key = match slot {
+                Slot::Prompt(_) => key.to_owned(),
+                _ => format!("{prefix}{key}"),
+            };
+            left.remove(file_key.as_str());
+            let (shape, transposed, dtype) = match slot {
+                Slot::Tuned(spec, _) | Slot::Prompt(spec) => (spec.shape.clone(), false, DType::F32),
+                Slot::Copy(value) => (value.shape(), is_stored_transposed(&self.tree, key), value.to_data().dtype()),
+            };
+            let stored: Vec<usize> = if transposed { shape.iter().rev().copied().collect() } else { shape.clone() };
+            match folder.tensors.get(&file_key) {
+                Some(data) if data.shape().as_slice() == stored.as_slice() && data.dtype().is_float() => {
+                    let data = data.clone().convert_dtype(dtype);
+                    let tensor = DynTensor::from_data(data, &self.device.clone().inner());
+                    return Ok(match tensor {
+                        Some(tensor) if transposed => tensor.transposed().to_data(),
+                        Some(tensor) => tensor.to_data(),
+                        None => TensorData::new(vec![0.0_f32], [1]),
+                    });
+                }
+                Some(data) => {
+                    let found = format!("{:?} {:?}", data.dtype(), data.shape().as_slice());
+                    problems.push(format!("`{file_key}`: is {found}, should be a float tensor of shape {stored:?}"));
+                }
+                None => problems.push(format!("`{file_key}`: missing (shape {stored:?})")),
+            }
+            Ok(TensorData::new(vec![0.0_f32; shape.iter().product()], shape))
+        })?;
+        if let Some(prompt) = adapter.prompt() {
+            // Where the encoder is there the table follows from it.
+            if problems.is_empty() && left.remove(PROMPT_EMBEDDINGS) {
+                problems.extend(other_prompt(&adapter, prompt, &folder));
+            }
+        }
+        // With `bias` PEFT also writes the biases inside a saved module's wrapper: the copy again, and the base's own.
+        let is_double = |key: &str| {
+            adapter.plan.saved.iter().any(|module| {
+                let inside = key.strip_prefix(prefix).and_then(|key| key.strip_prefix(module.as_str()));
+                inside
+                    .is_some_and(|rest| rest.starts_with(".modules_to_save.") || rest.starts_with(".original_module."))
+            })
+        };
+        let mut left: Vec<_> = left.into_iter().filter(|key| !is_double(key)).collect();
+        left.sort_unstable();
+        problems.extend(left.into_iter().filter_map(|key| self.misfit(key, folder.tensors.get(key)?)));
+        if !problems.is_empty() {
+            return Err(Error::Tensors { origin: folder.path.display().to_string(), problems });
+        }
+        self.adapters.insert(name.to_owned(), adapter);
+        Ok(())
+    }
+
+    /// What is wrong with a tensor that no adapter takes: nothing if it is a copy of the base's embeddings, which PEFT writes
+    /// beside adapters of them (`save_embedding_layers`).
+    fn misfit(&self, key: &str, data: &TensorData) -> Option<String> {
+        let info = &self.base.info;
+        let module = key.strip_prefix(KEY_PREFIX).and_then(|key| key.strip_suffix(".weight"));
+        let module = module.map(|module| module.strip_suffix(".base_layer").unwrap_or(module));
+        let is_embedding = |module: &&str| {
+            [&info.input_embedding, &info.output_embedding].into_iter().flatten().any(|embedding| embedding == module)
+        };
+        let Some(parameter) = module.filter(is_embedding).map(|module| format!("{module}.weight")) else {
+            return Some(format!("`{key}`: nothing in the model takes this tensor"));
+        };
+        let own = self.base_values(&HashSet::from([parameter.as_str()])).remove(&parameter)?;
+        let own = if is_stored_transposed(&self.tree, &parameter) { own.transposed() } else { own };
+        let floats = |data: TensorData| data.convert::<f32>().try_to_vec::<f32>().unwrap_or_default();
+        // The adapter may be of a shorter float type than the base.
+        let is_near = |(own, copy): (&f32, &f32)| (own - copy).abs() <= 1e-2 * own.abs() + 1e-5;
+        let is_same = own.shape() == data.shape().as_slice()
+            && floats(own.to_data()).iter().zip(&floats(data.clone())).all(is_near);
+        (!is_same).then(|| {
+            format!(
+                "`{key}`: is {:?}, and not the base model's own {:?}; adapters that bring other embeddings, as for a resized \
+                 vocabulary, are not supported",
+                data.shape().as_slice(),
+                own.shape()
+            )
+        })
+    }
+
+    /// Builds an adapter's tensors, asking `value` for each in the orientation of memory.
+    pub(super) fn fill(
+        &self,
+        adapter: &str,
+        plan: Plan,
+        mut value: impl FnMut(&str, Slot<'_>) -> Result<TensorData>,
+    ) -> Result<Adapter> {
+        let mut tensors = Vec::new();
+        if let Some(prompt) = plan.prompt.clone().map(Arc::new) {
+            for spec in prompt.tuner.tensors(&prompt.shape) {
+                let key = prompt_key(&*prompt.tuner, &spec.name);
+                let data = value(&key, Slot::Prompt(&spec))?;
+                // The identity follows from the encoder's own name: an optimiser's state fits whatever the file calls it.
+                let id = param_id(adapter, &key);
+                let make = if spec.trainable { DynParam::trainable } else { DynParam::frozen };
+                let Some(param) = make(id, data, &self.device) else { continue };
+                tensors.push(AdapterTensor {
+                    parameter: String::new(),
+                    key,
+                    name: Arc::from(&*spec.name),
+                    role: Role::Prompt(Arc::clone(&prompt)),
+                    param,
+                    stored_transposed: false,
+                });
+            }
+        }
+        let derives = |target: &&Adapted| target.layer.tensors().iter().any(|spec| spec.init == Init::Derived);
+        let weights: HashSet<String> =
+            plan.adapted.iter().filter(derives).map(|target| format!("{}.weight", target.module)).collect();
+        let weights = self.base_values(&weights.iter().map(String::as_str).collect());
+        for target in &plan.adapted {
+            let mut before: Vec<(Arc<str>, DynParam)> = Vec::new();
+            for spec in target.layer.tensors() {
+                let key = format!("{}.{}", target.module, spec.name);
+                let weight = weights.get(&format!("{}.weight", target.module)).filter(|_| spec.init == Init::Derived);
+                let derived = || target.layer.derived(&Tensors::new(&before), weight?.clone());
+                let data = value(&key, Slot::Tuned(&spec, &derived))?;
+                let id = param_id(adapter, &key);
+                let make = if spec.trainable { DynParam::trainable } else { DynParam::frozen };
+                let Some(param) = make(id, data, &self.device) else { continue };
+                before.push((Arc::from(&*spec.name), param.valid()));
+                tensors.push(AdapterTensor {
+                    parameter: format!("{}.weight", target.module),
+                    key,
+                    name: Arc::from(&*spec.name),
+                    role: Role::Tuned(Arc::clone(&target.layer)),
+                    param,
+                    stored_transposed: false,
+                });
+            }
+        }
+        let saved = plan.saved_params(&self.tree);
+        let copies = saved.into_iter().map(|name| (name, Role::Saved));
+        let biases = plan.biases.iter().map(|name| (name.clone(), Role::Bias));
+        let copied: Vec<_> = copies.chain(biases).collect();
+        let values = self.base_values(&copied.iter().map(|(name, _)| name.as_str()).collect());
+        for (parameter, role) in copied {
+            let Some(base) = values.get(&parameter) else { continue };
+            // PEFT's key of a bias inside an adapted layer has the wrapped layer in it.
+            let (module, last) = parameter.rsplit_once('.').unwrap_or(("", &parameter));
+            let wrapped = matches!(role, Role::Bias) && plan.adapted.iter().any(|a| a.module == module);
+            let key = if wrapped { format!("{module}.base_layer.{last}") } else { parameter.clone() };
+            let data = value(&key, Slot::Copy(base))?;
+            let Some(param) = DynParam::trainable(param_id(adapter, &key), data, &self.device) else { continue };
+            tensors.push(AdapterTensor {
+                stored_transposed: is_stored_transposed(&self.tree, &parameter),
+                name: Arc::from(last),
+                parameter,
+                key,
+                role,
+                param,
+            });
+        }
+        let is_linear = |name: &str| is_stored_transposed(&self.tree, name);
+        let tie = |(copy, original): &(String, String)| Tie {
+            copy: copy.clone(),
+            original: original.clone(),
+            transposed: is_linear(copy) != is_linear(original),
+        };
+        let ties = self.base.info.tied.iter().filter(|_| plan.in_place).map(tie).collect();
+        Ok(Adapter { config: plan.config.clone(), plan, tensors, ties })
+    }
+
+    /// The base model's words, if a tensor of the prompt begins as some of them.
+    pub(super) fn words<'a>(&self, plan: &Plan, tokenizer: Option<&'a dyn Tokenizer>, seed: u64) -> Option<Words<'a>> {
+        let prompt = plan.prompt.as_ref()?;
+        prompt.tuner.tensors(&prompt.shape).iter().find(|spec| spec.init == Init::Derived)?;
+        let name = format!("{}.weight", self.base.info.input_embedding.as_ref()?);
+        let table = self.base_values(&HashSet::from([name.as_str()])).remove(&name)?.get::<2>()?;
+        Some(Words { table: table * self.base.info.word_scale, tokenizer, seed })
+    }
+
+    pub(super) fn base_values(&self, wanted: &HashSet<&str>) -> BTreeMap<String, DynTensor> {
+        let mut values = BTreeMap::new();
+        let info = &self.base.info;
+        self.base.module.boxed_clone().map_params(&|path| info.rename(path), &mut |name, param| {
+            if wanted.contains(name) {
+                values.insert(name.to_owned(), param.tensor().without_autodiff());
+            }
+            param
+        });
+        values
+    }
+}
+
+pub(super) enum Slot<'a> {
+    /// With its derived value, if it has one.
+    Tuned(&'a TensorSpec, &'a dyn Fn() -> Option<DynTensor>),
+    Prompt(&'a TensorSpec),
+    Copy(&'a DynTensor),
+}
+
+/// The key of one of a prompt's tensors: PEFT's own where its file has it, else with the mark of the second file.
+fn prompt_key(tuner: &dyn PromptTuner, name: &str) -> String {
+    if tuner.table_tensor() == Some(name) {
+        PROMPT_EMBEDDINGS.to_owned()
+    } else if tuner.stored().contains(&name) {
+        name.to_owned()
+    } else {
+        format!("{PROMPT_ENCODER}{name}")
+    }
+}
+
+/// Whether the table in PEFT's file is less than what training changes.
+fn needs_encoder(tuner: &dyn PromptTuner, shape: &PromptShape) -> bool {
+    tuner.tensors(shape).iter().any(|spec| prompt_key(tuner, &spec.name).starts_with(PROMPT_ENCODER))
+}
+
+/// What is wrong if the table in a folder is not the one that its encoder makes.
+fn other_prompt(adapter: &Adapter, prompt: &PromptPlan, folder: &AdapterFolder) -> Option<String> {
+    let floats = |data: TensorData| data.convert::<f32>().try_to_vec::<f32>().unwrap_or_default();
+    let stored = folder.tensors.get(PROMPT_EMBEDDINGS)?;
+    let made = adapter.prompt_table(prompt).to_data();
+    let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2 * a.abs() + 1e-4;
+    let (shape, made) = (made.shape().clone(), floats(made));
+    let stored = floats(stored.clone());
+    if made.len() == stored.len() && made.iter().zip(&stored).all(is_near) {
+        return None;
+    }
+    Some(format!(
+        "`{PROMPT_EMBEDDINGS}`: is not the table {:?} that {} makes; take that file away to use the table alone",
+        shape.as_slice(),
+        PROMPT_ENCODER_WEIGHTS
+    ))
+}
+
+/// Copies of `Linear` weights lie in files as PyTorch has them, `[d_out, d_in]`.
+fn is_stored_transposed(tree: &ModuleTree, parameter: &str) -> bool {
+    let Some((module, "weight")) = parameter.rsplit_once('.') else { return false };
+    tree.get(module).is_some_and(|info| info.kind == ModuleKind::Linear)
+}
+
+/// A parameter's identity follows from its name, so that optimiser state fits after a restart.
+fn param_id(adapter: &str, key: &str) -> ParamId {
+    ParamId::from(stable_hash(&(adapter, key)))
+}
+
+// `DefaultHasher::new` has fixed keys: the same value on every run of the same toolchain.
+fn stable_hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The first value of a tensor: it depends on the seed and the key, not on the order of creation or the device.
+pub(super) fn initial(key: &str, spec: &TensorSpec, seed: u64) -> TensorData {
+    let distribution = match spec.init {
+        Init::Derived => return TensorData::zeros::<f32, _>(spec.shape.clone()),
+        Init::Constant(value) => return TensorData::full::<f32, _>(spec.shape.clone(), value as f32),
+        Init::Normal { std } => Distribution::Normal(0.0, std),
+        Init::Uniform { bound } => Distribution::Uniform(-bound, bound),
+    };
+    let mut rng = StdRng::seed_from_u64(stable_hash(&(seed, key)));
+    TensorData::random::<f32, _, _>(spec.shape.clone(), distribution, &mut rng)
+}

@@ -1,0 +1,92 @@
+//! A model with a prompt before its input, as one Burn module.
+
+use std::{collections::HashMap, sync::Arc};
+
+use burn::{
+    module::{Module, ModuleDisplay, ParamId},
+    optim::{GradientsParams, ModuleOptimizer},
+    tensor::{Device, Gradients},
+};
+
+use crate::{
+    Adapter, AdapterSet, DynModule, DynParam, Forward, Inputs, ModuleTree, Outputs, attach,
+    dyn_module::{ParamFn, with_training},
+    prompt::PromptPlan,
+};
+
+/// A model and the prompt that stands before its input: optimisers, devices and `valid` see the prompt's tensors as they see
+/// the model's.
+///
+/// It is no [`Forward`] itself: what has a prompt gets no second one.
+#[derive(Module, Debug)]
+pub(crate) struct Prompted<M: Module> {
+    model: M,
+    prompt: AdapterSet,
+    #[module(skip)]
+    plan: Arc<PromptPlan>,
+}
+
+impl<M: Module> Prompted<M> {
+    pub(crate) fn new(model: M, prompt: AdapterSet, plan: Arc<PromptPlan>) -> Self {
+        Self { model, prompt, plan }
+    }
+}
+
+impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
+    fn forward(&self, inputs: &Inputs) -> Outputs {
+        let inputs = self.plan.before(inputs, &self.prompt.prompt(), self.prompt.is_training());
+        Forward::forward(&self.model, &inputs)
+    }
+
+    fn boxed_clone(&self) -> Box<dyn DynModule> {
+        Box::new(self.clone())
+    }
+
+    fn tree(&self, rename: &dyn Fn(&str) -> String) -> ModuleTree {
+        ModuleTree::of(&self.model, rename)
+    }
+
+    fn attach(
+        &self,
+        rename: &dyn Fn(&str) -> String,
+        adapters: &[(&str, &Adapter)],
+        enabled: bool,
+    ) -> Box<dyn DynModule> {
+        self.model.attach(rename, adapters, enabled)
+    }
+
+    fn attached_params(&self) -> HashMap<ParamId, DynParam> {
+        attach::params_by_id(self)
+    }
+
+    fn map_params(self: Box<Self>, rename: &dyn Fn(&str) -> String, f: ParamFn<'_>) -> Box<dyn DynModule> {
+        Box::new(self.model).map_params(rename, f)
+    }
+
+    fn set_training(self: Box<Self>, training: bool) -> Box<dyn DynModule> {
+        Box::new(with_training(*self, training))
+    }
+
+    fn valid(&self) -> Box<dyn DynModule> {
+        Box::new(Module::valid(self))
+    }
+
+    fn gradients(&self, gradients: &mut Gradients) -> GradientsParams {
+        GradientsParams::from_module(gradients, self)
+    }
+
+    fn step(
+        self: Box<Self>,
+        optimizer: &mut ModuleOptimizer,
+        lr: f64,
+        gradients: GradientsParams,
+    ) -> Box<dyn DynModule> {
+        let Self { model, prompt, plan } = optimizer.step(lr, *self, gradients);
+        let prompt = prompt.constrained(|name, value| plan.tuner.constrain(name, value));
+        Box::new(Self { model, prompt, plan })
+    }
+
+    fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule> {
+        Box::new(Module::to_device(*self, device))
+    }
+}

@@ -1,0 +1,113 @@
+//! Answers that a model writes: what each row asks for, judged before the first forward pass, and how they are written.
+
+use std::collections::HashSet;
+
+use burn::tensor::Device;
+use peft::{
+    BadRows, DynModule, Error as PeftError, TaskPlugin, example::EncodeContext, metrics::texts::compare, task::Asked,
+    task::Metrics,
+};
+use peft_generate::{GenerationConfig, Generator, before_stop, check};
+
+use crate::{Dataset, Event, Observer, Result};
+
+/// What the rows of a data set ask to be written, and how it is.
+#[derive(Debug)]
+pub struct Writing {
+    /// The options of generation.
+    pub config: GenerationConfig,
+    /// What each row asks for, in the order of the rows; none for a row that asks for nothing.
+    pub asked: Vec<Option<Asked>>,
+}
+
+impl Writing {
+    /// Asks every row. One that asks for nothing has none; so has a whole data set.
+    ///
+    /// # Errors
+    /// With file and line of a row whose prompt the model cannot take, or that lacks what is wanted.
+    pub fn new(
+        data: &Dataset,
+        task: &TaskPlugin,
+        context: &EncodeContext<'_>,
+        mut config: GenerationConfig,
+    ) -> Result<Option<Self>> {
+        if config.eos_token_id.is_empty() {
+            config.eos_token_id.extend(context.tokenizer.eos_id());
+        }
+        config.num_return_sequences = 1;
+        let (mut bad, mut asked) = (BadRows::default(), Vec::with_capacity(data.rows.len()));
+        let kept: HashSet<usize> = data.examples.iter().map(|example| example.row).collect();
+        for (index, row) in data.rows.iter().enumerate() {
+            if !kept.contains(&index) {
+                // `overflow = "drop"` leaves it out.
+                asked.push(None);
+                continue;
+            }
+            let judged = task.task.asks(row, context).and_then(|one| {
+                let prompt = one.as_ref().map_or(Ok(()), |one| check(context.info, &one.prompt, &config));
+                prompt.map(|()| one).map_err(|error| match error {
+                    PeftError::Data(problem) => row.error(problem),
+                    other => other,
+                })
+            });
+            asked.push(bad.take(judged)?.flatten());
+        }
+        bad.finish()?;
+        let asks = asked.iter().any(Option::is_some);
+        Ok(asks.then_some(Self { config, asked }))
+    }
+
+    /// Writes an answer to each row that asks for one. What reached the greatest length is told of.
+    ///
+    /// # Errors
+    /// If the model's scores are no numbers, or a token is none of the tokenizer's.
+    pub fn write(
+        &self,
+        module: &dyn DynModule,
+        device: &Device,
+        context: &EncodeContext<'_>,
+        batch_size: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Option<String>>> {
+        let generator = Generator { module, info: context.info, device, tokenizer: Some(context.tokenizer) };
+        let mut prompts: Vec<(usize, &[u32])> = Vec::new();
+        prompts.extend(
+            self.asked.iter().enumerate().filter_map(|(row, one)| Some((row, one.as_ref()?.prompt.as_slice()))),
+        );
+        // Prompts of one length need no padding.
+        prompts.sort_by_key(|(_, prompt)| prompt.len());
+        let mut written = vec![None; self.asked.len()];
+        let (mut done, mut cut) = (0, 0);
+        for batch in prompts.chunks(batch_size.max(1)) {
+            // Batches that draw, draw different numbers.
+            let config = GenerationConfig { seed: self.config.seed.wrapping_add(done as u64), ..self.config.clone() };
+            let tokens: Vec<Vec<u32>> = batch.iter().map(|(_, prompt)| prompt.to_vec()).collect();
+            let answers = generator.generate(&tokens, &config, &mut ())?;
+            for ((row, _), answer) in batch.iter().zip(answers) {
+                cut += usize::from(!answer.ended);
+                let text = context.tokenizer.decode(&answer.tokens)?;
+                if let Some(slot) = written.get_mut(*row) {
+                    *slot = Some(before_stop(&text, &config.stop_strings).to_owned());
+                }
+            }
+            done += batch.len();
+            observer.observe(&Event::Evaluating { done, total: prompts.len() });
+        }
+        if cut > 0 {
+            let all = prompts.len();
+            observer.observe(&Event::Note(&format!(
+                "{cut} of {all} answers did not end before they were as long as they may be: see generation_max_length, \
+                 max_new_tokens"
+            )));
+        }
+        Ok(written)
+    }
+
+    /// What was written against what was wanted: see [`compare`].
+    pub fn metrics(&self, written: &[Option<String>]) -> Metrics {
+        let wanted = self.asked.iter().map(|one| one.as_ref()?.wanted.as_deref());
+        let pairs = written.iter().zip(wanted).filter_map(|(written, wanted)| Some((written.as_deref()?, wanted?)));
+        let (written, wanted): (Vec<&str>, Vec<&str>) = pairs.unzip();
+        compare(&written, &wanted)
+    }
+}

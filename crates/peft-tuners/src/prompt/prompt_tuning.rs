@@ -1,0 +1,123 @@
+//! Prompt tuning: vectors before the embedded input, learnt as they are (Lester et al. 2021, "The Power of Scale for
+//! Parameter-Efficient Prompt Tuning").
+
+use burn::tensor::{Tensor, TensorData};
+use peft_core::{
+    Error, Result, TunerPlugin, inventory,
+    plan::TaskRules,
+    prompt::{PromptEntry, PromptShape, PromptTuner, Words},
+    tuner::{Init, TensorSpec, Tensors},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec};
+
+inventory::submit! {
+    TunerPlugin::new::<Prompting<PromptTuning>>("PROMPT_TUNING", "learnt vectors before the input (Lester et al. 2021)")
+}
+
+/// What the virtual tokens of a fresh prompt are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum PromptTuningInit {
+    /// Words of a text.
+    Text,
+    /// Words of the vocabulary, drawn with equal chances.
+    SampleVocab,
+    /// Normal with mean 0 and standard deviation 1.
+    #[default]
+    Random,
+}
+
+/// Options of prompt tuning, in PEFT's names and with PEFT's defaults.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PromptTuning {
+    /// The keys of all prompt methods.
+    #[serde(flatten)]
+    pub prompt: PromptOptions,
+    /// What the virtual tokens of a fresh prompt are.
+    pub prompt_tuning_init: PromptTuningInit,
+    /// The text for `TEXT`, cut or repeated to as many tokens as there are.
+    pub prompt_tuning_init_text: Option<String>,
+    /// The tokenizer for that text; the base model's where it is absent.
+    pub tokenizer_name_or_path: Option<String>,
+    /// Not used here; kept for PEFT.
+    pub tokenizer_kwargs: Option<Value>,
+}
+
+impl PromptMethod for PromptTuning {
+    fn options(&self) -> PromptOptions {
+        self.prompt.clone()
+    }
+
+    fn check(&self, _task: &TaskRules) -> Result<()> {
+        if self.prompt_tuning_init == PromptTuningInit::Text && self.prompt_tuning_init_text.is_none() {
+            let problem = "missing: prompt_tuning_init = \"TEXT\" needs the text to begin with";
+            return Err(Error::config("prompt_tuning_init_text", problem));
+        }
+        Ok(())
+    }
+}
+
+impl PromptTuner for PromptTuning {
+    fn entry(&self) -> PromptEntry {
+        PromptEntry::Embeddings
+    }
+
+    fn learns(&self) -> String {
+        "the vectors themselves".to_owned()
+    }
+
+    fn tensors(&self, shape: &PromptShape) -> Vec<TensorSpec> {
+        vec![embedding_spec(shape.table(self.entry()), init(self.prompt_tuning_init))]
+    }
+
+    fn table(&self, tensors: &Tensors<'_>, _training: bool) -> Tensor<2> {
+        tensors.get(EMBEDDING)
+    }
+
+    fn derived(&self, _name: &str, shape: &PromptShape, words: &Words<'_>) -> Result<Option<TensorData>> {
+        let rows = shape.table(self.entry())[0];
+        let text = self.prompt_tuning_init_text.as_deref();
+        first_words(self.prompt_tuning_init, text, rows, words).map(Some)
+    }
+
+    fn table_tensor(&self) -> Option<&'static str> {
+        Some(EMBEDDING)
+    }
+}
+
+pub(super) fn init(init: PromptTuningInit) -> Init {
+    match init {
+        PromptTuningInit::Random => Init::Normal { std: 1.0 },
+        PromptTuningInit::Text | PromptTuningInit::SampleVocab => Init::Derived,
+    }
+}
+
+/// The words that a fresh prompt begins as, `[rows, width]`.
+pub(super) fn first_words(
+    init: PromptTuningInit,
+    text: Option<&str>,
+    rows: usize,
+    words: &Words<'_>,
+) -> Result<TensorData> {
+    if init != PromptTuningInit::Text {
+        let vocabulary = words.table.dims()[0].max(1);
+        let mut rng = StdRng::seed_from_u64(words.seed);
+        let ids: Vec<usize> = (0..rows).map(|_| rng.random_range(0..vocabulary)).collect();
+        return words.embed("prompt_tuning_init", &ids);
+    }
+    const KEY: &str = "prompt_tuning_init_text";
+    let Some(tokenizer) = words.tokenizer else {
+        return Err(Error::config(KEY, "a prompt that begins as a text needs a tokenizer, and none was given"));
+    };
+    let encoding = tokenizer.encode(text.unwrap_or_default(), None, usize::MAX)?;
+    let ids: Vec<usize> = encoding.ids.iter().map(|id| usize::try_from(*id).unwrap_or(usize::MAX)).collect();
+    if ids.is_empty() {
+        return Err(Error::config(KEY, "the tokenizer makes nothing of this text"));
+    }
+    words.embed(KEY, &ids.into_iter().cycle().take(rows).collect::<Vec<_>>())
+}
