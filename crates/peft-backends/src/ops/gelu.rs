@@ -32,7 +32,7 @@ fn plain_gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// `√(2/π)`, the slope of the tangent form.
-const SLOPE: f32 = 0.797_884_56;
+const SLOPE: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
 #[derive(Debug, Clone, Copy)]
