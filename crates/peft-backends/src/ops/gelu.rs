@@ -129,10 +129,8 @@ mod tests {
                 let gradients = (y.clone() * weight.clone()).sum().backward();
                 (y.without_autodiff().into_data(), leaf.grad(&gradients).map(|grad| grad.into_data()))
             };
-            let (fast, plain): (fn(Tensor<2>) -> Tensor<2>, fn(Tensor<2>) -> Tensor<2>) = match tanh {
-                true => (gelu_tanh::<2>, plain_gelu_tanh::<2>),
-                false => (gelu::<2>, activation::gelu::<2>),
-            };
+            let fast = if tanh { gelu_tanh::<2> } else { gelu::<2> };
+            let plain = if tanh { plain_gelu_tanh::<2> } else { activation::gelu::<2> };
             // The plain operations lose digits of 1 - tanh² where it is small.
             let tolerance = Tolerance::absolute(if tanh { 3e-5 } else { 4e-6 });
             let ((fast, fast_grad), (plain, plain_grad)) = (run(fast), run(plain));
