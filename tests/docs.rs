@@ -298,7 +298,7 @@ fn every_task_has_a_page_that_says_what_the_registry_says() {
         assert!(text.contains(&format!("$ peft train {recipe}\n")), "{name} does not run its recipe");
     }
     let default = root().join("docs/src/tasks/default.md");
-    assert_eq!(pages.into_iter().collect::<Vec<_>>(), [default.clone()]);
+    assert_eq!(pages.into_iter().collect::<Vec<_>>(), std::slice::from_ref(&default));
     let facts = facts(&fs::read_to_string(default).unwrap());
     assert_eq!(words(&facts["wrapper"]), [DEFAULT_WRAPPER]);
     assert_eq!(words(&facts["class of the base model"]), ["AutoModel"]);

@@ -81,7 +81,8 @@ impl Shards {
             shards.add_gguf(GgufFile::open(&file)?)?;
             return Ok(shards);
         }
-        let formats: [(_, _, fn(&mut Self, &Path) -> Result<()>); 2] =
+        type Add = fn(&mut Shards, &Path) -> Result<()>;
+        let formats: [(_, _, Add); 2] =
             [(WEIGHTS, INDEX, Self::add), (PYTORCH_WEIGHTS, PYTORCH_INDEX, Self::add_pytorch)];
         let is_there = |(whole, index, _): &&(&str, &str, _)| [whole, index].iter().any(|f| folder.join(f).exists());
         let Some((whole, index, add)) = formats.iter().find(is_there) else {
