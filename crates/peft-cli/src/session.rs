@@ -22,7 +22,7 @@ use crate::{CliError, Globals, terminal};
 /// Which model and which adapters.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// Folder of the base model, a GGUF file, or an id on the Hub: org/name[@revision].
+    /// Folder of the base model, a GGUF file, or an id on the Hub: org/name or org/name@revision.
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: PathBuf,
     /// Folder of an adapter or an id on the Hub, or NAME= and one of these; may be given several times.

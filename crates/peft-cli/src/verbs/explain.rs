@@ -17,7 +17,7 @@ use crate::{CliError, Globals, session, terminal};
     after_help = "Examples:\n  peft explain --model bert --adapter out\n  peft explain --model bert --config adapter_config.json --json"
 )]
 pub(crate) struct Explain {
-    /// Folder of the base model or an id on the Hub: org/name[@revision]; only its configuration is read.
+    /// Folder of the base model or an id on the Hub: org/name or org/name@revision; only its configuration is read.
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Folder of a saved adapter, or an id on the Hub.

@@ -44,7 +44,7 @@ Examples:
 Options of generation have Transformers' names and defaults: those of the model's generation_config.json, and KEY=VALUE over
 them. Greedy unless told otherwise.")]
 pub(crate) struct Generate {
-    /// Folder of the base model, a GGUF file, or an id on the Hub: org/name[@revision].
+    /// Folder of the base model, a GGUF file, or an id on the Hub: org/name or org/name@revision.
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Folder of an adapter or an id on the Hub, or NAME= and one of these; may be given several times.
