@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """The other side of the comparison: the fine-tune that a recipe of `peft train` asks for, with Transformers and Python PEFT.
 
-    python_recipe.py RECIPE.toml [--threads 2] [--seed N]
+    python_recipe.py RECIPE.toml [section.key=value]… [--threads 2] [--seed N] [--model FOLDER] [--save FOLDER] [--prompt TEXT] [--no-answers]
 
-Prints the evaluation metrics and the time as one JSON line. The order of the rows differs from ours.
+Prints the evaluation metrics and the time as one JSON line; with `--prompt` also what the model says to it before and after. The order
+of the rows differs from ours. PEFT 0.21.2's PREFIX_TUNING needs a Transformers before 5.24.
 """
-import argparse, csv, json, math, os, pathlib, random, re, resource, string, time, tomllib
+import argparse, csv, json, math, os, pathlib, random, re, resource, string, sys, time, tomllib
 from collections import Counter
 
 START = time.perf_counter()
@@ -14,22 +15,41 @@ import peft, torch, transformers as tf
 
 ap = argparse.ArgumentParser()
 ap.add_argument("recipe", type=pathlib.Path)
+ap.add_argument("overrides", nargs="*", metavar="section.key=value")
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--seed", type=int)
-a = ap.parse_args()
+ap.add_argument("--model", help="in place of the recipe's")
+ap.add_argument("--save", help="where to write the model or the adapter")
+ap.add_argument("--prompt")
+ap.add_argument("--no-answers", action="store_true", help="measure no written answers (SEQ_2_SEQ_LM)")
+a = ap.parse_intermixed_args()
 R = tomllib.loads(a.recipe.read_text())
+for given in a.overrides:
+    key, value = given.split("=", 1)
+    section, key = key.split(".")
+    try:
+        R[section][key] = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        R[section][key] = value
 data, training, task = R["data"], R["training"], R["adapter"]["task_type"]
 LENGTH, BATCH = data.get("max_length", 512), training.get("per_device_train_batch_size", 8)
 seed = training.get("seed", 0) if a.seed is None else a.seed
 torch.manual_seed(seed), random.seed(seed), torch.set_num_threads(a.threads)
-name = R["model"]["model_name_or_path"]
+def locate(given):
+    """Beside the recipe first, then in the working directory, as `peft train` has it."""
+    beside = a.recipe.parent / given
+    return str(beside) if beside.exists() else os.path.abspath(given)
+
+
+name = locate(a.model or R["model"].get("model_name_or_path") or R["model"]["config"])
 gguf = dict(gguf_file=os.path.basename(name)) if name.endswith(".gguf") else {}
 name = os.path.dirname(name) if gguf else name
-tok = tf.AutoTokenizer.from_pretrained(name, **gguf)
+tok = tf.AutoTokenizer.from_pretrained(locate(R["model"]["tokenizer"]) if "tokenizer" in R["model"] else name, **gguf)
 col = lambda role: data.get(role, role)
 
 
 def rows(path):
+    path = locate(path)
     text = open(path, encoding="utf-8", newline="\n").read()
     if path.endswith(".tsv"):
         return list(csv.DictReader(text.split("\n")[:-1], delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -57,9 +77,15 @@ if task in ("SEQ_CLS", "TOKEN_CLS"):
     options = dict(num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={l: i for i, l in enumerate(labels)})
 AUTO = dict(SEQ_CLS=tf.AutoModelForSequenceClassification, TOKEN_CLS=tf.AutoModelForTokenClassification, QUESTION_ANS=tf.AutoModelForQuestionAnswering,
             CAUSAL_LM=tf.AutoModelForCausalLM, SEQ_2_SEQ_LM=tf.AutoModelForSeq2SeqLM, FEATURE_EXTRACTION=tf.AutoModel)
-base = AUTO[task].from_pretrained(name, **options, **gguf, dtype=torch.float32)
-lora = {k: v for k, v in R["adapter"].items() if k != "peft_type"}
-model = peft.get_peft_model(base, peft.LoraConfig(**lora))
+if R["model"].get("init") == "random":
+    base = AUTO[task].from_config(tf.AutoConfig.from_pretrained(name, **options), dtype=torch.float32)
+else:
+    base = AUTO[task].from_pretrained(name, **options, **gguf, dtype=torch.float32)
+kind = R["adapter"]["peft_type"]
+config = {k: v for k, v in R["adapter"].items() if k != "peft_type"}
+model = base if kind == "FULL" else peft.get_peft_model(base, peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**config))
+# Vectors before the input, which the model answers as well.
+VIRTUAL = kind in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 pad = tok.pad_token_id if tok.pad_token_id is not None else tok.eos_token_id
 
 
@@ -90,10 +116,17 @@ def examples(part):
                     first = last = 0
                 out.append({k: x[k][w] for k in ("input_ids", "attention_mask", "token_type_ids") if k in x} | dict(start_positions=first, end_positions=last, spans=spans))
         elif task == "CAUSAL_LM":
-            prompt = tok(r[col("prompt")], add_special_tokens=False)["input_ids"]
-            answer = tok(r[col("completion")], add_special_tokens=False)["input_ids"] + [tok.eos_token_id]
-            ids = (prompt + answer)[:LENGTH]
-            out.append(dict(input_ids=ids, attention_mask=[1] * len(ids), labels=([-100] * len(prompt) + answer)[:LENGTH]))
+            prompt, answer = r[col("prompt")], r[col("completion")]
+            x = tok(prompt + answer, return_offsets_mapping=True)
+            ids = x["input_ids"] + [tok.eos_token_id]
+            # A token that reaches into the answer belongs to it.
+            ys = [t if end > len(prompt) else -100 for t, (_, end) in zip(x["input_ids"], x["offset_mapping"])] + [tok.eos_token_id]
+            if len(ids) > LENGTH and data.get("overflow") == "drop":
+                continue
+            out.append(dict(input_ids=ids[:LENGTH], attention_mask=[1] * len(ids[:LENGTH]), labels=ys[:LENGTH]))
+        elif task == "SEQ_2_SEQ_LM":
+            x = tok(data.get("source_prefix", "") + r[col("source")], truncation=True, max_length=LENGTH)
+            out.append(dict(input_ids=x["input_ids"], attention_mask=x["attention_mask"], labels=tok(text_target=r[col("target")])["input_ids"]))
         elif task == "FEATURE_EXTRACTION":
             for side in ("text", "text_pair"):
                 out.append(dict(tok(r[col(side)], truncation=True, max_length=LENGTH), labels=float(r[col("score")])))
@@ -115,9 +148,23 @@ def batch(part):
     for k in part[0]:
         if k in ("row", "spans"):
             continue
-        v = [e[k] + [FILL[k]] * (longest - len(e[k])) if isinstance(e[k], list) else e[k] for e in part]
+        wide = max(len(e[k]) for e in part) if k == "labels" and task == "SEQ_2_SEQ_LM" else longest
+        v = [e[k] + [FILL[k]] * (wide - len(e[k])) if isinstance(e[k], list) else e[k] for e in part]
         x[k] = torch.tensor(v)
+    if kind == "MULTITASK_PROMPT_TUNING":
+        x["task_ids"] = torch.zeros(len(part), dtype=torch.long)
     return x
+
+
+def answer(x):
+    """Outputs and loss where the text stands, measured here behind virtual tokens, where PEFT fails (TOKEN_CLS) or counts the prompt (CPT)."""
+    if not VIRTUAL or task not in ("TOKEN_CLS", "CAUSAL_LM"):
+        return model(**x)
+    shift, y = int(task == "CAUSAL_LM"), x["labels"]
+    o = model(**{k: v for k, v in x.items() if k != "labels"})
+    o.logits = o.logits[:, -y.shape[1]:]
+    o.loss = torch.nn.functional.cross_entropy(o.logits[:, :y.shape[1] - shift].flatten(0, 1), y[:, shift:].flatten())
+    return o
 
 
 def vectors(x):
@@ -128,7 +175,7 @@ def vectors(x):
 
 def loss_of(x):
     if task != "FEATURE_EXTRACTION":
-        return model(**x).loss
+        return (answer(x) if task == "TOKEN_CLS" else model(**x)).loss
     v = vectors(x)
     return torch.nn.functional.mse_loss(torch.nn.functional.cosine_similarity(v[0::2], v[1::2]), x["labels"][0::2] / data.get("score_scale", 5.0))
 
@@ -153,7 +200,7 @@ def plain(s):
 
 def evaluate():
     model.eval()
-    ex, total, weight, logits = examples(dev), 0.0, 0.0, []
+    ex, total, weight, logits, right, exact = examples(dev), 0.0, 0.0, [], 0, 0
     with torch.no_grad():
         for at in range(0, len(ex), 32):
             part = ex[at:at + 32]
@@ -161,11 +208,18 @@ def evaluate():
             if task == "FEATURE_EXTRACTION":
                 logits += list(vectors(x))
                 continue
-            o = model(**x)
-            n = (x["labels"][:, 1:] != -100).sum().item() if task == "CAUSAL_LM" else (x["labels"] != -100).sum().item() if task == "TOKEN_CLS" else len(part)
+            o = answer(x)
+            n = (x["labels"][:, 1:] != -100).sum().item() if task == "CAUSAL_LM" else (x["labels"] != -100).sum().item() if task in ("TOKEN_CLS", "SEQ_2_SEQ_LM") else len(part)
             total, weight = total + o.loss.item() * n, weight + n
             if task == "QUESTION_ANS":
                 logits += list(zip(o.start_logits, o.end_logits))
+            elif task == "SEQ_2_SEQ_LM":
+                counted = x["labels"] != -100
+                right += (o.logits.argmax(-1) == x["labels"])[counted].sum().item()
+                if a.no_answers:
+                    continue
+                said = tok.batch_decode(model.generate(**x, max_new_tokens=LENGTH, do_sample=False), skip_special_tokens=True)
+                exact += sum(s == dev[e["row"]][col("target")] for s, e in zip(said, part))
             elif task != "CAUSAL_LM":
                 logits += list(o.logits)
     model.train()
@@ -201,8 +255,10 @@ def evaluate():
                 g = max(g, 2 * same / (len(p) + len(w)) if same else 0.0)
             f, em = f + g, em + any(plain(got) == plain(x["text"]) for x in r["answers"])
         m |= dict(f1=100 * f / len(dev), exact_match=100 * em / len(dev))
-    if task == "CAUSAL_LM":
+    if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
         m["perplexity"] = math.exp(m["eval_loss"])
+    if task == "SEQ_2_SEQ_LM":
+        m |= dict(token_accuracy=right / weight) | ({} if a.no_answers else dict(exact_match=exact / len(dev)))
     if task == "FEATURE_EXTRACTION":
         c = [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(logits[::2], logits[1::2])]
         y = [e["labels"] for e in ex[::2]]
@@ -217,8 +273,19 @@ def evaluate():
     return m
 
 
+def say(prompt):
+    model.eval()
+    ids = tok(prompt, return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**ids, max_new_tokens=80, do_sample=False)[0]
+    model.train()
+    return tok.decode(out if task == "SEQ_2_SEQ_LM" else out[ids["input_ids"].shape[1]:], skip_special_tokens=True)
+
+
 if __name__ == "__main__":
-    figures = dict(before=evaluate())
+    figures = dict(before=evaluate() if R["model"].get("init") != "random" else {})
+    if a.prompt:
+        figures["said_before"] = say(a.prompt)
     ex = examples(train)
     pairs = task == "FEATURE_EXTRACTION"
     groups = [ex[i:i + 2] for i in range(0, len(ex), 2)] if pairs else [[e] for e in ex]
@@ -227,7 +294,7 @@ if __name__ == "__main__":
     per = BATCH
     epochs = training.get("num_train_epochs", 3)
     steps = training.get("max_steps", 0) if training.get("max_steps", 0) > 0 else math.ceil(epochs * -(-len(groups) // per))
-    schedule = tf.get_scheduler("linear", optim, 0, steps)
+    schedule = tf.get_scheduler("linear", optim, training.get("warmup_steps", 0), steps)
     model.train()
     done, losses, seconds = 0, [], []
     while done < steps:
@@ -242,7 +309,13 @@ if __name__ == "__main__":
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optim.step(), schedule.step(), optim.zero_grad()
             losses.append(loss.item()), seconds.append(time.perf_counter() - t)
+            if done % training.get("logging_steps", 500) == 0:
+                print(f"step {done} loss {losses[-1]:.4f}", file=sys.stderr, flush=True)
             done += 1
     figures |= dict(after=evaluate(), steps=steps, train_loss=sum(losses) / len(losses), step_seconds=sum(seconds) / len(seconds),
                     wall=time.perf_counter() - START, peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    if a.prompt:
+        figures["said_after"] = say(a.prompt)
+    if a.save:
+        model.save_pretrained(a.save), tok.save_pretrained(a.save)
     print(json.dumps(figures))
