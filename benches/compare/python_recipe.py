@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The other side of the comparison: the fine-tune that a recipe of `peft train` asks for, with Transformers and Python PEFT.
 
-    python_recipe.py RECIPE.toml [--threads 2] [--seed N] [--model FOLDER] [--save FOLDER] [--prompt TEXT]
+    python_recipe.py RECIPE.toml [section.key=value]… [--threads 2] [--seed N] [--model FOLDER] [--save FOLDER] [--prompt TEXT] [--no-answers]
 
 Prints the evaluation metrics and the time as one JSON line; with `--prompt` also what the model says to it before and after. The order
-of the rows differs from ours.
+of the rows differs from ours. PEFT 0.21.2's PREFIX_TUNING needs a Transformers before 5.24.
 """
 import argparse, csv, json, math, os, pathlib, random, re, resource, string, sys, time, tomllib
 from collections import Counter
@@ -15,13 +15,22 @@ import peft, torch, transformers as tf
 
 ap = argparse.ArgumentParser()
 ap.add_argument("recipe", type=pathlib.Path)
+ap.add_argument("overrides", nargs="*", metavar="section.key=value")
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--seed", type=int)
 ap.add_argument("--model", help="in place of the recipe's")
 ap.add_argument("--save", help="where to write the model or the adapter")
 ap.add_argument("--prompt")
-a = ap.parse_args()
+ap.add_argument("--no-answers", action="store_true", help="measure no written answers (SEQ_2_SEQ_LM)")
+a = ap.parse_intermixed_args()
 R = tomllib.loads(a.recipe.read_text())
+for given in a.overrides:
+    key, value = given.split("=", 1)
+    section, key = key.split(".")
+    try:
+        R[section][key] = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        R[section][key] = value
 data, training, task = R["data"], R["training"], R["adapter"]["task_type"]
 LENGTH, BATCH = data.get("max_length", 512), training.get("per_device_train_batch_size", 8)
 seed = training.get("seed", 0) if a.seed is None else a.seed
@@ -72,8 +81,11 @@ if R["model"].get("init") == "random":
     base = AUTO[task].from_config(tf.AutoConfig.from_pretrained(name, **options), dtype=torch.float32)
 else:
     base = AUTO[task].from_pretrained(name, **options, **gguf, dtype=torch.float32)
-lora = {k: v for k, v in R["adapter"].items() if k != "peft_type"}
-model = base if R["adapter"]["peft_type"] == "FULL" else peft.get_peft_model(base, peft.LoraConfig(**lora))
+kind = R["adapter"]["peft_type"]
+config = {k: v for k, v in R["adapter"].items() if k != "peft_type"}
+model = base if kind == "FULL" else peft.get_peft_model(base, peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**config))
+# Vectors before the input, which the model answers as well.
+VIRTUAL = kind in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 pad = tok.pad_token_id if tok.pad_token_id is not None else tok.eos_token_id
 
 
@@ -139,7 +151,20 @@ def batch(part):
         wide = max(len(e[k]) for e in part) if k == "labels" and task == "SEQ_2_SEQ_LM" else longest
         v = [e[k] + [FILL[k]] * (wide - len(e[k])) if isinstance(e[k], list) else e[k] for e in part]
         x[k] = torch.tensor(v)
+    if kind == "MULTITASK_PROMPT_TUNING":
+        x["task_ids"] = torch.zeros(len(part), dtype=torch.long)
     return x
+
+
+def answer(x):
+    """Outputs and loss where the text stands, measured here behind virtual tokens, where PEFT fails (TOKEN_CLS) or counts the prompt (CPT)."""
+    if not VIRTUAL or task not in ("TOKEN_CLS", "CAUSAL_LM"):
+        return model(**x)
+    shift, y = int(task == "CAUSAL_LM"), x["labels"]
+    o = model(**{k: v for k, v in x.items() if k != "labels"})
+    o.logits = o.logits[:, -y.shape[1]:]
+    o.loss = torch.nn.functional.cross_entropy(o.logits[:, :y.shape[1] - shift].flatten(0, 1), y[:, shift:].flatten())
+    return o
 
 
 def vectors(x):
@@ -150,7 +175,7 @@ def vectors(x):
 
 def loss_of(x):
     if task != "FEATURE_EXTRACTION":
-        return model(**x).loss
+        return (answer(x) if task == "TOKEN_CLS" else model(**x)).loss
     v = vectors(x)
     return torch.nn.functional.mse_loss(torch.nn.functional.cosine_similarity(v[0::2], v[1::2]), x["labels"][0::2] / data.get("score_scale", 5.0))
 
@@ -183,7 +208,7 @@ def evaluate():
             if task == "FEATURE_EXTRACTION":
                 logits += list(vectors(x))
                 continue
-            o = model(**x)
+            o = answer(x)
             n = (x["labels"][:, 1:] != -100).sum().item() if task == "CAUSAL_LM" else (x["labels"] != -100).sum().item() if task in ("TOKEN_CLS", "SEQ_2_SEQ_LM") else len(part)
             total, weight = total + o.loss.item() * n, weight + n
             if task == "QUESTION_ANS":
@@ -191,6 +216,8 @@ def evaluate():
             elif task == "SEQ_2_SEQ_LM":
                 counted = x["labels"] != -100
                 right += (o.logits.argmax(-1) == x["labels"])[counted].sum().item()
+                if a.no_answers:
+                    continue
                 said = tok.batch_decode(model.generate(**x, max_new_tokens=LENGTH, do_sample=False), skip_special_tokens=True)
                 exact += sum(s == dev[e["row"]][col("target")] for s, e in zip(said, part))
             elif task != "CAUSAL_LM":
@@ -231,7 +258,7 @@ def evaluate():
     if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
         m["perplexity"] = math.exp(m["eval_loss"])
     if task == "SEQ_2_SEQ_LM":
-        m |= dict(token_accuracy=right / weight, exact_match=exact / len(dev))
+        m |= dict(token_accuracy=right / weight) | ({} if a.no_answers else dict(exact_match=exact / len(dev)))
     if task == "FEATURE_EXTRACTION":
         c = [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(logits[::2], logits[1::2])]
         y = [e["labels"] for e in ex[::2]]
