@@ -60,6 +60,20 @@ pub(crate) fn floats(data: &TensorData) -> Vec<f64> {
     data.clone().convert::<f64>().try_to_vec::<f64>().unwrap()
 }
 
+/// Compares every output and the loss with what Python computed; returns the loss.
+pub(crate) fn assert_outputs(model: &PeftModel, batch: &Batch, expected: &BTreeMap<String, TensorData>) -> Tensor<1> {
+    let outputs = model.forward(&batch.inputs);
+    for (output, tensor) in outputs.iter() {
+        assert_close(output, &tensor.clone().without_autodiff().to_data(), &expected[output]);
+    }
+    let loss = match outputs.get::<3>("last_hidden_state") {
+        Ok(hidden) => hidden.square().mean(),
+        Err(_) => model.loss(batch).unwrap().0,
+    };
+    assert_close("loss", &loss.clone().without_autodiff().to_data(), &expected["loss"]);
+    loss
+}
+
 /// PyTorch and Burn sum in different orders; what differs more than this is another formula.
 pub(crate) fn assert_close(name: &str, got: &TensorData, want: &TensorData) {
     let (got_values, want_values) = (floats(got), floats(want));

@@ -6,7 +6,7 @@ use peft::{Explanation, files::AdapterFolder, model::KEY_PREFIX};
 use rstest::rstest;
 use serde_json::Value;
 
-use crate::fixture::{assert_close, base, batch, expected, model};
+use crate::fixture::{assert_close, assert_outputs, base, batch, expected, model};
 
 #[rstest]
 fn golden(#[files("golden/*/expected.json")] facts: PathBuf) {
@@ -16,15 +16,7 @@ fn golden(#[files("golden/*/expected.json")] facts: PathBuf) {
     let batch = model.complete(batch(case)).unwrap();
     model.base().info.check(&batch).unwrap();
 
-    let outputs = model.forward(&batch.inputs);
-    for (output, tensor) in outputs.iter() {
-        assert_close(output, &tensor.clone().without_autodiff().to_data(), &expected[output]);
-    }
-    let loss = match outputs.get::<3>("last_hidden_state") {
-        Ok(hidden) => hidden.square().mean(),
-        Err(_) => model.loss(&batch).unwrap().0,
-    };
-    assert_close("loss", &loss.clone().without_autodiff().to_data(), &expected["loss"]);
+    let loss = assert_outputs(&model, &batch, &expected);
 
     let gradients = model.gradients(&loss);
     let trainable = model.trainable();

@@ -12,7 +12,7 @@ use peft_generate::{GenerationConfig, Generator};
 use rstest::rstest;
 use serde_json::{Map, Value};
 
-use crate::fixture::{assert_close, base_of, batch, case, expected, floats};
+use crate::fixture::{assert_close, assert_outputs, base_of, batch, case, expected, floats};
 
 /// The case's name, and the model that it stands before.
 fn names(folder: &Path) -> (String, PathBuf) {
@@ -52,15 +52,7 @@ fn prompts_give_the_numbers_of_peft(#[files("prompts/*/expected.json")] path: Pa
     let batch = model.complete(inputs(folder)).unwrap();
     model.info().check(&batch).unwrap();
 
-    let outputs = model.forward(&batch.inputs);
-    for (output, tensor) in outputs.iter() {
-        assert_close(output, &tensor.clone().without_autodiff().to_data(), &expected[output]);
-    }
-    let loss = match outputs.get::<3>("last_hidden_state") {
-        Ok(hidden) => hidden.square().mean(),
-        Err(_) => model.loss(&batch).unwrap().0,
-    };
-    assert_close("loss", &loss.clone().without_autodiff().to_data(), &expected["loss"]);
+    let loss = assert_outputs(&model, &batch, &expected);
 
     let gradients = model.gradients(&loss);
     let trainable = model.trainable();
@@ -271,6 +263,6 @@ fn prompts_write_the_same_without_a_cache(#[files("prompts/*_LM.*/expected.json"
 
 fn write(model: &PeftModel, prompts: &[Vec<u32>], config: &GenerationConfig) -> peft::Result<Vec<Vec<u32>>> {
     let (module, info) = (model.valid(), model.info());
-    let generator = Generator { module: &*module, info: &info, device: model.device(), tokenizer: None };
+    let generator = Generator { module: &*module, info, device: model.device(), tokenizer: None };
     Ok(generator.generate(prompts, config, &mut ())?.into_iter().map(|answer| answer.tokens).collect())
 }

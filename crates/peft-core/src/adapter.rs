@@ -27,8 +27,8 @@ pub const PROMPT_KEY_PREFIX: &str = "base_model.";
 pub enum Role {
     /// One of the tuner's tensors on an adapted module.
     Tuned(Arc<dyn LayerTuner>),
-    /// One of the tensors of a prompt, which hang on no parameter.
-    Prompt(Arc<PromptPlan>),
+    /// One of the tensors of a prompt, which hang on no parameter; the plan says how it is made.
+    Prompt,
     /// A full copy of a parameter of a saved module; replaces it while the adapter is enabled.
     Saved,
     /// The copy of a parameter that this one is tied to, with its two dimensions swapped or not.
@@ -98,20 +98,12 @@ pub struct Tie {
 }
 
 impl Adapter {
-    /// The prompt, for prompt learning.
-    pub fn prompt(&self) -> Option<&Arc<PromptPlan>> {
-        self.tensors.iter().find_map(|tensor| match &tensor.role {
-            Role::Prompt(plan) => Some(plan),
-            _ => None,
-        })
-    }
-
     /// The key in its file of one of the tensors.
     ///
     /// PEFT's wrappers for prompts hold the base model directly, so the keys of saved modules lack a part.
     pub fn file_key(&self, tensor: &AdapterTensor) -> String {
         match (&tensor.role, self.plan.prompt.is_some()) {
-            (Role::Prompt(_), _) => tensor.key.clone(),
+            (Role::Prompt, _) => tensor.key.clone(),
             (_, true) => format!("{PROMPT_KEY_PREFIX}{}", tensor.key),
             (_, false) => format!("{KEY_PREFIX}{}", tensor.key),
         }
@@ -119,9 +111,14 @@ impl Adapter {
 
     /// The table of virtual tokens as they are now, `[rows, width]`.
     pub(crate) fn prompt_table(&self, prompt: &PromptPlan) -> Tensor<2> {
-        let own = self.tensors.iter().filter(|tensor| matches!(tensor.role, Role::Prompt(_)));
-        let tensors: Vec<_> = own.map(|tensor| (Arc::clone(&tensor.name), tensor.param.valid())).collect();
+        let tensors: Vec<_> = self.prompt_tensors().map(|(name, param)| (name, param.valid())).collect();
         prompt.tuner.table(&Tensors(&tensors), false)
+    }
+
+    /// The tensors of the prompt, by the names that its method gives them.
+    pub(crate) fn prompt_tensors(&self) -> impl Iterator<Item = (Arc<str>, DynParam)> {
+        let own = self.tensors.iter().filter(|tensor| matches!(tensor.role, Role::Prompt));
+        own.map(|tensor| (Arc::clone(&tensor.name), tensor.param.clone()))
     }
 
     /// How many values of this adapter training changes.
@@ -171,13 +168,13 @@ impl AdapterSet {
     pub fn tuned(&self) -> impl Iterator<Item = (&dyn LayerTuner, Tensors<'_>)> {
         self.entries.iter().filter_map(|entry| match &entry.role {
             Role::Tuned(layer) => Some((&**layer, Tensors(&entry.tensors))),
-            Role::Prompt(_) | Role::Saved | Role::Tied { .. } | Role::Bias => None,
+            Role::Prompt | Role::Saved | Role::Tied { .. } | Role::Bias => None,
         })
     }
 
     /// The tensors of the prompt, if this is one's.
     pub(crate) fn prompt(&self) -> Tensors<'_> {
-        let is_prompt = |entry: &&Entry| matches!(entry.role, Role::Prompt(_));
+        let is_prompt = |entry: &&Entry| matches!(entry.role, Role::Prompt);
         Tensors(self.entries.iter().find(is_prompt).map_or(&[], |entry| &entry.tensors))
     }
 
@@ -294,7 +291,7 @@ impl Reparameterization for AdapterSet {
                 let copy = copy.map(|copy| if *transposed { copy.transposed() } else { copy });
                 copy.and_then(|copy| copy.get()).unwrap_or(value)
             }
-            Role::Prompt(_) => value,
+            Role::Prompt => value,
             Role::Tuned(layer) => match DynTensor::wrap(value.clone()) {
                 Some(weight) => layer.merged(&Tensors(&entry.tensors), weight).get().unwrap_or(value),
                 None => value,

@@ -192,6 +192,15 @@ impl ModelInfo {
         self.max_positions.map(|most| most.saturating_sub(self.virtual_tokens))
     }
 
+    /// The positions that so many tokens of text do not fit into, in words; none if they fit.
+    pub fn exceeded(&self, tokens: usize) -> Option<String> {
+        let most = self.room().filter(|most| tokens > *most)?;
+        Some(match self.virtual_tokens {
+            0 => format!("{most} positions"),
+            taken => format!("{most} positions left beside {taken} virtual tokens"),
+        })
+    }
+
     /// The name of a class; `LABEL_3` where the configuration has none.
     pub fn label(&self, class: usize) -> String {
         let named = self.config.get("id2label").and_then(|map| map.get(class.to_string()));
@@ -270,15 +279,10 @@ impl ModelInfo {
                     limit.saturating_sub(1)
                 )));
             }
-            if let (Some(most), true) = (self.room(), name != "token_type_ids")
-                && width > most
+            if name != "token_type_ids"
+                && let Some(positions) = self.exceeded(width)
             {
-                let taken = match self.virtual_tokens {
-                    0 => String::new(),
-                    taken => format!(" left beside {taken} virtual tokens"),
-                };
-                let problem = format!("{name} has {width} tokens a row: the model has {most} positions{taken}");
-                return Err(Error::Data(problem));
+                return Err(Error::Data(format!("{name} has {width} tokens a row: the model has {positions}")));
             }
         }
         Ok(())

@@ -24,7 +24,7 @@ pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(
     for (name, adapter) in adapters {
         let name: Arc<str> = Arc::from(*name);
         for tensor in &adapter.tensors {
-            if matches!(tensor.role, Role::Prompt(_)) || !enabled && !matches!(tensor.role, Role::Bias) {
+            if matches!(tensor.role, Role::Prompt) || !enabled && !matches!(tensor.role, Role::Bias) {
                 continue;
             }
             let entries = sets.entry(&tensor.parameter).or_default();
@@ -51,12 +51,10 @@ pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(
 
 /// The tensors of the prompt among the adapters, and how it enters; none if there is no prompt or adapters are switched off.
 pub(crate) fn prompt(adapters: &[(&str, &Adapter)], enabled: bool) -> Option<(AdapterSet, Arc<PromptPlan>)> {
-    let (name, adapter) = adapters.iter().find(|(_, adapter)| enabled && adapter.prompt().is_some())?;
-    let plan = Arc::clone(adapter.prompt()?);
-    let own = adapter.tensors.iter().filter(|tensor| matches!(tensor.role, Role::Prompt(_)));
-    let tensors = own.map(|tensor| (Arc::clone(&tensor.name), tensor.param.clone())).collect();
-    let entry = Entry { adapter: Arc::from(*name), role: Role::Prompt(Arc::clone(&plan)), tensors };
-    Some((AdapterSet::new(vec![entry]), plan))
+    let (name, adapter) = adapters.iter().find(|(_, adapter)| enabled && adapter.plan.prompt.is_some())?;
+    let tensors = adapter.prompt_tensors().collect();
+    let entry = Entry { adapter: Arc::from(*name), role: Role::Prompt, tensors };
+    Some((AdapterSet::new(vec![entry]), Arc::clone(adapter.plan.prompt.as_ref()?)))
 }
 
 struct Attach<'a> {

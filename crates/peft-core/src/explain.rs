@@ -7,7 +7,6 @@ use serde::Serialize;
 use crate::{
     BaseModel, ModuleTree, PeftConfig, Plan, Result,
     plan::TaskRules,
-    prompt::PromptPlan,
     registry::find,
     task::{DEFAULT_WRAPPER, TaskPlugin},
     tuner::TunerPlugin,
@@ -149,7 +148,7 @@ impl Explanation {
             adapted,
             num_transformer_submodules: plan.prompt.as_ref().map(|prompt| prompt.shape.num_transformer_submodules),
             num_virtual_tokens: plan.prompt.as_ref().map(|prompt| prompt.shape.num_virtual_tokens),
-            prompt: plan.prompt.as_ref().map(PromptPlan::sentences).unwrap_or_default(),
+            prompt: plan.prompt.as_ref().map(|prompt| prompt.sentences()).unwrap_or_default(),
             notes: plan.notes.iter().cloned().chain(plan.config.unknown_notes()).collect(),
         }
     }

@@ -19,8 +19,13 @@ use indexmap::IndexMap;
 pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
     Adapter, BaseModel, Batch, DynModule, DynParam, Error, Explanation, Inputs, Labels, ModelInfo, ModuleTree, Outputs,
-    PeftConfig, Result, TaskPlugin, adapter::AdapterTensor, explain, files::AdapterFolder, prompt::PROMPT_EMBEDDINGS,
-    tokenizer::Tokenizer, tuner::Init,
+    PeftConfig, Result, TaskPlugin,
+    adapter::AdapterTensor,
+    explain,
+    files::AdapterFolder,
+    prompt::{PROMPT_EMBEDDINGS, PromptPlan},
+    tokenizer::Tokenizer,
+    tuner::Init,
 };
 use tensors::{Slot, initial};
 
@@ -41,6 +46,7 @@ pub struct PeftModel {
     enabled: bool,
     training: bool,
     module: Box<dyn DynModule>,
+    info: Arc<ModelInfo>,
 }
 
 impl PeftModel {
@@ -48,6 +54,7 @@ impl PeftModel {
     pub fn from_base(base: BaseModel, device: &Device) -> Self {
         let tree = base.tree();
         let module = base.module.boxed_clone().set_training(false);
+        let info = Arc::clone(&base.info);
         Self {
             base,
             tree,
@@ -57,6 +64,7 @@ impl PeftModel {
             enabled: true,
             training: false,
             module,
+            info,
         }
     }
 
@@ -149,7 +157,7 @@ impl PeftModel {
         let mut saved: HashSet<&str> = HashSet::new();
         for name in names {
             let adapter = self.adapters.get(*name).ok_or_else(|| self.unknown(name))?;
-            if adapter.prompt().is_some() && names.len() > 1 {
+            if adapter.plan.prompt.is_some() && names.len() > 1 {
                 return Err(Error::Adapter(format!(
                     "`{name}` is a prompt: it cannot act together with other adapters"
                 )));
@@ -218,15 +226,21 @@ impl PeftModel {
         let info = &self.base.info;
         let module = self.base.module.attach(&|path| info.rename(path), &active, self.enabled);
         self.module = module.set_training(self.training);
+        self.info = match self.prompt() {
+            Some(prompt) => Arc::new(prompt.info(&self.base.info)),
+            None => Arc::clone(&self.base.info),
+        };
+    }
+
+    /// The prompt that stands before the input, if there is one.
+    fn prompt(&self) -> Option<&PromptPlan> {
+        let active = self.active.iter().filter(|_| self.enabled).filter_map(|name| self.adapters.get(name));
+        active.filter_map(|adapter| adapter.plan.prompt.as_deref()).next()
     }
 
     /// What the running model says of itself: as the base model, with the positions that a prompt takes.
-    pub fn info(&self) -> Arc<ModelInfo> {
-        let active = self.active.iter().filter(|_| self.enabled).filter_map(|name| self.adapters.get(name));
-        match active.filter_map(Adapter::prompt).next() {
-            Some(prompt) => Arc::new(prompt.info(&self.base.info)),
-            None => Arc::clone(&self.base.info),
-        }
+    pub fn info(&self) -> &Arc<ModelInfo> {
+        &self.info
     }
 
     /// The base model.
@@ -327,9 +341,8 @@ impl PeftModel {
     /// # Errors
     /// [`Error::Data`] if the labels are unfit.
     pub fn loss_of(&self, outputs: &Outputs, labels: &Labels, task: &TaskPlugin) -> Result<Tensor<1>> {
-        let active = self.active.iter().filter(|_| self.enabled).filter_map(|name| self.adapters.get(name));
-        let own = active.filter_map(Adapter::prompt).find_map(|prompt| prompt.tuner.loss(outputs, labels));
-        own.unwrap_or_else(|| task.task.loss(outputs, labels, &self.info()))
+        let own = self.prompt().and_then(|prompt| prompt.tuner.loss(outputs, labels));
+        own.unwrap_or_else(|| task.task.loss(outputs, labels, &self.info))
     }
 
     /// The gradients of the active adapters' tensors.
@@ -377,7 +390,7 @@ impl PeftModel {
         let adapter = self.adapter(name)?;
         let mut tensors: BTreeMap<_, _> =
             adapter.tensors.iter().map(|t| (adapter.file_key(t), t.to_file().to_data())).collect();
-        if let Some(prompt) = adapter.prompt() {
+        if let Some(prompt) = &adapter.plan.prompt {
             let table = || adapter.prompt_table(prompt).to_data();
             tensors.entry(PROMPT_EMBEDDINGS.to_owned()).or_insert_with(table);
         }

@@ -106,7 +106,7 @@ pub struct Plan {
     /// result is a model, not an adapter.
     pub in_place: bool,
     /// The prompt, for prompt learning: virtual tokens instead of adapted modules.
-    pub prompt: Option<PromptPlan>,
+    pub prompt: Option<Arc<PromptPlan>>,
     /// Remarks: what was corrected or resolved on the way.
     pub notes: Vec<String>,
 }

@@ -228,13 +228,9 @@ fn check(example: &Example, row: &Row, info: &ModelInfo) -> peft::Result<()> {
             format!("has no token {token}, whose state {} reads: does the tokenizer add it?", info.class_name);
         return Err(row.error(problem));
     }
-    if let Some(most) = info.room().filter(|most| example.input_ids.len() > *most) {
-        let taken = match info.virtual_tokens {
-            0 => String::new(),
-            taken => format!(" left beside {taken} virtual tokens"),
-        };
-        let tokens = example.input_ids.len();
-        let problem = format!("has {tokens} tokens: the model has {most} positions{taken}; set max_length");
+    let tokens = example.input_ids.len();
+    if let Some(positions) = info.exceeded(tokens) {
+        let problem = format!("has {tokens} tokens: the model has {positions}; set max_length");
         return Err(row.error(problem));
     }
     for (what, ids, limit) in

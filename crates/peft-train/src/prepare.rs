@@ -289,12 +289,8 @@ fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {
     let most = info.room().unwrap_or(usize::MAX);
     let wanted = [("max_length", recipe.data.max_length), ("max_target_length", recipe.data.max_target_length)];
     for (key, wanted) in wanted {
-        if let Some(wanted) = wanted.filter(|wanted| *wanted > most) {
-            let taken = match info.virtual_tokens {
-                0 => String::new(),
-                taken => format!(" left beside {taken} virtual tokens"),
-            };
-            let problem = format!("{wanted} is more than the model's {most} positions{taken}");
+        if let Some((wanted, positions)) = wanted.and_then(|wanted| Some((wanted, info.exceeded(wanted)?))) {
+            let problem = format!("{wanted} is more than the model's {positions}");
             let (origin, key) = (recipe.path.display().to_string(), key.to_owned());
             return Err(Error::from(PeftError::Config { origin, key, problem }));
         }

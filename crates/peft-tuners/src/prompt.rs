@@ -129,7 +129,7 @@ impl<T: PromptMethod> Tuner for Prompting<T> {
             saved: saved.modules,
             biases: Vec::new(),
             in_place: false,
-            prompt: Some(prompt),
+            prompt: Some(Arc::new(prompt)),
             notes,
         })
     }

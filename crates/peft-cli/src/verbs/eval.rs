@@ -146,7 +146,7 @@ impl Opened {
         generation: &GenerationArgs,
     ) -> Result<Option<Writing>, CliError> {
         let Some(task) = model.task()? else { return Ok(None) };
-        let config = generation_of_adapter(&self.adapter, &args.model, &model.info())?;
+        let config = generation_of_adapter(&self.adapter, &args.model, model.info())?;
         let config = generation.over(&config, &self.tokenizer)?;
         Ok(Writing::new(&self.data, task, &self.context(), config)?)
     }
@@ -171,7 +171,7 @@ impl DataArgs {
             }
             found => found?,
         };
-        let info = &model.info();
+        let info = model.info();
         let mut options = options_of_adapter(&folder, &args.model, info)?;
         self.adjust(&mut options, plugin.task, info)?;
         if !labelled && options.overflow == Overflow::Drop {

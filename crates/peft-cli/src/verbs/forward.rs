@@ -50,13 +50,13 @@ impl Forward {
             };
             let gradients = model.gradients(loss);
             let active = model.active().first().cloned().unwrap_or_default();
+            let adapter = model.adapter(&active)?.clone();
             for tensor in model.trainable() {
                 let gradient = match tensor.param.gradient(&gradients) {
                     Some(gradient) => tensor.oriented(gradient).to_data(),
                     None => TensorData::zeros::<f32, _>(tensor.to_file().shape()),
                 };
-                let key = model.adapter(&active)?.file_key(&tensor);
-                tensors.insert(format!("grad.{key}"), as_f32(gradient));
+                tensors.insert(format!("grad.{}", adapter.file_key(&tensor)), as_f32(gradient));
             }
         }
         // Under prompt learning the base model has outputs of other shapes.

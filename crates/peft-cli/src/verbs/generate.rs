@@ -87,7 +87,7 @@ impl Generate {
         let tokenizer = HfTokenizer::from_folder(&self.model)?;
         let given = if self.data.is_none() { self.texts()? } else { Vec::new() };
         let model = self.open(globals)?;
-        let info = &model.info();
+        let info = model.info();
         let prompts: Vec<Prompt> = match &self.data {
             Some(file) => self.rows(file, info, &tokenizer)?,
             None => given.into_iter().map(|text| self.encode(text, &tokenizer)).collect::<Result<_, _>>()?,

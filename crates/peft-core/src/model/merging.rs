@@ -22,7 +22,7 @@ impl PeftModel {
     pub fn merge(&mut self) -> Result<BaseModel> {
         self.sync();
         let active = self.active.iter().filter_map(|name| Some((name, self.adapters.get(name)?)));
-        if let Some((name, _)) = active.into_iter().find(|(_, adapter)| adapter.prompt().is_some()) {
+        if let Some((name, _)) = active.into_iter().find(|(_, adapter)| adapter.plan.prompt.is_some()) {
             return Err(Error::Adapter(format!(
                 "`{name}` is a prompt: it stands before the input and changes no weight, so there is nothing to merge"
             )));
@@ -72,7 +72,7 @@ fn merge_one(param: &DynParam, tensors: &[(&str, &AdapterTensor)]) -> DynTensor 
         at += group.len().max(1);
         value = match &first.role {
             Role::Saved | Role::Tied { .. } | Role::Bias => first.param.tensor().without_autodiff(),
-            Role::Prompt(_) => value,
+            Role::Prompt => value,
             Role::Tuned(layer) => layer.merged(&Tensors::new(&group), value),
         };
     }

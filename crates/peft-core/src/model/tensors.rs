@@ -38,7 +38,8 @@ impl PeftModel {
             && !folder.tensors.keys().any(|key| key.starts_with(PROMPT_ENCODER))
             && needs_encoder(&*prompt.tuner, &prompt.shape)
         {
-            prompt.tuner = Arc::new(StoredPrompt(Arc::clone(&prompt.tuner)));
+            let tuner = Arc::new(StoredPrompt(Arc::clone(&prompt.tuner)));
+            *prompt = Arc::new(PromptPlan { tuner, ..PromptPlan::clone(prompt) });
         }
         let mut left: HashSet<&str> = folder.tensors.keys().map(String::as_str).collect();
         let mut problems = Vec::new();
@@ -71,11 +72,12 @@ impl PeftModel {
             }
             Ok(TensorData::new(vec![0.0_f32; shape.iter().product()], shape))
         })?;
-        if let Some(prompt) = adapter.prompt() {
-            // Where the encoder is there the table follows from it.
-            if problems.is_empty() && left.remove(PROMPT_EMBEDDINGS) {
-                problems.extend(other_prompt(&adapter, prompt, &folder));
-            }
+        // Where the encoder is there the table follows from it.
+        if let Some(prompt) = &adapter.plan.prompt
+            && problems.is_empty()
+            && left.remove(PROMPT_EMBEDDINGS)
+        {
+            problems.extend(other_prompt(&adapter, prompt, &folder));
         }
         // With `bias` PEFT also writes the biases inside a saved module's wrapper: the copy again, and the base's own.
         let is_double = |key: &str| {
@@ -132,7 +134,7 @@ impl PeftModel {
         mut value: impl FnMut(&str, Slot<'_>) -> Result<TensorData>,
     ) -> Result<Adapter> {
         let mut tensors = Vec::new();
-        if let Some(prompt) = plan.prompt.clone().map(Arc::new) {
+        if let Some(prompt) = &plan.prompt {
             for spec in prompt.tuner.tensors(&prompt.shape) {
                 let key = prompt_key(&*prompt.tuner, &spec.name);
                 let data = value(&key, Slot::Prompt(&spec))?;
@@ -144,7 +146,7 @@ impl PeftModel {
                     parameter: String::new(),
                     key,
                     name: Arc::from(&*spec.name),
-                    role: Role::Prompt(Arc::clone(&prompt)),
+                    role: Role::Prompt,
                     param,
                     stored_transposed: false,
                 });

@@ -184,10 +184,7 @@ impl BertEncoder {
     /// # Shapes
     /// - `hidden`, returned: `[batch, sequence, hidden]`
     pub fn forward(&self, hidden: Tensor<3>, inputs: &Inputs) -> Tensor<3> {
-        let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
-        let past = inputs.past_key_values.as_ref();
-        let layers = self.layer.iter().enumerate();
-        layers.fold(hidden, |hidden, (at, layer)| layer.forward(hidden, &mask, past.map(|past| (past, at))))
+        self.first(self.layer.len(), hidden, inputs)
     }
 
     /// The last hidden state of each row's first token: in the last layer the others are looked at and ask nothing.
@@ -196,18 +193,22 @@ impl BertEncoder {
     /// - `hidden`: `[batch, sequence, hidden]`
     /// - returned: `[batch, 1, hidden]`
     pub fn forward_first(&self, hidden: Tensor<3>, inputs: &Inputs) -> Tensor<3> {
-        let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
         // Before the layers run: they add their own keys to the past.
         let keys = past_length(inputs) + hidden.dims()[1];
-        let past = inputs.past_key_values.as_ref();
         let last = self.layer.len().saturating_sub(1);
-        let layers = self.layer.iter().take(last).enumerate();
-        let hidden =
-            layers.fold(hidden, |hidden, (at, layer)| layer.forward(hidden, &mask, past.map(|past| (past, at))));
+        let hidden = self.first(last, hidden, inputs);
         let asking = hidden.clone().narrow(1, 0, 1);
         let Some(layer) = self.layer.last() else { return asking };
         let mask = AttentionMask::cross(inputs.attention_mask.as_ref(), &asking, keys);
-        layer.answer(asking, hidden, &mask, past.map(|past| (past, last)))
+        layer.answer(asking, hidden, &mask, inputs.past_key_values.as_ref().map(|past| (past, last)))
+    }
+
+    /// What the first `count` layers make of a hidden state.
+    fn first(&self, count: usize, hidden: Tensor<3>, inputs: &Inputs) -> Tensor<3> {
+        let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
+        let past = inputs.past_key_values.as_ref();
+        let layers = self.layer.iter().take(count).enumerate();
+        layers.fold(hidden, |hidden, (at, layer)| layer.forward(hidden, &mask, past.map(|past| (past, at))))
     }
 }
 

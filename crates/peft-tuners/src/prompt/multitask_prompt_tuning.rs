@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{
     EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec,
-    prompt_tuning::{PromptTuningInit, first_words, init},
+    prompt_tuning::{PromptTuningInit, check_text, first_words, init},
 };
 
 inventory::submit! {
@@ -114,10 +114,7 @@ impl PromptMethod for MultitaskPromptTuning {
             let key = if self.num_ranks == 0 { "num_ranks" } else { "num_tasks" };
             return Err(Error::config(key, "must be at least 1"));
         }
-        if self.prompt_tuning_init == MultitaskInit::Text && self.prompt_tuning_init_text.is_none() {
-            let problem = "missing: prompt_tuning_init = \"TEXT\" needs the text to begin with";
-            return Err(Error::config("prompt_tuning_init_text", problem));
-        }
+        check_text(self.prompt_tuning_init.of_words(), self.prompt_tuning_init_text.as_deref())?;
         if self.prompt_tuning_init.is_source() && self.prompt_tuning_init_state_dict_path.is_none() {
             let problem = "missing: this prompt_tuning_init needs the file of another prompt";
             return Err(Error::config("prompt_tuning_init_state_dict_path", problem));

@@ -54,11 +54,7 @@ impl PromptMethod for PromptTuning {
     }
 
     fn check(&self, _task: &TaskRules) -> Result<()> {
-        if self.prompt_tuning_init == PromptTuningInit::Text && self.prompt_tuning_init_text.is_none() {
-            let problem = "missing: prompt_tuning_init = \"TEXT\" needs the text to begin with";
-            return Err(Error::config("prompt_tuning_init_text", problem));
-        }
-        Ok(())
+        check_text(self.prompt_tuning_init, self.prompt_tuning_init_text.as_deref())
     }
 }
 
@@ -87,6 +83,17 @@ impl PromptTuner for PromptTuning {
 
     fn table_tensor(&self) -> Option<&'static str> {
         Some(EMBEDDING)
+    }
+}
+
+/// A prompt that begins as a text needs one.
+pub(super) fn check_text(init: PromptTuningInit, text: Option<&str>) -> Result<()> {
+    match (init, text) {
+        (PromptTuningInit::Text, None) => {
+            let problem = "missing: prompt_tuning_init = \"TEXT\" needs the text to begin with";
+            Err(Error::config("prompt_tuning_init_text", problem))
+        }
+        _ => Ok(()),
     }
 }
 
