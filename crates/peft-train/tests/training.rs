@@ -260,6 +260,17 @@ fn rows_of_a_multitask_prompt_name_their_task() {
 }
 
 #[test]
+fn a_prompt_that_the_model_cannot_take_is_refused_before_its_weights_are_read() {
+    let bench = Bench::new();
+    with_adapter(&bench, "peft_type = \"PREFIX_TUNING\"");
+    fs::remove_file(bench.out("model/model.safetensors")).unwrap();
+    let recipe = bench.recipe("out", &["adapter.num_virtual_tokens=100000"]);
+    let error = prepare(&recipe, &Device::flex()).unwrap_err();
+    assert!(error.to_string().contains("leave no room for text"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
 fn virtual_tokens_take_positions_from_the_text() {
     let bench = Bench::new();
     with_adapter(&bench, "peft_type = \"PREFIX_TUNING\"");
