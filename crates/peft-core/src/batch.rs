@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::{DynTensor, Error, PastKeyValues, Result};
+use crate::{DynTensor, Error, PastKeyValues, Result, WordLogits};
 
 /// A model's inputs, on its device.
 #[derive(Debug, Clone, Default)]
@@ -101,7 +101,29 @@ pub struct Batch {
 
 /// A model's outputs by their Transformers names (`logits`, `last_hidden_state`, …), in the order of the model.
 #[derive(Debug, Clone, Default)]
-pub struct Outputs(Vec<(&'static str, DynTensor)>);
+pub struct Outputs(Vec<(&'static str, Output)>);
+
+#[derive(Debug, Clone)]
+enum Output {
+    Tensor(Box<DynTensor>),
+    Words(Box<WordLogits>),
+}
+
+impl Output {
+    fn tensor(&self) -> DynTensor {
+        match self {
+            Self::Tensor(tensor) => (**tensor).clone(),
+            Self::Words(words) => DynTensor::R3(words.all()),
+        }
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Tensor(tensor) => tensor.shape(),
+            Self::Words(words) => words.dims().to_vec(),
+        }
+    }
+}
 
 impl Outputs {
     /// No outputs yet.
@@ -113,8 +135,15 @@ impl Outputs {
     #[must_use]
     pub fn with<const D: usize>(mut self, name: &'static str, tensor: Tensor<D>) -> Self {
         if let Some(tensor) = DynTensor::wrap(tensor) {
-            self.0.push((name, tensor));
+            self.0.push((name, Output::Tensor(Box::new(tensor))));
         }
+        self
+    }
+
+    /// Adds logits over a vocabulary, which are worked out only where they are asked for.
+    #[must_use]
+    pub fn with_words(mut self, name: &'static str, words: WordLogits) -> Self {
+        self.0.push((name, Output::Words(Box::new(words))));
         self
     }
 
@@ -123,10 +152,40 @@ impl Outputs {
     /// # Errors
     /// [`Error::Data`] if the model has no such output.
     pub fn get<const D: usize>(&self, name: &str) -> Result<Tensor<D>> {
-        self.0.iter().find(|(n, _)| *n == name).and_then(|(_, tensor)| tensor.get()).ok_or_else(|| {
-            let there: Vec<_> = self.0.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect();
-            Error::Data(format!("the model gives no `{name}` of rank {D} (it gives: {})", there.join(", ")))
-        })
+        self.find(name)
+            .filter(|output| output.shape().len() == D)
+            .and_then(|output| output.tensor().get())
+            .ok_or_else(|| self.lacks(name, D))
+    }
+
+    /// The sizes of the output of that name and rank, without working it out.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the model has no such output.
+    pub fn dims<const D: usize>(&self, name: &str) -> Result<[usize; D]> {
+        let dims = self.find(name).and_then(|output| output.shape().try_into().ok());
+        dims.ok_or_else(|| self.lacks(name, D))
+    }
+
+    /// The output `[batch, positions, classes]` of that name at each row's last position, `[batch, 1, classes]`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the model has no such output.
+    pub fn last(&self, name: &str) -> Result<Tensor<3>> {
+        if let Some(words) = self.words(name) {
+            return Ok(words.last());
+        }
+        let all = self.get::<3>(name)?;
+        let positions = all.dims()[1];
+        Ok(all.narrow(1, positions.saturating_sub(1), 1))
+    }
+
+    /// The logits of that name, where they are not worked out yet.
+    pub fn words(&self, name: &str) -> Option<&WordLogits> {
+        match self.find(name) {
+            Some(Output::Words(words)) => Some(words),
+            _ => None,
+        }
     }
 
     /// The output of that name and rank on the host: its values in row-major order, and its sizes.
@@ -140,7 +199,16 @@ impl Outputs {
     }
 
     /// All outputs in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &DynTensor)> {
-        self.0.iter().map(|(name, tensor)| (*name, tensor))
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, DynTensor)> {
+        self.0.iter().map(|(name, output)| (*name, output.tensor()))
+    }
+
+    fn find(&self, name: &str) -> Option<&Output> {
+        self.0.iter().find(|(own, _)| *own == name).map(|(_, output)| output)
+    }
+
+    fn lacks(&self, name: &str, rank: usize) -> Error {
+        let there: Vec<_> = self.0.iter().map(|(name, output)| format!("{name} {:?}", output.shape())).collect();
+        Error::Data(format!("the model gives no `{name}` of rank {rank} (it gives: {})", there.join(", ")))
     }
 }

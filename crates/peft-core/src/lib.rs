@@ -36,6 +36,7 @@ pub mod shift_right;
 pub mod task;
 pub mod tokenizer;
 pub mod tuner;
+pub mod word_logits;
 
 pub use adapter::{Adapter, AdapterSet};
 pub use architecture::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, PastShape};
@@ -57,3 +58,4 @@ pub use prompt::PromptTuner;
 pub use shift_right::{DecoderStart, ShiftRight};
 pub use task::{Task, TaskPlugin};
 pub use tuner::{Tuner, TunerPlugin};
+pub use word_logits::WordLogits;

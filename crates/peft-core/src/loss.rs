@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 
-use crate::{Error, Labels, Result, example::IGNORE};
+use crate::{Error, Labels, Outputs, Result, example::IGNORE};
 
 /// Mean cross-entropy over the rows whose target is not [`IGNORE`]; 0/0, that is NaN, if there are none.
 ///
@@ -30,13 +30,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: &[i64]) -> Result<Tensor<1>> {
 /// [`Error::Data`] if a target is no class, or their number is not that of the rows.
 pub fn cross_entropies(logits: Tensor<2>, targets: &[i64]) -> Result<Tensor<1>> {
     let [rows, classes] = logits.dims();
-    if targets.len() != rows {
-        return Err(Error::Data(format!("{} labels for {rows} rows of logits", targets.len())));
-    }
-    let is_class = |target: i64| usize::try_from(target).is_ok_and(|t| t < classes);
-    if let Some(bad) = targets.iter().find(|t| **t != IGNORE && !is_class(**t)) {
-        return Err(Error::Data(format!("label {bad} is outside the model's {classes} classes")));
-    }
+    check_targets(targets, rows, classes)?;
     let counted: Vec<i64> = (0_i64..).zip(targets).filter(|(_, t)| **t != IGNORE).map(|(row, _)| row).collect();
     let classes: Vec<i64> = targets.iter().copied().filter(|t| *t != IGNORE).collect();
     let device = logits.device();
@@ -47,21 +41,62 @@ pub fn cross_entropies(logits: Tensor<2>, targets: &[i64]) -> Result<Tensor<1>> 
     Ok(picked.neg().reshape([count]))
 }
 
+fn check_targets(targets: &[i64], rows: usize, classes: usize) -> Result<()> {
+    if targets.len() != rows {
+        return Err(Error::Data(format!("{} labels for {rows} rows of logits", targets.len())));
+    }
+    let is_class = |target: i64| usize::try_from(target).is_ok_and(|t| t < classes);
+    match targets.iter().find(|t| **t != IGNORE && !is_class(**t)) {
+        Some(bad) => Err(Error::Data(format!("label {bad} is outside the model's {classes} classes"))),
+        None => Ok(()),
+    }
+}
+
+/// [`cross_entropies`] of an output `[batch, positions, classes]`, without its logits where the backend can do that.
+///
+/// # Shapes
+/// - `targets`: one a position
+/// - returned: `[counted positions]`
+///
+/// # Errors
+/// [`Error::Data`] if there is no such output, a target is no class, or their number is not that of the positions.
+pub fn token_cross_entropies(outputs: &Outputs, name: &str, targets: &[i64]) -> Result<Tensor<1>> {
+    let [batch, positions, classes] = outputs.dims::<3>(name)?;
+    if let Some(words) = outputs.words(name) {
+        check_targets(targets, batch * positions, classes)?;
+        let targets: Vec<_> = targets.iter().map(|target| usize::try_from(*target).ok()).collect();
+        if let Some(losses) = words.cross_entropies(&targets) {
+            return Ok(losses);
+        }
+    }
+    cross_entropies(outputs.get::<3>(name)?.reshape([batch * positions, classes]), targets)
+}
+
+/// The mean of [`token_cross_entropies`], `[1]`; 0/0, that is NaN, if none is counted.
+///
+/// # Errors
+/// As there.
+pub fn token_cross_entropy(outputs: &Outputs, name: &str, targets: &[i64]) -> Result<Tensor<1>> {
+    let losses = token_cross_entropies(outputs, name, targets)?;
+    let [count] = losses.dims();
+    Ok(losses.sum().div_scalar(count as f64))
+}
+
 /// The summed cross-entropy of each sequence and how many positions it counts, read back to the host.
 ///
 /// # Shapes
-/// - `logits`: `[sequences, positions, classes]`
+/// - the output of that name: `[sequences, positions, classes]`
 /// - `targets`: one list a sequence, no longer than `positions`; what is missing at its end counts as [`IGNORE`]
 ///
 /// # Errors
-/// [`Error::Data`] if a target is no class, or the numbers of sequences or positions do not fit.
-pub fn sequence_losses(logits: Tensor<3>, targets: &[Vec<i64>]) -> Result<Vec<(f64, usize)>> {
-    let [sequences, positions, classes] = logits.dims();
+/// [`Error::Data`] if there is no such output, a target is no class, or the numbers of sequences or positions do not fit.
+pub fn sequence_losses(outputs: &Outputs, name: &str, targets: &[Vec<i64>]) -> Result<Vec<(f64, usize)>> {
+    let [_, positions, _] = outputs.dims::<3>(name)?;
     if let Some(long) = targets.iter().map(Vec::len).find(|length| *length > positions) {
         return Err(Error::Data(format!("{long} labels for a sequence of {positions} positions")));
     }
     let padded = targets.iter().flat_map(|t| t.iter().copied().chain(std::iter::repeat(IGNORE)).take(positions));
-    let losses = cross_entropies(logits.reshape([sequences * positions, classes]), &padded.collect::<Vec<_>>())?;
+    let losses = token_cross_entropies(outputs, name, &padded.collect::<Vec<_>>())?;
     let losses =
         losses.try_to_vec_as::<f32>().map_err(|error| Error::Data(format!("cannot read the losses: {error}")))?;
     let mut losses = losses.into_iter();
@@ -190,11 +225,12 @@ mod tests {
     fn sequences_are_summed_on_their_own() {
         let logits = logits().reshape([1, 3, 2]);
         let both = Tensor::cat(vec![logits.clone(), logits], 0);
-        let sums = sequence_losses(both.clone(), &[vec![0, IGNORE], vec![1, 1, 0]]).unwrap();
+        let both = Outputs::new().with("logits", both);
+        let sums = sequence_losses(&both, "logits", &[vec![0, IGNORE], vec![1, 1, 0]]).unwrap();
         let second = nll(LOGITS[0], 1) + nll(LOGITS[1], 1) + nll(LOGITS[2], 0);
         assert_eq!((sums[0].1, sums[1].1), (1, 3));
         assert!((sums[0].0 - nll(LOGITS[0], 0)).abs() < 1e-6 && (sums[1].0 - second).abs() < 1e-6, "{sums:?}");
-        assert!(sequence_losses(both, &[vec![0; 4], vec![]]).is_err());
+        assert!(sequence_losses(&both, "logits", &[vec![0; 4], vec![]]).is_err());
     }
 
     #[test]

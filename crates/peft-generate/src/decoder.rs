@@ -1,7 +1,7 @@
 //! A model that reads prompts once and then one token of each row a step.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::{DynModule, Error, Inputs, ModelInfo, PastKeyValues, Result};
+use peft_core::{DynModule, Error, Inputs, ModelInfo, Outputs, PastKeyValues, Result};
 
 /// The model of a run and how it reads.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ impl<'a> Decoder<'a> {
         };
         let outputs = decoder.reader.module.forward(&inputs);
         decoder.states = Some(outputs.get::<3>("encoder_last_hidden_state")?);
-        let scores = last(&outputs.get::<3>("logits")?)?;
+        let scores = last(&outputs)?;
         Ok((decoder, scores))
     }
 
@@ -122,7 +122,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn scores(&self, inputs: &Inputs) -> Result<Vec<Vec<f32>>> {
-        last(&self.reader.module.forward(inputs).get::<3>("logits")?)
+        last(&self.reader.module.forward(inputs))
     }
 
     fn table(&self, rows: &[Vec<i64>]) -> Tensor<2, Int> {
@@ -135,10 +135,10 @@ fn ids(rows: &[Vec<u32>]) -> Vec<Vec<i64>> {
     rows.iter().map(|row| row.iter().map(|id| i64::from(*id)).collect()).collect()
 }
 
-/// The scores at the last position, `[batch, sequence, vocabulary]`.
-fn last(logits: &Tensor<3>) -> Result<Vec<Vec<f32>>> {
-    let [batch, length, vocab] = logits.dims();
-    let scores = logits.clone().slice([0..batch, length.saturating_sub(1)..length, 0..vocab]);
+/// The scores at each row's last position.
+fn last(outputs: &Outputs) -> Result<Vec<Vec<f32>>> {
+    let scores = outputs.last("logits")?;
+    let [_, _, vocab] = scores.dims();
     let scores = scores.try_to_vec_as::<f32>();
     let scores = scores.map_err(|error| Error::Data(format!("cannot read `logits`: {error}")))?;
     Ok(scores.chunks(vocab.max(1)).map(<[f32]>::to_vec).collect())

@@ -47,7 +47,7 @@ pub use gated_mlp::GatedMlp;
 pub use layer_norm::LayerNorm;
 pub use layer_type::LayerType;
 pub use layers::Layers;
-pub use linear::{adapted_conv1d, adapted_linear};
+pub use linear::{adapted_conv1d, adapted_linear, word_logits};
 pub use mask::AttentionMask;
 pub use pre_norm_layer::PreNormLayer;
 pub use rms_norm::RmsNorm;

@@ -102,8 +102,7 @@ impl Task for CausalLm {
     ///
     /// Virtual tokens stand before the text, so that the logits may be longer than the labels.
     fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        let logits = outputs.get::<3>("logits")?;
-        let [batch, length, classes] = logits.dims();
+        let [batch, length, _] = outputs.dims::<3>("logits")?;
         let labels = rows_of(labels)?;
         if labels.len() != batch {
             return Err(Error::Data(format!("labels of {} rows for {batch} rows of logits", labels.len())));
@@ -112,7 +111,7 @@ impl Task for CausalLm {
         for row in &labels {
             targets.extend(shifted(row, length)?);
         }
-        loss::cross_entropy(logits.reshape([batch * length, classes]), &targets)
+        loss::token_cross_entropy(outputs, "logits", &targets)
     }
 
     fn loss_weight(&self, labels: &Labels, info: &ModelInfo) -> Result<f64> {
@@ -124,15 +123,14 @@ impl Task for CausalLm {
 
     /// One vector: the summed negative log-likelihood and how many tokens it is of.
     fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
-        let logits = outputs.get::<3>("logits")?;
-        let [_, length, _] = logits.dims();
+        let [_, length, _] = outputs.dims::<3>("logits")?;
         // The batch is as long as its longest example; what the logits have more are virtual tokens in front.
         let longest = examples.iter().map(|example| example.input_ids.len()).max().unwrap_or(0);
         let targets = examples.iter().map(|example| match example.labels.get("labels") {
             Some(Label::Tokens(labels)) => shifted(labels, (length + labels.len()).saturating_sub(longest)),
             _ => Ok(Vec::new()),
         });
-        let losses = loss::sequence_losses(logits, &targets.collect::<Result<Vec<_>>>()?)?;
+        let losses = loss::sequence_losses(outputs, "logits", &targets.collect::<Result<Vec<_>>>()?)?;
         Ok(losses.into_iter().map(|(sum, tokens)| vec![vec![sum as f32, tokens as f32]]).collect())
     }
 

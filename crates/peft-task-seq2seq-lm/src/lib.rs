@@ -87,10 +87,9 @@ impl Task for Seq2SeqLm {
 
     /// The cross-entropy of each decoder position. Virtual tokens before the decoder's input have no label.
     fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        let logits = outputs.get::<3>("logits")?;
-        let [batch, length, classes] = logits.dims();
+        let [batch, length, _] = outputs.dims::<3>("logits")?;
         let targets = loss::behind_prompt(labels, batch, length)?;
-        loss::cross_entropy(logits.reshape([batch * length, classes]), &targets)
+        loss::token_cross_entropy(outputs, "logits", &targets)
     }
 
     fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
@@ -99,15 +98,15 @@ impl Task for Seq2SeqLm {
 
     /// One vector: the summed negative log-likelihood of the target and how many tokens it has.
     fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {
-        let logits = outputs.get::<3>("logits")?;
+        let [_, length, _] = outputs.dims::<3>("logits")?;
         let targets = examples.iter().map(|example| match example.labels.get("labels") {
             Some(Label::Tokens(labels)) => labels.as_slice(),
             _ => &[],
         });
         let longest = targets.clone().map(<[i64]>::len).max().unwrap_or(0);
-        let front = logits.dims()[1].saturating_sub(longest);
+        let front = length.saturating_sub(longest);
         let targets = targets.map(|labels| [vec![IGNORE; front], labels.to_vec()].concat());
-        let losses = loss::sequence_losses(logits, &targets.collect::<Vec<_>>())?;
+        let losses = loss::sequence_losses(outputs, "logits", &targets.collect::<Vec<_>>())?;
         Ok(losses.into_iter().map(|(sum, tokens)| vec![vec![sum as f32, tokens as f32]]).collect())
     }
 

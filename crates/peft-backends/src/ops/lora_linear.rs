@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Tokens whose part of an adapter one thread computes at a time.
-const ROWS: usize = 256;
+const ROWS: usize = 128;
 
 /// The two factors of an adapter as PEFT has them in its files.
 #[derive(Debug)]

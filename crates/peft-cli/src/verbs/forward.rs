@@ -81,7 +81,7 @@ impl Forward {
 
 fn keep(tensors: &mut BTreeMap<String, TensorData>, prefix: &str, outputs: &Outputs) {
     for (name, tensor) in outputs.iter() {
-        tensors.insert(format!("{prefix}{name}"), as_f32(tensor.clone().without_autodiff().to_data()));
+        tensors.insert(format!("{prefix}{name}"), as_f32(tensor.without_autodiff().to_data()));
     }
 }
 

@@ -13,7 +13,7 @@ use burn::{
 };
 use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result};
 
-use super::{Fields, Layers, adapted_linear, dropout, last_token, past_length, split_span_logits};
+use super::{Fields, Layers, adapted_linear, dropout, last_token, past_length, split_span_logits, word_logits};
 
 /// A decoder without a head.
 pub trait CausalBackbone: Module + ModuleDisplay + Forward + 'static {
@@ -154,12 +154,7 @@ impl<B: CausalBackbone> SequenceClassification<B> {
 impl<B: CausalBackbone> Forward for CausalLM<B> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
         let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
-        let logits = adapted_linear(&self.lm_head, hidden);
-        let logits = match self.soft_cap {
-            Some(cap) => (logits / cap).tanh() * cap,
-            None => logits,
-        };
-        Outputs::new().with("logits", logits)
+        word_logits(&self.lm_head, hidden, self.soft_cap)
     }
 }
 

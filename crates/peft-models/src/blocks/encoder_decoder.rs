@@ -13,7 +13,9 @@ use burn::{
 };
 use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, PastKeyValues, Result, ShiftRight};
 
-use super::{AttentionMask, Fields, Layers, adapted_linear, dropout, last_token, past_length, split_span_logits};
+use super::{
+    AttentionMask, Fields, Layers, adapted_linear, dropout, last_token, past_length, split_span_logits, word_logits,
+};
 
 /// An encoder and a decoder without a head.
 pub trait Seq2SeqBackbone: Module + ModuleDisplay + Forward + 'static {
@@ -201,9 +203,12 @@ impl<B: Seq2SeqBackbone> Forward for ConditionalGeneration<B> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
         self.model.outputs(inputs, |hidden| {
             let hidden = if self.scale == 1.0 { hidden } else { hidden * self.scale };
-            let logits = adapted_linear(&self.lm_head, hidden);
-            let bias = self.final_logits_bias.as_ref().map(|bias| bias.val().unsqueeze());
-            Outputs::new().with("logits", bias.into_iter().fold(logits, |logits, bias: Tensor<3>| logits + bias))
+            match &self.final_logits_bias {
+                None => word_logits(&self.lm_head, hidden, None),
+                Some(bias) => {
+                    Outputs::new().with("logits", adapted_linear(&self.lm_head, hidden) + bias.val().unsqueeze())
+                }
+            }
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::{nn::Linear, tensor::Tensor};
 use peft_backends::ops;
-use peft_core::{Conv1D, adapted_linear_by};
+use peft_core::{AdapterSet, Conv1D, Outputs, WordLogits, adapted_linear_by};
 
 /// A linear layer and the active adapters on its weight: [`peft_core::adapted_linear`], computed by [`ops::linear`].
 ///
@@ -20,4 +20,22 @@ pub fn adapted_linear<const D: usize>(linear: &Linear, input: Tensor<D>) -> Tens
 /// - returned: `[..., d_out]`
 pub fn adapted_conv1d<const D: usize>(conv: &Conv1D, input: Tensor<D>) -> Tensor<D> {
     conv.forward_by(ops::linear, input)
+}
+
+/// Logits over the vocabulary by the output layer: left to whom they concern, where nothing adapts the layer.
+///
+/// # Shapes
+/// - `hidden`: `[batch, positions, d_in]`
+pub fn word_logits(head: &Linear, hidden: Tensor<3>, soft_cap: Option<f64>) -> Outputs {
+    if head.weight.reparameterization::<AdapterSet>().is_none() && head.bias.is_none() {
+        let (product, losses) = (ops::linear, ops::linear_cross_entropies);
+        let words = WordLogits { hidden, weight: head.weight.val(), soft_cap, product, losses };
+        return Outputs::new().with_words("logits", words);
+    }
+    let logits = adapted_linear(head, hidden);
+    let logits = match soft_cap {
+        Some(cap) => (logits / cap).tanh() * cap,
+        None => logits,
+    };
+    Outputs::new().with("logits", logits)
 }

@@ -169,8 +169,7 @@ impl PromptTuner for Cpt {
 
 impl Cpt {
     fn weighted(&self, outputs: &Outputs, labels: &Labels) -> Result<Tensor<1>> {
-        let logits = outputs.get::<3>("logits")?;
-        let [batch, length, classes] = logits.dims();
+        let [batch, length, _] = outputs.dims::<3>("logits")?;
         let (own, types) = (self.tokens(), self.types());
         let text = labels.integers("labels")?;
         let width = text.len() / batch.max(1);
@@ -209,24 +208,10 @@ impl Cpt {
             );
             return Err(Error::Data(problem));
         }
-        let logits = logits.reshape([batch * length, classes]);
-        let distinct: BTreeSet<u64> = weights.iter().map(|weight| weight.to_bits()).collect();
-        let mut sum: Option<Tensor<1>> = None;
-        for bits in distinct {
-            let of_weight = targets.iter().zip(&weights);
-            let group: Vec<i64> =
-                of_weight.map(|(target, weight)| if weight.to_bits() == bits { *target } else { IGNORE }).collect();
-            let count = group.iter().filter(|target| **target != IGNORE).count();
-            if count == 0 {
-                continue;
-            }
-            let share = f64::from_bits(bits) * count as f64 / total as f64;
-            let term = loss::cross_entropy(logits.clone(), &group)? * share;
-            sum = Some(match sum {
-                Some(sum) => sum + term,
-                None => term,
-            });
-        }
-        sum.ok_or_else(|| Error::Data("nothing counts for the loss".to_owned()))
+        let losses = loss::token_cross_entropies(outputs, "logits", &targets)?;
+        let counted = targets.iter().zip(&weights).filter(|(target, _)| **target != IGNORE);
+        let shares: Vec<f32> = counted.map(|(_, weight)| (weight / total as f64) as f32).collect();
+        let shares = Tensor::<1>::from_data(TensorData::new(shares, [total]), &losses.device());
+        Ok((losses * shares).sum())
     }
 }

@@ -16,7 +16,7 @@ use super::{
 /// Logits in memory at a time: 64 MiB.
 const LOGITS: usize = 1 << 24;
 
-/// The sum over rows of `-log softmax(hidden W)[target]`, and how many rows there are with a target.
+/// `-log softmax(hidden W)[target]` of each row that has a target.
 ///
 /// None if these tensors are not the processor's in single precision, or if the weight needs a gradient.
 ///
@@ -24,33 +24,44 @@ const LOGITS: usize = 1 << 24;
 /// - `hidden`: `[rows, width]`
 /// - `weight`: `[width, classes]`
 /// - `targets`: one a row; rows without one cost nothing
-/// - returned: `[1]`
-pub fn linear_cross_entropy(
+/// - returned: `[rows with a target]`
+pub fn linear_cross_entropies(
     hidden: &Tensor<2>,
     weight: &Tensor<2>,
     targets: &[Option<usize>],
     soft_cap: Option<f64>,
 ) -> Option<Tensor<1>> {
     let ([rows, width], [inner, classes]) = (hidden.dims(), weight.dims());
-    let fits = targets.len() == rows && width == inner && targets.iter().flatten().all(|target| *target < classes);
-    if !host::takes(hidden) || !host::takes(weight) || weight.is_autodiff() || !fits || rows == 0 {
+    let targets: Vec<(usize, usize)> = if targets.len() == rows {
+        (0..).zip(targets).filter_map(|(row, target)| Some((row, (*target)?))).collect()
+    } else {
+        return None;
+    };
+    let fits = width == inner && !targets.is_empty() && targets.iter().all(|(_, target)| *target < classes);
+    if !host::takes(hidden) || !host::takes(weight) || weight.is_tracked() || !fits {
         return None;
     }
-    let op = LinearCrossEntropy {
-        targets: (0..).zip(targets).filter_map(|(row, target)| target.map(|target| (row, target))).collect(),
-        soft_cap: soft_cap.map(|cap| cap as f32),
-    };
+    let op = LinearCrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32) };
     Some(run(op, [Input::new(hidden.clone()), Input::new(weight.clone())]))
 }
 
 #[derive(Debug, Clone)]
-struct LinearCrossEntropy {
+struct LinearCrossEntropies {
     /// Rows that have a target, and which.
     targets: Vec<(usize, usize)>,
     soft_cap: Option<f32>,
 }
 
-impl LinearCrossEntropy {
+/// What the pass back needs.
+#[derive(Debug, Clone)]
+struct Saved {
+    /// The gradient of each row's loss by its hidden state, `[rows with a target, width]`.
+    slopes: Vec<f32>,
+    /// Of all hidden states.
+    shape: Vec<usize>,
+}
+
+impl LinearCrossEntropies {
     /// Turns a row of products into the gradient of its loss, which it returns.
     #[inline(always)]
     fn loss(&self, logits: &mut [f32], target: usize) -> f32 {
@@ -80,20 +91,20 @@ impl LinearCrossEntropy {
     }
 }
 
-impl Fused<2> for LinearCrossEntropy {
-    /// The gradient of the hidden states.
-    type Saved = Option<Host>;
+impl Fused<2> for LinearCrossEntropies {
+    type Saved = Option<Saved>;
 
-    fn forward(&self, inputs: [Option<Host>; 2], [needs_hidden, _]: [bool; 2]) -> (Host, Option<Host>) {
+    fn forward(&self, inputs: [Option<Host>; 2], [needs_hidden, _]: [bool; 2]) -> (Host, Option<Saved>) {
         let [hidden, weight] = inputs.map(|x| x.unwrap_or_else(|| host::tensor(Vec::new(), &[0, 0])));
         let (hidden, weight) = (host::whole(hidden), Matrix::of(&weight));
         let [width, classes] = weight.dims();
         let source = host::values(&hidden);
         let chunk = (LOGITS / classes.max(1)).clamp(64, 1024).min(self.targets.len().max(1));
         let mut logits = vec![0.0; chunk * classes];
-        let mut gradient = vec![0.0; if needs_hidden { source.len() } else { 0 }];
-        let (mut rows, mut back) = (Vec::new(), Vec::new());
-        let mut total = 0.0_f64;
+        let mut slopes = vec![0.0; if needs_hidden { self.targets.len() * width } else { 0 }];
+        let mut losses = Vec::with_capacity(self.targets.len());
+        let mut rows = Vec::new();
+        let mut left = slopes.as_mut_slice();
         for targets in self.targets.chunks(chunk) {
             let count = targets.len();
             rows.clear();
@@ -102,43 +113,36 @@ impl Fused<2> for LinearCrossEntropy {
             }
             let states = Matrix::new(&rows, [count, width]);
             product(Target::new(&mut logits, [count, classes]), Before::Lost, 1.0, states, weight, Threads::All);
-            let losses: Vec<f32> = logits
-                .par_chunks_mut(classes)
-                .zip(targets)
-                .map(|(logits, (_, target))| {
-                    pulp::Arch::new().dispatch(
-                        #[inline(always)]
-                        || self.loss(logits, *target),
-                    )
-                })
-                .collect();
-            total += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            let own = logits.par_chunks_mut(classes).zip(targets).map(|(logits, (_, target))| {
+                pulp::Arch::new().dispatch(
+                    #[inline(always)]
+                    || self.loss(logits, *target),
+                )
+            });
+            losses.par_extend(own);
             if needs_hidden {
-                back.resize(count * width, 0.0);
-                let slopes = Matrix::new(&logits, [count, classes]);
-                product(Target::new(&mut back, [count, width]), Before::Lost, 1.0, slopes, weight.t(), Threads::All);
-                for ((row, _), back) in targets.iter().zip(back.chunks_exact(width)) {
-                    if let Some(to) = gradient.get_mut(row * width..(row + 1) * width) {
-                        to.copy_from_slice(back);
-                    }
-                }
+                let (back, rest) = left.split_at_mut(count * width);
+                let dlogits = Matrix::new(&logits, [count, classes]);
+                product(Target::new(back, [count, width]), Before::Lost, 1.0, dlogits, weight.t(), Threads::All);
+                left = rest;
             }
         }
-        let saved = needs_hidden.then(|| host::tensor(gradient, hidden.layout().shape().as_slice()));
-        (host::tensor(vec![total as f32], &[1]), saved)
+        let count = losses.len();
+        let saved = needs_hidden.then(|| Saved { slopes, shape: hidden.layout().shape().as_slice().to_vec() });
+        (host::tensor(losses, &[count]), saved)
     }
 
-    fn backward(self, saved: Option<Host>, grad: Host, _: [bool; 2]) -> [Option<Host>; 2] {
-        let upstream = host::values(&host::whole(grad)).first().copied().unwrap_or_default();
-        let scaled = saved.map(|gradient| {
-            host::update(
-                gradient,
-                1,
-                #[inline(always)]
-                |_, piece| piece.iter_mut().for_each(|x| *x *= upstream),
-            )
-        });
-        [scaled, None]
+    fn backward(self, saved: Option<Saved>, grad: Host, _: [bool; 2]) -> [Option<Host>; 2] {
+        let Some(Saved { slopes, shape }) = saved else { return [None, None] };
+        let width = shape.last().copied().unwrap_or(1).max(1);
+        let mut dhidden = vec![0.0; shape.iter().product()];
+        let grad = host::whole(grad);
+        let rows = self.targets.iter().zip(host::values(&grad)).zip(slopes.chunks_exact(width));
+        for (((row, _), grad), slopes) in rows {
+            let to = dhidden.get_mut(row * width..(row + 1) * width).unwrap_or_default();
+            to.iter_mut().zip(slopes).for_each(|(to, slope)| *to = grad * slope);
+        }
+        [Some(host::tensor(dhidden, &shape)), None]
     }
 }
 
@@ -164,7 +168,7 @@ mod tests {
         let own: Vec<i64> = targets.iter().flatten().map(|target| *target as i64).collect();
         let count = own.len();
         let all = log_softmax(logits, 1).select(0, index(rows));
-        -all.gather(1, index(own).reshape([count, 1])).sum()
+        -all.gather(1, index(own).reshape([count, 1])).reshape([count])
     }
 
     proptest! {
@@ -186,10 +190,11 @@ mod tests {
             let run = |fast: bool| {
                 let leaf = hidden.clone().autodiff().require_grad();
                 let loss = match fast {
-                    true => linear_cross_entropy(&leaf, &weight, &targets, cap).unwrap(),
+                    true => linear_cross_entropies(&leaf, &weight, &targets, cap).unwrap(),
                     false => reference(leaf.clone(), weight.clone(), &targets, cap),
                 };
-                let gradients = (loss.clone() * 0.25).backward();
+                let upstream = Tensor::<1, Int>::arange(1..1 + loss.dims()[0] as i64, &device).float();
+                let gradients = (loss.clone() * upstream / 8.0).sum().backward();
                 (loss.without_autodiff().into_data(), leaf.grad(&gradients).unwrap().into_data())
             };
             let ((fast, fast_grad), (slow, slow_grad)) = (run(true), run(false));
@@ -204,12 +209,15 @@ mod tests {
         let hidden = Tensor::<2>::random([300, 4], Distribution::Normal(0.0, 3000.0), &device);
         let weight = Tensor::<2>::random([4, 300_000], Distribution::Default, &device);
         let targets: Vec<_> = (0..300).map(|row| Some(row * 999)).collect();
-        let whole = linear_cross_entropy(&hidden, &weight, &targets, None).unwrap().into_scalar::<f32>();
+        let whole = linear_cross_entropies(&hidden, &weight, &targets, None).unwrap().sum().into_scalar::<f32>();
         let parts: f32 = (0..300)
             .step_by(50)
             .map(|from| {
                 let part = hidden.clone().slice([from..from + 50, 0..4]);
-                linear_cross_entropy(&part, &weight, &targets[from..from + 50], None).unwrap().into_scalar::<f32>()
+                linear_cross_entropies(&part, &weight, &targets[from..from + 50], None)
+                    .unwrap()
+                    .sum()
+                    .into_scalar::<f32>()
             })
             .sum();
         assert!(whole.is_finite() && (whole - parts).abs() <= whole.abs() * 1e-5, "{whole} {parts}");

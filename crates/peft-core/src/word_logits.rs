@@ -1,0 +1,62 @@
+//! The logits over a vocabulary, worked out where they are asked for: a loss on them can do without most of them.
+
+use burn::tensor::Tensor;
+
+use crate::linear::Product;
+
+/// How a backend computes `-log softmax(hidden W)[target]` of each row that has a target, in one operation.
+///
+/// From hidden states `[rows, width]`, a frozen weight `[width, classes]`, a target for each row and the soft cap of the logits; none
+/// where the backend has no such operation for these tensors.
+pub type LinearCrossEntropies = fn(&Tensor<2>, &Tensor<2>, &[Option<usize>], Option<f64>) -> Option<Tensor<1>>;
+
+/// Hidden states and the frozen output layer that turns them into logits.
+#[derive(Debug, Clone)]
+pub struct WordLogits {
+    /// `[batch, positions, width]`.
+    pub hidden: Tensor<3>,
+    /// `[width, classes]`.
+    pub weight: Tensor<2>,
+    /// Logits become `cap · tanh(logits / cap)`.
+    pub soft_cap: Option<f64>,
+    /// How the output layer is computed.
+    pub product: Product,
+    /// How losses are computed without logits.
+    pub losses: LinearCrossEntropies,
+}
+
+impl WordLogits {
+    /// `[batch, positions, classes]`.
+    pub fn dims(&self) -> [usize; 3] {
+        let [batch, positions, _] = self.hidden.dims();
+        [batch, positions, self.weight.dims()[1]]
+    }
+
+    /// The logits of all positions, `[batch, positions, classes]`.
+    pub fn all(&self) -> Tensor<3> {
+        self.of(self.hidden.clone())
+    }
+
+    /// The logits of each row's last position, `[batch, 1, classes]`.
+    pub fn last(&self) -> Tensor<3> {
+        let positions = self.hidden.dims()[1];
+        self.of(self.hidden.clone().narrow(1, positions.saturating_sub(1), 1))
+    }
+
+    /// The cross-entropy of each position that has a target; none where that takes the logits.
+    pub fn cross_entropies(&self, targets: &[Option<usize>]) -> Option<Tensor<1>> {
+        let [batch, positions, width] = self.hidden.dims();
+        let hidden = self.hidden.clone().reshape([batch * positions, width]);
+        (self.losses)(&hidden, &self.weight, targets, self.soft_cap)
+    }
+
+    fn of(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let [batch, positions, width] = hidden.dims();
+        let logits = (self.product)(hidden.reshape([batch * positions, width]), self.weight.clone(), None);
+        let logits = logits.reshape([batch, positions, self.weight.dims()[1]]);
+        match self.soft_cap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
+    }
+}
