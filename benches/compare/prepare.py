@@ -18,9 +18,9 @@ repo = pathlib.Path(__file__).resolve().parents[2]
 AUTO = {"SEQ_CLS": transformers.AutoModelForSequenceClassification, "CAUSAL_LM": transformers.AutoModelForCausalLM}
 
 
-def model_folder(name, dtype):
-    """The model in that type: weights of one side and the other are the same file."""
-    folder = work / f"{name}-{dtype}"
+def model_folder(name, dtype, dropout=False):
+    """The model in that type, with its own dropout or none: the weights of one side and the other are the same file."""
+    folder = work / (f"{name}-{dtype}" + ("-dropout" if dropout else ""))
     if not (folder / "config.json").exists():
         source = dict(gguf_file=gguf.name) if name == "smollm2" else {}
         path = gguf.parent if name == "smollm2" else minilm
@@ -32,7 +32,7 @@ def model_folder(name, dtype):
         vars(config).pop("quantization_config", None)
         for key in vars(config):
             # With dropout the losses of two implementations cannot agree.
-            if key.endswith(("dropout", "dropout_prob")):
+            if key.endswith(("dropout", "dropout_prob")) and not dropout:
                 setattr(config, key, 0.0)
         model = auto.from_config(config)
         model.load_state_dict(read.state_dict())
@@ -68,6 +68,8 @@ def adapter(case, folder, path):
 
 for name, case in json.loads(cases.read_text()).items():
     folder = model_folder(case["model"], case["dtype"])
+    if case.get("dropout"):
+        model_folder(case["model"], case["dtype"], dropout=True)
     if case["kind"] == "generate":
         (work / f"{name}.prompt.json").write_text(json.dumps(ids_of(folder)[:case["prompt"]].tolist()))
     else:
