@@ -65,7 +65,8 @@ fn adapted<const D: usize>(
     // Always a product of two matrices: in a batched one the processor's kernels would first copy a transposed weight.
     let input = input.reshape([tokens, d_in]);
     let output = match weight.reparameterization::<AdapterSet>() {
-        None => product(input, weight.base(), bias),
+        // `val` also where no adapter is: the weight may have another reparameterization, Burn's own `Lora` for one.
+        None => product(input, weight.val(), bias),
         Some(set) if set.replaces() => product(input, weight.val(), bias),
         Some(set) => {
             let call = LinearCall { input, weight: weight.base(), bias: bias.clone(), training: set.is_training() };
@@ -93,12 +94,59 @@ fn adapted<const D: usize>(
 /// - returned: `[batch, sequence, dimensions]`
 pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3> {
     match embedding.weight.reparameterization::<AdapterSet>() {
-        None => module::embedding(embedding.weight.base(), ids),
+        None => module::embedding(embedding.weight.val(), ids),
         Some(set) if set.replaces() => module::embedding(embedding.weight.val(), ids),
         Some(set) => {
             let weight = embedding.weight.base();
             let frozen = module::embedding(weight.clone(), ids.clone());
             set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, weight.clone(), ids.clone(), out))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::{
+        module::{Lora, ModuleMapper},
+        nn::{EmbeddingConfig, LinearConfig},
+        tensor::{Device, Distribution, Tolerance},
+    };
+
+    use super::*;
+
+    /// Burn's own `Lora` on a module, with factors that change something.
+    fn with_lora<M: Module>(module: M) -> M {
+        struct Shift;
+        impl ModuleMapper for Shift {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                param.map(|values| values + 0.5)
+            }
+        }
+        module.apply_lora(Lora::new(2, 4.0)).map(&mut Shift)
+    }
+
+    fn assert_same<const D: usize>(found: Tensor<D>, expected: Tensor<D>, base: Tensor<D>) {
+        let expected = expected.into_data();
+        found.into_data().assert_approx_eq::<f32>(&expected, Tolerance::default());
+        assert_ne!(expected, base.into_data(), "the factors change nothing, so nothing was tested");
+    }
+
+    #[test]
+    fn other_reparameterizations_act_too() {
+        let device = Device::flex();
+        let input = Tensor::<3>::random([2, 5, 6], Distribution::Default, &device);
+        let linear = with_lora(LinearConfig::new(6, 4).init(&device));
+        let bare = module::linear(input.clone(), linear.weight.base(), linear.bias.as_ref().map(Param::val));
+        assert_same(adapted_linear(&linear, input.clone()), linear.forward(input.clone()), bare);
+
+        let conv = Conv1D { weight: linear.weight.clone(), bias: None };
+        let expected = module::linear(input.clone(), linear.weight.val(), None);
+        let bare = module::linear(input.clone(), linear.weight.base(), None);
+        assert_same(conv.forward(input), expected, bare);
+
+        let ids = Tensor::<2, Int>::from_data([[0, 3, 1], [2, 2, 0]], &device);
+        let embedding = with_lora(EmbeddingConfig::new(4, 6).init(&device));
+        let bare = module::embedding(embedding.weight.base(), ids.clone());
+        assert_same(adapted_embedding(&embedding, ids.clone()), embedding.forward(ids), bare);
     }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use burn::{
-    optim::{AdamWConfig, GradientsParams, ModuleOptimizer},
+    optim::GradientsParams,
     tensor::{Device, Tensor, TensorData},
 };
 use peft::{
@@ -31,16 +31,15 @@ use peft::{
 };
 
 use crate::{
-    Error, Event, Observer, Prepared, Recipe, Result, TrainReport,
+    Error, Event, Observer, Optimizer, Prepared, Recipe, Result, TrainReport,
     best_metric::chosen_metric,
     checkpoint::{self, BestEvaluation, Identity, Snapshot, TrainerState},
     dataset::batch,
     evaluate::evaluate,
     exact::Exact,
-    gradients::Slots,
     labels,
     prepare::{prepare, prompt_tokenizer},
-    recipe::{RECIPE_FILE, Strategy, TrainingArguments},
+    recipe::{RECIPE_FILE, Strategy},
     report::{median, peak_rss_bytes},
     schedule::Schedule,
     seeds,
@@ -102,7 +101,7 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     model.set_training(true);
 
     let trained = model.trainable();
-    let slots = Slots::of(&trained);
+    let optimizer = Optimizer::new(&recipe.training, &trained);
     let trainable_params = trained.iter().map(|tensor| tensor.param.shape().iter().product::<usize>()).sum();
     drop(trained);
     let plan = StepPlan::new(&recipe.training, &prepared.train);
@@ -118,8 +117,7 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
         state: TrainerState { max_steps: plan.total, identity, ..TrainerState::default() },
         plan,
         model,
-        optimizer: adamw(&recipe.training),
-        slots,
+        optimizer,
         unread: Vec::new(),
         order: None,
         best_tensors: None,
@@ -139,24 +137,13 @@ fn lost_heads<'a>(initialised: &'a [String], saved: &[String]) -> Vec<&'a str> {
     initialised.iter().map(String::as_str).filter(is_lost).collect()
 }
 
-/// PyTorch's AdamW.
-fn adamw(arguments: &TrainingArguments) -> ModuleOptimizer {
-    AdamWConfig::new()
-        .with_beta_1(arguments.adam_beta1 as f32)
-        .with_beta_2(arguments.adam_beta2 as f32)
-        .with_epsilon(arguments.adam_epsilon as f32)
-        .with_weight_decay(arguments.weight_decay as f32)
-        .init()
-}
-
 struct Run<'a> {
     recipe: &'a Recipe,
     prepared: &'a Prepared,
     plan: StepPlan,
     schedule: Schedule,
     model: PeftModel,
-    optimizer: ModuleOptimizer,
-    slots: Slots,
+    optimizer: Optimizer,
     state: TrainerState,
     /// Losses of steps that were not read from the device yet.
     unread: Vec<Tensor<1>>,
@@ -209,8 +196,8 @@ impl Run<'_> {
     fn restore(&mut self, checkpoint: checkpoint::Checkpoint) -> Result<()> {
         checkpoint.check(&self.state.identity)?;
         self.model.load_state_dict(DEFAULT_ADAPTER, checkpoint.adapter, &checkpoint.folder)?;
-        let optimizer = std::mem::replace(&mut self.optimizer, adamw(&self.recipe.training));
-        self.optimizer = optimizer.load_record(checkpoint.optimizer);
+        let optimizer = Optimizer::new(&self.recipe.training, &self.model.trainable());
+        self.optimizer = optimizer.restored(checkpoint.optimizer);
         self.state = checkpoint.state;
         self.best_tensors = checkpoint.best;
         Ok(())
@@ -296,7 +283,7 @@ impl Run<'_> {
             let batch = batch(examples, &*prepared.tokenizer, &prepared.info, &self.device);
             let (loss, _outputs) = self.model.loss(&batch)?;
             let loss = if *weight == total { loss } else { loss.mul_scalar(weight / total) };
-            gradients = self.slots.accumulate(gradients, self.model.gradients(&loss));
+            gradients = self.optimizer.accumulate(gradients, self.model.gradients(&loss));
             let loss = loss.without_autodiff();
             loss_sum = Some(match loss_sum {
                 Some(sum) => sum + loss,
@@ -306,12 +293,7 @@ impl Run<'_> {
         // Only bound examples can leave a whole step without a loss.
         let Some(loss) = loss_sum else { return Ok(None) };
         self.unread.push(loss);
-        let norm = self.slots.norm(&gradients);
-        if let Some(norm) = norm.as_ref().filter(|_| arguments.max_grad_norm > 0.0) {
-            gradients = self.slots.clip(gradients, norm, arguments.max_grad_norm);
-        }
-        self.model.step(&mut self.optimizer, self.schedule.at(number), gradients);
-        Ok(norm)
+        Ok(self.optimizer.step(&mut self.model, self.schedule.at(number), gradients))
     }
 
     /// Reads the losses that are still on the device.
@@ -401,7 +383,7 @@ impl Run<'_> {
             state: &self.state,
             config: &config,
             adapter: &adapter,
-            optimizer: &self.optimizer,
+            optimizer: self.optimizer.state(),
             best: self.best_tensors.as_ref(),
         };
         let folder = checkpoint::write(&self.output_dir, &snapshot)?;

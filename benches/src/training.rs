@@ -1,0 +1,153 @@
+//! Steps of training, timed one by one.
+
+use std::time::Instant;
+
+use burn::tensor::{DType, Device, Tensor};
+use peft::{
+    Batch, Error, PeftModel, Result,
+    files::AdapterFolder,
+    models::checkpoint::{self, LoadOptions, Loaded},
+};
+use peft_train::{Optimizer, report::peak_rss_bytes};
+use serde::Serialize;
+
+use crate::{
+    burn_lora::BurnLora,
+    case::{Train, Whose, batches, seconds_since, tokens},
+};
+
+/// What a run came to.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figures {
+    /// Of each step, before its update.
+    losses: Vec<f32>,
+    /// Of each step.
+    step_seconds: Vec<f64>,
+    /// Of each step.
+    tokens: usize,
+    /// Largest resident memory by the end of the steps.
+    peak_rss_bytes: Option<u64>,
+    /// From the start of the process to the end of the first step.
+    first_step_seconds: f64,
+    /// Writing, reading and merging the adapter; none where that was not asked for.
+    #[serde(flatten)]
+    after: Option<After>,
+}
+
+/// Seconds of what follows training.
+#[derive(Debug, Serialize)]
+struct After {
+    save_seconds: f64,
+    load_seconds: f64,
+    merge_seconds: f64,
+}
+
+/// A model in training.
+trait Side {
+    /// One step; returns the loss before it, `[1]`.
+    fn step(&mut self, batch: &Batch) -> Result<Tensor<1>>;
+}
+
+/// Does the case.
+///
+/// # Errors
+/// If model, adapter or batches cannot be read or do not fit each other.
+pub(crate) fn run(case: &Train) -> Result<Figures> {
+    let device = peft::backends::device::parse(None).map_err(|error| Error::Data(error.to_string()))?;
+    let model = load(case, &device)?;
+    let batches = batches(&case.batches, &device.clone().inner())?;
+    match case.lora {
+        Whose::Ours => {
+            let mut ours = Ours::new(model, case);
+            let figures = steps(&mut ours, case, &batches)?;
+            let after = case.save.as_ref().map(|folder| ours.after(folder)).transpose()?;
+            Ok(Figures { after, ..figures })
+        }
+        Whose::Burn => steps(&mut BurnLora::new(model, case)?, case, &batches),
+    }
+}
+
+/// The base model and the adapters, all active.
+fn load(case: &Train, device: &Device) -> Result<PeftModel> {
+    let folder = AdapterFolder::read(&case.adapter)?;
+    let task = folder.config.task()?.ok_or_else(|| Error::Adapter("the adapter has no task_type".to_owned()))?;
+    let options = LoadOptions { dtype: Some(DType::from(case.dtype)), ..LoadOptions::default() };
+    let Loaded { base, .. } = checkpoint::load(&case.model, &task.auto_class, &options, device)?;
+    let mut model = PeftModel::from_base(base, device);
+    let names: Vec<String> = (0..case.adapters).map(|number| format!("adapter{number}")).collect();
+    for name in &names {
+        model.load_adapter(name, AdapterFolder::read(&case.adapter)?)?;
+    }
+    model.set_active(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    model.set_training(true);
+    Ok(model)
+}
+
+fn steps(side: &mut dyn Side, case: &Train, batches: &[Batch]) -> Result<Figures> {
+    let first = batches.first().ok_or_else(|| Error::Data("there are no batches".to_owned()))?;
+    let tokens = tokens(&first.inputs);
+    let (mut losses, mut step_seconds) = (Vec::new(), Vec::new());
+    let mut first_step_seconds = f64::NAN;
+    for batch in batches.iter().cycle().take(case.steps) {
+        let started = Instant::now();
+        // Read in each step, as the other side does: the read waits until all is computed.
+        losses.push(side.step(batch)?.into_scalar::<f32>());
+        step_seconds.push(started.elapsed().as_secs_f64());
+        if losses.len() == 1 {
+            first_step_seconds = seconds_since(case.started);
+        }
+    }
+    Ok(Figures { losses, step_seconds, tokens, peak_rss_bytes: peak_rss_bytes(), first_step_seconds, after: None })
+}
+
+/// This library, by what its trainer calls.
+struct Ours {
+    model: PeftModel,
+    optimizer: Optimizer,
+    lr: f64,
+}
+
+impl Ours {
+    fn new(mut model: PeftModel, case: &Train) -> Self {
+        let optimizer = Optimizer::new(&case.training, &model.trainable());
+        Self { model, optimizer, lr: case.training.learning_rate }
+    }
+
+    fn after(&mut self, folder: &std::path::Path) -> Result<After> {
+        let name = self.model.active().first().cloned().unwrap_or_default();
+        let folder = AdapterFolder::place(folder, &name);
+        let (saved, save_seconds) = timed(|| {
+            let tensors = self.model.state_dict(&name)?;
+            let config = self.model.adapter(&name)?.config.clone();
+            AdapterFolder::write(&folder, "default", &config, &tensors)
+        });
+        saved?;
+        let (loaded, load_seconds) = timed(|| self.model.load_adapter("again", AdapterFolder::read(&folder)?));
+        loaded?;
+        let (merged, merge_seconds) = timed(|| self.model.merge());
+        merged?;
+        Ok(After { save_seconds, load_seconds, merge_seconds })
+    }
+}
+
+impl Side for Ours {
+    fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
+        let (loss, _outputs) = self.model.loss(batch)?;
+        let gradients = self.model.gradients(&loss);
+        self.optimizer.step(&mut self.model, self.lr, gradients);
+        Ok(loss.without_autodiff())
+    }
+}
+
+impl Side for BurnLora {
+    fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
+        BurnLora::step(self, batch)
+    }
+}
+
+/// What a function returns, and how many seconds it took.
+pub(crate) fn timed<T>(f: impl FnOnce() -> T) -> (T, f64) {
+    let started = Instant::now();
+    let value = f();
+    (value, started.elapsed().as_secs_f64())
+}
