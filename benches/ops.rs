@@ -118,9 +118,9 @@ impl Bench {
         let indices: Vec<i64> = targets.iter().flatten().map(|target| i64::try_from(*target).unwrap()).collect();
         let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &self.device.clone().inner()).reshape([512, 1]);
         self.compare(
-            "linear_cross_entropy smollm2 512x576x49152",
+            "linear_cross_entropies smollm2 512x576x49152",
             (
-                || ops::linear_cross_entropy(&hidden, &weight, &targets, None).unwrap(),
+                || ops::linear_cross_entropies(&hidden, &weight, &targets, None).unwrap().sum(),
                 || {
                     let logits = hidden.clone().matmul(weight.clone());
                     log_softmax(logits, 1).gather(1, indices.clone()).neg().sum()

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{
@@ -17,7 +16,9 @@ use super::{
     vector_math::{exp, tanh},
 };
 
-/// Queries whose scores are in memory at a time.
+/// Scores in memory at a time: two such tiles stay in a core's cache.
+const SCORES: usize = 1 << 14;
+/// Most queries at a time where a query does not see all keys.
 const TILE: usize = 64;
 
 /// Which keys a query sees: of all those that no field hides.
@@ -192,9 +193,22 @@ impl Attention {
             tile.keys.rows(from, to).t(),
             Threads::One,
         );
-        for (index, row) in out.chunks_exact_mut(width).take(dims[0]).enumerate() {
+        host::vectorised(
+            #[inline(always)]
+            || self.hide(tile, out),
+        );
+    }
+
+    /// Caps scores, and makes those of hidden keys minus infinity.
+    #[inline(always)]
+    fn hide(&self, tile: &Tile<'_>, out: &mut [f32]) {
+        let [from, to] = tile.range;
+        let (width, count) = (to - from, tile.queries.dims()[0]);
+        for (index, row) in out.chunks_exact_mut(width).take(count).enumerate() {
             if let Some(cap) = self.soft_cap {
-                row.iter_mut().for_each(|x| *x = cap * tanh(*x / cap));
+                for x in row.iter_mut() {
+                    *x = cap * tanh(*x / cap);
+                }
             }
             let [first, end] = self.range(tile.first + index, tile.count, tile.keys.dims()[0]);
             let (first, end) = (first.clamp(from, to) - from, end.clamp(from, to) - from);
@@ -235,6 +249,12 @@ impl Attention {
             own || from >= to || seen.get(from) == seen.get(to)
         };
         (0..queries).map(blind).collect()
+    }
+
+    /// Queries whose scores are in memory at a time. Where a query does not see all keys, fewer queries leave out more of them.
+    fn tile_rows(&self, keys: usize) -> usize {
+        let most = if self.sight.causal || self.sight.window.is_some() { TILE } else { 4 * TILE };
+        (SCORES / keys.max(1)).clamp(32, most)
     }
 
     /// The keys that any of these queries sees; all if one of them is blind.
@@ -281,6 +301,7 @@ impl Fused<3> for Attention {
         let places = Places::of([batch, heads, count, values.dims[3]]);
         let group = heads / key_heads;
         let blind: Vec<Vec<bool>> = (0..batch).map(|row| self.blind(row, count, key_count)).collect();
+        let tile_rows = self.tile_rows(key_count);
         let mut log_sums = vec![0.0; batch * heads * count];
         let output = host::written(batch * count * places.stride(), |output| {
             let output = Shared::new(output);
@@ -290,19 +311,21 @@ impl Fused<3> for Attention {
                 let (queries, keys) = (queries.head(row, head), keys.head(row, head / group));
                 let values = values.head(row, head / group);
                 let blind = blind.get(row).map(Vec::as_slice).unwrap_or_default();
-                for (from, log_sums) in (0..count).step_by(TILE).zip(log_sums.chunks_mut(TILE)) {
+                for (from, log_sums) in (0..count).step_by(tile_rows).zip(log_sums.chunks_mut(tile_rows)) {
                     let to = from + log_sums.len();
                     let range = self.tile_range(from, to, count, key_count, blind);
                     let width = range[1] - range[0];
-                    scratch.resize(TILE * width, 0.0);
+                    scratch.resize(tile_rows * width, 0.0);
                     let row_keys = self.keys_of_row(row, key_count);
                     let queries = queries.rows(from, to);
                     let tile = Tile { queries, keys, range, first: from, count, row: row_keys, blind };
                     self.scores(&tile, scratch);
-                    Arch::new().dispatch(
+                    host::vectorised(
                         #[inline(always)]
                         || {
-                            for (at, (scores, log_sum)) in scratch.chunks_exact_mut(width).zip(log_sums).enumerate() {
+                            for (at, (scores, log_sum)) in
+                                scratch.chunks_exact_mut(width).zip(log_sums.iter_mut()).enumerate()
+                            {
                                 *log_sum = to_weights(scores);
                                 if let Some(keep) = self.keep {
                                     keep.apply((index * count + from + at) * key_count + range[0], scores);
@@ -342,6 +365,7 @@ impl Fused<3> for Attention {
         let mut dv = zeros(needs_v, v_places);
         let (to_q, to_k, to_v) = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv));
         let blind: Vec<Vec<bool>> = (0..batch).map(|row| self.blind(row, count, key_count)).collect();
+        let tile_rows = self.tile_rows(key_count);
         (0..batch * key_heads).into_par_iter().for_each_init(
             || (Vec::new(), Vec::new()),
             |(scratch, dscratch), index| {
@@ -351,12 +375,12 @@ impl Fused<3> for Attention {
                 for head in key_head * group..(key_head + 1) * group {
                     let (queries, outputs, grads) =
                         (queries.head(row, head), outputs.head(row, head), grads.head(row, head));
-                    for from in (0..count).step_by(TILE) {
-                        let to = count.min(from + TILE);
+                    for from in (0..count).step_by(tile_rows) {
+                        let to = count.min(from + tile_rows);
                         let range @ [first, end] = self.tile_range(from, to, count, key_count, blind);
                         let width = end - first;
-                        scratch.resize(TILE * width, 0.0);
-                        dscratch.resize(TILE * width, 0.0);
+                        scratch.resize(tile_rows * width, 0.0);
+                        dscratch.resize(tile_rows * width, 0.0);
                         let row_keys = self.keys_of_row(row, key_count);
                         let tile_queries = queries.rows(from, to);
                         let tile =
@@ -367,7 +391,7 @@ impl Fused<3> for Attention {
                         let seen = values.rows(first, end);
                         let target = Target::new(dscratch, dims);
                         product(target, Before::Lost, 1.0, tile_grads, seen.t(), Threads::One);
-                        Arch::new().dispatch(
+                        host::vectorised(
                             #[inline(always)]
                             || {
                                 let rows = scratch.chunks_exact_mut(width).zip(dscratch.chunks_exact_mut(width));
@@ -422,10 +446,14 @@ impl Fused<3> for Attention {
 #[inline(always)]
 fn to_weights(scores: &mut [f32]) -> f32 {
     let most = lanes(scores, f32::NEG_INFINITY, |a, x| if x > a { x } else { a });
-    scores.iter_mut().for_each(|x| *x = exp(*x - most));
+    for x in scores.iter_mut() {
+        *x = exp(*x - most);
+    }
     let sum = lanes(scores, 0.0, |a, x| a + x);
     let scale = 1.0 / sum;
-    scores.iter_mut().for_each(|x| *x *= scale);
+    for x in scores.iter_mut() {
+        *x *= scale;
+    }
     most + sum.ln()
 }
 

@@ -1,7 +1,6 @@
 //! Dropout that keeps no mask: the backward pass works it out again.
 
 use burn::tensor::{Device, Distribution, Tensor};
-use pulp::Arch;
 
 use super::{
     host,
@@ -80,7 +79,7 @@ impl Keep {
 impl Keep {
     /// [`apply`](Self::apply) for callers that have not chosen vector instructions.
     pub(super) fn apply_vectorised(self, start: usize, piece: &mut [f32]) {
-        Arch::new().dispatch(
+        host::vectorised(
             #[inline(always)]
             || self.apply(start, piece),
         );

@@ -60,8 +60,16 @@ impl Fused<2> for Gate {
                     let all = y.iter_mut().zip(both);
                     // One loop for each, without a choice inside.
                     match this {
-                        Self::Silu => all.for_each(|(y, (gate, up))| *y = Self::Silu.at(*gate)[0] * up),
-                        Self::GeluTanh => all.for_each(|(y, (gate, up))| *y = Self::GeluTanh.at(*gate)[0] * up),
+                        Self::Silu => {
+                            for (y, (gate, up)) in all {
+                                *y = Self::Silu.at(*gate)[0] * up;
+                            }
+                        }
+                        Self::GeluTanh => {
+                            for (y, (gate, up)) in all {
+                                *y = Self::GeluTanh.at(*gate)[0] * up;
+                            }
+                        }
                     }
                 },
             );
@@ -86,16 +94,20 @@ impl Fused<2> for Gate {
                     let both = part(gates, start, grad.len()).iter().zip(part(ups, start, dup.len()));
                     let all = grad.iter_mut().zip(dup).zip(both);
                     match self {
-                        Self::Silu => all.for_each(|((grad, dup), (gate, up))| {
-                            let [y, slope] = Self::Silu.at(*gate);
-                            *dup = *grad * y;
-                            *grad *= up * slope;
-                        }),
-                        Self::GeluTanh => all.for_each(|((grad, dup), (gate, up))| {
-                            let [y, slope] = Self::GeluTanh.at(*gate);
-                            *dup = *grad * y;
-                            *grad *= up * slope;
-                        }),
+                        Self::Silu => {
+                            for ((grad, dup), (gate, up)) in all {
+                                let [y, slope] = Self::Silu.at(*gate);
+                                *dup = *grad * y;
+                                *grad *= up * slope;
+                            }
+                        }
+                        Self::GeluTanh => {
+                            for ((grad, dup), (gate, up)) in all {
+                                let [y, slope] = Self::GeluTanh.at(*gate);
+                                *dup = *grad * y;
+                                *grad *= up * slope;
+                            }
+                        }
                     }
                 },
             );

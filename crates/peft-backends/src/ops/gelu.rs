@@ -52,13 +52,21 @@ impl Fused<1> for Gelu {
                 x,
                 1,
                 #[inline(always)]
-                |_, piece| piece.iter_mut().for_each(|x| *x *= normal(*x)),
+                |_, piece| {
+                    for x in piece {
+                        *x *= normal(*x);
+                    }
+                },
             ),
             Self::Tanh => host::update(
                 x,
                 1,
                 #[inline(always)]
-                |_, piece| piece.iter_mut().for_each(|x| *x = tanh_gelu_and_slope(*x)[0]),
+                |_, piece| {
+                    for x in piece {
+                        *x = tanh_gelu_and_slope(*x)[0];
+                    }
+                },
             ),
         };
         (y, saved)
@@ -85,7 +93,9 @@ impl Fused<1> for Gelu {
                 1,
                 #[inline(always)]
                 |grad, x| {
-                    grad.iter_mut().zip(x).for_each(|(grad, x)| *grad *= tanh_gelu_and_slope(*x)[1]);
+                    for (grad, x) in grad.iter_mut().zip(x) {
+                        *grad *= tanh_gelu_and_slope(*x)[1];
+                    }
                 },
             ),
         };

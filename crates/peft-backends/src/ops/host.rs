@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use super::node::Host;
@@ -59,6 +59,24 @@ pub(super) fn written(elements: usize, write: impl FnOnce(&mut [f32])) -> Vec<f3
     memory
 }
 
+/// Runs `f` as compiled for the widest vectors that the processor has; `f` and what it calls must be `#[inline(always)]`.
+///
+/// A closure that can be called more than once becomes one that is called once by a function of the compiler's, which it does not
+/// inline: the loops inside would be compiled for the oldest processor of the family. Called by reference it is inlined.
+#[inline(always)]
+pub(super) fn vectorised<R>(f: impl FnMut() -> R) -> R {
+    struct ByReference<F>(F);
+    impl<R, F: FnMut() -> R> NullaryFnOnce for ByReference<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn call(mut self) -> R {
+            (self.0)()
+        }
+    }
+    Arch::new().dispatch(ByReference(f))
+}
+
 /// How many elements of whole rows make a piece.
 fn piece(row: usize) -> usize {
     (PIECE / row.max(1)).max(1) * row.max(1)
@@ -66,9 +84,9 @@ fn piece(row: usize) -> usize {
 
 /// Calls `f` on pieces of `out`, in parallel, with the place of each piece's first element; pieces are made of whole rows.
 pub(super) fn pieces(out: &mut [f32], row: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
-    let (piece, arch) = (piece(row), Arch::new());
+    let piece = piece(row);
     out.par_chunks_mut(piece).enumerate().for_each(|(index, out)| {
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || f(index * piece, out),
         );
@@ -77,9 +95,8 @@ pub(super) fn pieces(out: &mut [f32], row: usize, f: impl Fn(usize, &mut [f32]) 
 
 /// Like [`pieces`], of two buffers of the same length.
 pub(super) fn piece_pairs(a: &mut [f32], b: &mut [f32], f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) {
-    let arch = Arch::new();
     a.par_chunks_mut(PIECE).zip(b.par_chunks_mut(PIECE)).enumerate().for_each(|(index, (a, b))| {
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || f(index * PIECE, a, b),
         );
@@ -93,10 +110,10 @@ pub(super) fn pieces_and_rows<T: Send>(
     rows: &mut [T],
     f: impl Fn(usize, &mut [f32], &mut [T]) + Sync,
 ) {
-    let (piece, arch) = (piece(row), Arch::new());
+    let piece = piece(row);
     out.par_chunks_mut(piece).zip(rows.par_chunks_mut(piece / row.max(1))).enumerate().for_each(
         |(index, (out, rows))| {
-            arch.dispatch(
+            vectorised(
                 #[inline(always)]
                 || f(index * piece, out, rows),
             );
@@ -112,10 +129,10 @@ pub(super) fn piece_pairs_and_rows<T: Send>(
     rows: &mut [T],
     f: impl Fn(usize, &mut [f32], &mut [f32], &mut [T]) + Sync,
 ) {
-    let (piece, arch) = (piece(row), Arch::new());
+    let piece = piece(row);
     let both = a.par_chunks_mut(piece).zip(b.par_chunks_mut(piece)).zip(rows.par_chunks_mut(piece / row.max(1)));
     both.enumerate().for_each(|(index, ((a, b), rows))| {
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || f(index * piece, a, b, rows),
         );
@@ -171,12 +188,11 @@ pub(super) fn part(values: &[f32], start: usize, length: usize) -> &[f32] {
 pub(super) fn row_sums(rows: usize, width: usize, f: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f32> {
     /// Rows of a part.
     const ROWS: usize = 256;
-    let arch = Arch::new();
     let parts: Vec<Vec<f32>> = (0..rows.div_ceil(ROWS))
         .into_par_iter()
         .map(|part| {
             let mut sums = vec![0.0; width];
-            arch.dispatch(
+            vectorised(
                 #[inline(always)]
                 || f(part * ROWS, rows.min((part + 1) * ROWS), &mut sums),
             );
@@ -199,7 +215,9 @@ pub(super) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
         #[inline(always)]
         |from, to, sums| {
             for row in part(values, from * width, (to - from) * width).chunks_exact(width) {
-                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                for (sum, x) in sums.iter_mut().zip(row) {
+                    *sum += x;
+                }
             }
         },
     )
@@ -212,7 +230,9 @@ pub(super) fn lanes(row: &[f32], start: f32, f: impl Fn(f32, f32) -> f32 + Copy)
     let chunks = row.chunks_exact(16);
     let rest = chunks.remainder().iter().fold(start, |a, x| f(a, *x));
     for chunk in chunks {
-        all.iter_mut().zip(chunk).for_each(|(a, x)| *a = f(*a, *x));
+        for (a, x) in all.iter_mut().zip(chunk) {
+            *a = f(*a, *x);
+        }
     }
     all.into_iter().fold(rest, f)
 }

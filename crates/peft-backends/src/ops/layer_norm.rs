@@ -158,7 +158,9 @@ impl Fused<4> for LayerNorm {
                     }
                     if let Some(residual) = residual {
                         let residual = part(residual, start, z.len());
-                        z.iter_mut().zip(residual).for_each(|(z, residual)| *z += residual);
+                        for (z, residual) in z.iter_mut().zip(residual) {
+                            *z += residual;
+                        }
                     }
                     norm.apply(z, y, rows);
                 },
@@ -188,7 +190,9 @@ impl Fused<4> for LayerNorm {
                                 *sum += grad * (z - mean) * inverse;
                             }
                         } else {
-                            sums.iter_mut().zip(grad).for_each(|(sum, grad)| *sum += grad);
+                            for (sum, grad) in sums.iter_mut().zip(grad) {
+                                *sum += grad;
+                            }
                         }
                     }
                 },
@@ -208,7 +212,9 @@ impl Fused<4> for LayerNorm {
                 let rows = rows.get(start / width..).unwrap_or_default();
                 let z = part(source, start, grad.len());
                 for ((grad, z), [mean, inverse]) in grad.chunks_exact_mut(width).zip(z.chunks_exact(width)).zip(rows) {
-                    grad.iter_mut().zip(scale).for_each(|(grad, scale)| *grad *= scale);
+                    for (grad, scale) in grad.iter_mut().zip(scale) {
+                        *grad *= scale;
+                    }
                     let sum = lanes(grad, 0.0, |a, x| a + x) / width as f32;
                     let along = lanes2(grad, z, |grad, z| grad * (z - mean)) * inverse * inverse / width as f32;
                     for (grad, z) in grad.iter_mut().zip(z) {

@@ -66,15 +66,21 @@ impl LinearCrossEntropies {
     #[inline(always)]
     fn loss(&self, logits: &mut [f32], target: usize) -> f32 {
         if let Some(cap) = self.soft_cap {
-            logits.iter_mut().for_each(|x| *x = cap * tanh(*x / cap));
+            for x in logits.iter_mut() {
+                *x = cap * tanh(*x / cap);
+            }
         }
         let most = lanes(logits, f32::NEG_INFINITY, |a, x| if x > a { x } else { a });
         let own = logits.get(target).copied().unwrap_or(f32::NAN);
         let Some(cap) = self.soft_cap else {
-            logits.iter_mut().for_each(|x| *x = exp(*x - most));
+            for x in logits.iter_mut() {
+                *x = exp(*x - most);
+            }
             let sum = lanes(logits, 0.0, |a, x| a + x);
             let scale = 1.0 / sum;
-            logits.iter_mut().for_each(|x| *x *= scale);
+            for x in logits.iter_mut() {
+                *x *= scale;
+            }
             if let Some(own) = logits.get_mut(target) {
                 *own -= 1.0;
             }
@@ -114,7 +120,7 @@ impl Fused<2> for LinearCrossEntropies {
             let states = Matrix::new(&rows, [count, width]);
             product(Target::new(&mut logits, [count, classes]), Before::Lost, 1.0, states, weight, Threads::All);
             let own = logits.par_chunks_mut(classes).zip(targets).map(|(logits, (_, target))| {
-                pulp::Arch::new().dispatch(
+                host::vectorised(
                     #[inline(always)]
                     || self.loss(logits, *target),
                 )

@@ -109,9 +109,13 @@ impl Fused<2> for RmsNorm {
                     let x = part(source, start, grad.len());
                     let rows = inverse.get(start / width..).unwrap_or_default();
                     for ((grad, x), inverse) in grad.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rows) {
-                        grad.iter_mut().zip(&scale).for_each(|(grad, scale)| *grad *= scale);
+                        for (grad, scale) in grad.iter_mut().zip(&scale) {
+                            *grad *= scale;
+                        }
                         let along = lanes2(grad, x, |grad, x| grad * x) * inverse * inverse / width as f32;
-                        grad.iter_mut().zip(x).for_each(|(grad, x)| *grad = (*grad - x * along) * inverse);
+                        for (grad, x) in grad.iter_mut().zip(x) {
+                            *grad = (*grad - x * along) * inverse;
+                        }
                     }
                 },
             )

@@ -59,7 +59,9 @@ impl Rotate {
                             *a = x * cos_a - sign * y * if sign > 0.0 { sin_a } else { sin_b };
                             *b = y * cos_b + sign * x * if sign > 0.0 { sin_b } else { sin_a };
                         }
-                        beyond.iter_mut().zip(cos.iter().skip(2 * half)).for_each(|(x, cos)| *x *= cos);
+                        for (x, cos) in beyond.iter_mut().zip(cos.iter().skip(2 * half)) {
+                            *x *= cos;
+                        }
                     }
                 }
             },

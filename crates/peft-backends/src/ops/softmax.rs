@@ -29,7 +29,11 @@ impl Fused<1> for Softmax {
             x,
             width,
             #[inline(always)]
-            |_, piece| piece.chunks_exact_mut(width).for_each(in_place),
+            |_, piece| {
+                for row in piece.chunks_exact_mut(width) {
+                    in_place(row);
+                }
+            },
         );
         (y.clone(), y)
     }
@@ -49,7 +53,9 @@ impl Fused<1> for Softmax {
                         #[inline(always)]
                         |grad, y| grad * y,
                     );
-                    grad.iter_mut().zip(y).for_each(|(grad, y)| *grad = (*grad - sum) * y);
+                    for (grad, y) in grad.iter_mut().zip(y) {
+                        *grad = (*grad - sum) * y;
+                    }
                 }
             },
         );
@@ -65,7 +71,9 @@ fn in_place(row: &mut [f32]) {
         #[inline(always)]
         |a, x| if x > a { x } else { a },
     );
-    row.iter_mut().for_each(|x| *x = exp(*x - most));
+    for x in row.iter_mut() {
+        *x = exp(*x - most);
+    }
     let scale = 1.0
         / lanes(
             row,
@@ -73,7 +81,9 @@ fn in_place(row: &mut [f32]) {
             #[inline(always)]
             |a, x| a + x,
         );
-    row.iter_mut().for_each(|x| *x *= scale);
+    for x in row.iter_mut() {
+        *x *= scale;
+    }
 }
 
 #[cfg(test)]

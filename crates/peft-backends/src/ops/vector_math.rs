@@ -1,4 +1,6 @@
 //! `exp`, `erf` and `tanh` without branches and calls, so that a loop over them becomes vector instructions.
+//!
+//! Sums of products are fused ones, which the compiler does not make by itself: half the instructions, and one rounding less.
 
 /// `eˣ` to two units in the last place; 0 where it would be no normal number, which processors are slow with.
 #[inline(always)]
@@ -8,18 +10,18 @@ pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let vanishes = x < LEAST;
     let x = x.clamp(LEAST, 88.3);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let whole = shifted - ROUND;
     // ln 2 in two parts: the first has so few bits that its product with a whole number is exact.
-    let r = (x - whole * 0.693_359_4) + whole * 2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
+    let r = whole.mul_add(2.121_944_4e-4, whole.mul_add(-0.693_359_4, x));
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    let y = (p * r * r + r + 1.0) * power;
+    let y = p.mul_add(r * r, r + 1.0) * power;
     if vanishes { 0.0 } else { y }
 }
 
@@ -28,18 +30,18 @@ pub(super) fn exp(x: f32) -> f32 {
 pub(super) fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let s = x * x;
-    let p = -2.726_142_3e-10;
-    let p = p * s + 2.770_681_3e-8;
-    let p = p * s - 2.101_024e-6;
-    let p = p * s - 5.692_506_3e-5;
-    let p = p * s - 7.349_906_4e-4;
-    let p = p * s - 2.954_600_1e-3;
-    let p = p * s - 1.609_603_2e-2;
-    let q = -1.456_607_2e-5;
-    let q = q * s - 2.133_740_6e-4;
-    let q = q * s - 1.682_827_e-3;
-    let q = q * s - 7.373_329_3e-3;
-    let q = q * s - 1.426_473_9e-2;
+    let p = -2.726_142_3e-10_f32;
+    let p = p.mul_add(s, 2.770_681_3e-8);
+    let p = p.mul_add(s, -2.101_024e-6);
+    let p = p.mul_add(s, -5.692_506_3e-5);
+    let p = p.mul_add(s, -7.349_906_4e-4);
+    let p = p.mul_add(s, -2.954_600_1e-3);
+    let p = p.mul_add(s, -1.609_603_2e-2);
+    let q = -1.456_607_2e-5_f32;
+    let q = q.mul_add(s, -2.133_740_6e-4);
+    let q = q.mul_add(s, -1.682_827_e-3);
+    let q = q.mul_add(s, -7.373_329_3e-3);
+    let q = q.mul_add(s, -1.426_473_9e-2);
     x * p / q
 }
 
