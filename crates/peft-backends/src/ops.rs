@@ -8,6 +8,7 @@ mod attention;
 mod dropout;
 mod gated;
 mod gelu;
+mod half_precision;
 mod host;
 mod layer_norm;
 mod linear_cross_entropies;
@@ -17,6 +18,9 @@ mod product;
 mod rms_norm;
 mod rotary;
 mod softmax;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+mod tests;
 mod vector_math;
 
 pub use attention::{Sight, Weights, attention};

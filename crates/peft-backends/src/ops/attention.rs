@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::{
     dropout::Keep,
     host::{self, lanes, lanes2},
-    node::{Fused, Host, Input, run},
+    node::{Fused, Host, Input, Kept, run},
     product::{Before, Matrix, Shared, Target, Threads, product},
     vector_math::{exp, tanh},
 };
@@ -87,6 +87,12 @@ struct Saved {
     output: Host,
     /// `[batch · heads · queries]`.
     log_sums: Vec<f32>,
+}
+
+impl Kept for Saved {
+    fn tensors(&mut self) -> Vec<&mut Host> {
+        vec![&mut self.q, &mut self.k, &mut self.v, &mut self.output]
+    }
 }
 
 /// A tensor of heads whose vectors lie in one piece each.

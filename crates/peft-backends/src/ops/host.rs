@@ -14,7 +14,8 @@ const PIECE: usize = 1 << 14;
 /// Whether the processor's version can take the tensor: others go through the plain operations.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     let device = x.device();
-    x.dtype() == DType::F32 && (device == Device::flex() || device == Device::flex().autodiff())
+    matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16)
+        && (device == Device::flex() || device == Device::flex().autodiff())
 }
 
 /// The tensor in one piece that is all of its memory; a copy only if it is not so already.

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use super::{
     dropout::{Keep, dropout},
     host::{self, lanes, lanes2, part, width},
-    node::{Fused, Host, Input, run},
+    node::{Fused, Host, Input, Kept, run},
 };
 
 /// `(z - mean) / √(variance + ε) · γ + β` over the last dimension of `z = dropout(x) + residual` (Ba et al. 2016,
@@ -117,6 +117,12 @@ struct Saved {
     z: Host,
     rows: Vec<[f32; 2]>,
     gamma: Host,
+}
+
+impl Kept for Saved {
+    fn tensors(&mut self) -> Vec<&mut Host> {
+        vec![&mut self.z, &mut self.gamma]
+    }
 }
 
 impl Fused<4> for LayerNorm {

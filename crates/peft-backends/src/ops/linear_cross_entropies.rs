@@ -3,12 +3,12 @@
 //! Logits of all rows are never in memory together. What a row's loss does to the hidden state is worked out while its logits
 //! are there, so that the pass back only multiplies.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::{
     host::{self, lanes},
-    node::{Fused, Host, Input, run},
+    node::{Fused, Host, Input, Kept, run},
     product::{Before, Matrix, Target, Threads, product},
     vector_math::{exp, tanh},
 };
@@ -61,6 +61,12 @@ struct Saved {
     shape: Vec<usize>,
 }
 
+impl Kept for Saved {
+    fn tensors(&mut self) -> Vec<&mut Host> {
+        Vec::new()
+    }
+}
+
 impl LinearCrossEntropies {
     /// Turns a row of products into the gradient of its loss, which it returns.
     #[inline(always)]
@@ -99,6 +105,11 @@ impl LinearCrossEntropies {
 
 impl Fused<2> for LinearCrossEntropies {
     type Saved = Option<Saved>;
+
+    /// As in Transformers, which widens logits.
+    fn result(&self, _: DType) -> DType {
+        DType::F32
+    }
 
     fn forward(&self, inputs: [Option<Host>; 2], [needs_hidden, _]: [bool; 2]) -> (Host, Option<Saved>) {
         let [hidden, weight] = inputs.map(|x| x.unwrap_or_else(|| host::tensor(Vec::new(), &[0, 0])));

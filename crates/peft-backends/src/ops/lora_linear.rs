@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{
     dropout::Keep,
     host,
-    node::{Fused, Host, Input, run},
+    node::{Fused, Host, Input, Kept, run},
     product::{Before, Matrix, Target, Threads, product},
 };
 
@@ -86,6 +86,13 @@ struct Saved {
     x: Option<Host>,
     weight: Host,
     low_rank: Option<SavedLowRank>,
+}
+
+impl Kept for Saved {
+    fn tensors(&mut self) -> Vec<&mut Host> {
+        let factors = self.low_rank.iter_mut().flat_map(|factors| [&mut factors.a, &mut factors.b]);
+        self.x.iter_mut().chain([&mut self.weight]).chain(factors).collect()
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::{
     host::{self, lanes2, part, width},
-    node::{Fused, Host, Input, run},
+    node::{Fused, Host, Input, Kept, run},
 };
 
 /// `x / √(mean(x²) + ε) · (offset + weight)` over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
@@ -24,13 +24,14 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, offset: f64, ep
 
 fn plain<const D: usize>(x: Tensor<D>, weight: Tensor<1>, offset: f64, epsilon: f64) -> Tensor<D> {
     let dtype = x.dtype();
-    let x = x.cast(DType::F32);
+    let wide = if dtype == DType::F64 { dtype } else { DType::F32 };
+    let x = x.cast(wide);
     let normed = x.clone() / (x.square().mean_dim(D - 1) + epsilon).sqrt();
     if offset == 0.0 {
         normed.cast(dtype) * weight.unsqueeze()
     } else {
         // The sum with the offset would lose the weight's last digits in half precision.
-        (normed * (weight.cast(DType::F32) + offset).unsqueeze()).cast(dtype)
+        (normed * (weight.cast(wide) + offset).unsqueeze()).cast(dtype)
     }
 }
 
@@ -47,6 +48,12 @@ struct Saved {
     inverse: Vec<f32>,
     /// `offset + weight`.
     scale: Vec<f32>,
+}
+
+impl Kept for Saved {
+    fn tensors(&mut self) -> Vec<&mut Host> {
+        vec![&mut self.x]
+    }
 }
 
 impl Fused<2> for RmsNorm {
