@@ -16,7 +16,7 @@ TRAINING = dict(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0)
 
 
 def training(model, task, rows, length, target_modules, r=8, dtype="f32", adapters=1, burn=False, dropout=False, tolerance=1e-3):
-    sides = ["python", "burn", "ours"] if burn else ["python", "ours"]
+    sides = ["python", "burn", "burn-plain", "ours"] if burn else ["python", "ours"]
     return dict(locals(), kind="train")
 
 
@@ -60,7 +60,7 @@ GROWTH = [
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=CASES, help="which cases; all of them if none is named")
-    parser.add_argument("--side", action="append", choices=["python", "burn", "ours"], help="which sides; all if none is named")
+    parser.add_argument("--side", action="append", choices=["python", "burn", "burn-plain", "ours"], help="which sides; all if none is named")
     parser.add_argument("--pairs", type=int, default=5, help="measured runs of each side")
     parser.add_argument("--steps", type=int, default=6, help="steps of a measured run; the first is not timed")
     parser.add_argument("--check-steps", type=int, default=20, help="steps whose losses must agree before anything is measured")
@@ -124,7 +124,7 @@ class Bench:
             given |= dict(prompt=prompt, max_new_tokens=case["max_new_tokens"], times=3)
         else:
             given |= dict(adapter=str(self.work / f"{name}.adapter"), batches=str(self.work / f"{name}.safetensors"))
-            given |= dict(adapters=case["adapters"], lora="burn" if side == "burn" else "ours", steps=steps, training=TRAINING, save=save)
+            given |= dict(adapters=case["adapters"], lora=side.replace("-", "_"), steps=steps, training=TRAINING, save=save)
         path = self.work / f"{name}.{side}.json"
         path.write_text(json.dumps(given | dict(started=time.time())))
         command = [self.python, HERE / "python_side.py", path] if side == "python" else [self.binary, path]
@@ -143,7 +143,7 @@ class Bench:
         runs = {}
         for side in sides if number % 2 == 0 else reversed(sides):
             with tempfile.TemporaryDirectory() as folder:
-                save, dropout = None if side == "burn" else folder, self.cases[name].get("dropout", False)
+                save, dropout = None if side.startswith("burn") else folder, self.cases[name].get("dropout", False)
                 runs[side] = self.run(name, side, self.options.steps, save, dropout)
         return runs
 
@@ -169,7 +169,7 @@ def report(name, case, pairs):
     per_side = {side: [figures(pair[side]) for pair in pairs] for side in case["sides"]}
     for side, runs in per_side.items():
         tokens = case.get("max_new_tokens") or pairs[0][side]["tokens"]
-        print(f"  {side:7} {spread([tokens / run['step'] for run in runs], 0)} tokens/s, {spread([run['step'] for run in runs], 3)} s, {spread([run['memory'] / 2**20 for run in runs], 0)} MiB, first after {spread([run['first'] for run in runs])} s")
+        print(f"  {side:10} {spread([tokens / run['step'] for run in runs], 0)} tokens/s, {spread([run['step'] for run in runs], 3)} s, {spread([run['memory'] / 2**20 for run in runs], 0)} MiB, first after {spread([run['first'] for run in runs])} s")
     ratios = {}
     for other in [side for side in per_side if side != "ours" and "ours" in per_side]:
         for label, key, above in RATIOS[case["kind"]]:

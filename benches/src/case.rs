@@ -54,6 +54,8 @@ pub(crate) enum Whose {
     Ours,
     /// Burn's own `Lora`.
     Burn,
+    /// The same, with the model computed by Burn's operations alone.
+    BurnPlain,
 }
 
 /// Greedy generation.

@@ -53,6 +53,7 @@ trait Side {
 /// # Errors
 /// If model, adapter or batches cannot be read or do not fit each other.
 pub(crate) fn run(case: &Train) -> Result<Figures> {
+    peft::backends::ops::set_fused(case.lora != Whose::BurnPlain);
     let device = peft::backends::device::parse(None).map_err(|error| Error::Data(error.to_string()))?;
     let model = load(case, &device)?;
     let batches = batches(&case.batches, &device.clone().inner())?;
@@ -63,7 +64,7 @@ pub(crate) fn run(case: &Train) -> Result<Figures> {
             let after = case.save.as_ref().map(|folder| ours.after(folder)).transpose()?;
             Ok(Figures { after, ..figures })
         }
-        Whose::Burn => steps(&mut BurnLora::new(model, case)?, case, &batches),
+        Whose::Burn | Whose::BurnPlain => steps(&mut BurnLora::new(model, case)?, case, &batches),
     }
 }
 

@@ -27,6 +27,7 @@ pub use attention::{Sight, Weights, attention};
 pub use dropout::dropout;
 pub use gated::{gelu_tanh_gated, silu_gated};
 pub use gelu::{gelu, gelu_tanh};
+pub use host::set_fused;
 pub use layer_norm::layer_norm;
 pub use linear_cross_entropies::linear_cross_entropies;
 pub use lora_linear::{LowRank, linear, lora_linear};

@@ -1,6 +1,9 @@
 //! How the processor's versions walk over tensors: contiguous pieces, one thread each, with the widest vectors there are.
 
-use std::mem::MaybeUninit;
+use std::{
+    mem::MaybeUninit,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use pulp::{Arch, NullaryFnOnce};
@@ -11,10 +14,20 @@ use super::node::Host;
 /// Elements that one thread takes at a time: enough to outweigh handing them over, few enough to stay in its cache.
 const PIECE: usize = 1 << 14;
 
+static FUSED: AtomicBool = AtomicBool::new(true);
+
+/// Whether this process computes by the fused operations, as it does if nothing else is said, or by the plain ones alone.
+///
+/// For comparing the two, and for finding out whether a fused operation is at fault. To be set before anything is computed.
+pub fn set_fused(fused: bool) {
+    FUSED.store(fused, Ordering::Relaxed);
+}
+
 /// Whether the processor's version can take the tensor: others go through the plain operations.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     let device = x.device();
-    matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16)
+    FUSED.load(Ordering::Relaxed)
+        && matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16)
         && (device == Device::flex() || device == Device::flex().autodiff())
 }
 
