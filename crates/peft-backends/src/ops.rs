@@ -6,6 +6,7 @@
 
 mod attention;
 mod dropout;
+mod few_rows;
 mod gated;
 mod gelu;
 mod half_precision;

@@ -4,11 +4,16 @@
 //! both factors and of the input come from products with those, and nothing of the weight's size is formed (Hu et al. 2021,
 //! arXiv:2106.09685).
 
-use burn::tensor::{Tensor, module};
+use burn::{
+    backend::Flex,
+    tensor::{DType, Tensor, module},
+};
 use rayon::prelude::*;
 
 use super::{
     dropout::Keep,
+    few_rows,
+    half_precision::{narrowed, widened},
     host,
     node::{Fused, Host, Input, Kept, run},
     product::{Before, Matrix, Target, Threads, product},
@@ -40,8 +45,28 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
     if !fit(&x, &weight, bias.as_ref()) {
         return module::linear(x, weight, bias);
     }
+    if let Some(y) = in_half(&x, &weight) {
+        return bias.into_iter().fold(y, |y, bias| y + bias.unsqueeze());
+    }
     let inputs = [Input::new(x), Input::new(weight), Input::optional(bias), Input::Absent, Input::Absent];
     run(Linear { scale: 0.0, keep: None }, inputs)
+}
+
+/// A few rows times a weight in half precision, which is then read as it is; none for other tensors.
+fn in_half(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
+    let is_plain = |x: &Tensor<2>| x.dtype() == DType::BF16 && !x.is_autodiff();
+    let [rows, columns] = [x.dims()[0], weight.dims()[1]];
+    if !is_plain(x) || !is_plain(weight) || !few_rows::are_few(rows, weight.dims()) {
+        return None;
+    }
+    let [x, weight] = [x, weight].map(|x| x.clone().try_into_primitive::<Flex>().ok());
+    let (x, weight) = (host::whole(widened(&x?)), weight?);
+    let weight = Matrix::of_half(&weight);
+    if !weight.strides().contains(&1) {
+        return None;
+    }
+    let y = few_rows::product(Matrix::of(&x), weight);
+    Some(Tensor::from_primitive::<Flex>(narrowed(host::tensor(y, &[rows, columns]), DType::BF16)))
 }
 
 /// `x W + b + scale · drop(x) Aᵀ Bᵀ`; none if these tensors are not the processor's in single precision.

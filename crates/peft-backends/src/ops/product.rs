@@ -3,36 +3,37 @@
 use std::marker::PhantomData;
 
 use gemm::Parallelism;
+use half::bf16;
 
-use super::node::Host;
+use super::{few_rows, node::Host};
 
 /// A matrix somewhere in memory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Matrix<'a> {
+pub(super) struct Matrix<'a, E = f32> {
     /// From its first element on.
-    values: &'a [f32],
+    values: &'a [E],
     dims: [usize; 2],
     strides: [usize; 2],
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, E: Copy> Matrix<'a, E> {
     /// Row by row without gaps.
-    pub(super) fn new(values: &'a [f32], dims: [usize; 2]) -> Self {
+    pub(super) fn new(values: &'a [E], dims: [usize; 2]) -> Self {
         Self::strided(values, dims, [dims[1], 1])
     }
 
     /// With that many elements from a row to the next and from a column to the next.
-    pub(super) fn strided(values: &'a [f32], dims: [usize; 2], strides: [usize; 2]) -> Self {
+    pub(super) fn strided(values: &'a [E], dims: [usize; 2], strides: [usize; 2]) -> Self {
         assert!(reach(dims, strides) <= values.len(), "a matrix of {dims:?} in {} elements", values.len());
         Self { values, dims, strides }
     }
 
     /// A tensor of two dimensions as it lies, transposed or not.
-    pub(super) fn of(tensor: &'a Host) -> Self {
+    fn laid(values: &'a [E], tensor: &'a Host) -> Self {
         let layout = tensor.layout();
         match (layout.shape().as_slice(), layout.strides()) {
             ([rows, columns], [row, column]) if *row >= 0 && *column >= 0 => {
-                let values = tensor.storage::<f32>().get(layout.start_offset()..).unwrap_or_default();
+                let values = values.get(layout.start_offset()..).unwrap_or_default();
                 Self::strided(values, [*rows, *columns], [row.unsigned_abs(), column.unsigned_abs()])
             }
             (dims, strides) => unreachable!("a matrix of {dims:?} with strides {strides:?}"),
@@ -53,13 +54,43 @@ impl<'a> Matrix<'a> {
 
     /// A row whose elements lie side by side.
     #[inline(always)]
-    pub(super) fn row(self, at: usize) -> &'a [f32] {
+    pub(super) fn row(self, at: usize) -> &'a [E] {
         let start = at * self.strides[0];
         self.values.get(start..start + self.dims[1]).unwrap_or_default()
     }
 
+    /// `count` elements of a row from `from` on; they lie side by side.
+    #[inline(always)]
+    pub(super) fn part_of_row(self, at: usize, from: usize, count: usize) -> &'a [E] {
+        let start = at * self.strides[0] + from;
+        self.values.get(start..start + count).unwrap_or_default()
+    }
+
     pub(super) fn dims(self) -> [usize; 2] {
         self.dims
+    }
+
+    pub(super) fn strides(self) -> [usize; 2] {
+        self.strides
+    }
+}
+
+impl<'a> Matrix<'a, bf16> {
+    /// A tensor in half precision.
+    pub(super) fn of_half(tensor: &'a Host) -> Self {
+        Self::laid(tensor.storage::<bf16>(), tensor)
+    }
+}
+
+impl<'a> Matrix<'a> {
+    /// A tensor in single precision.
+    pub(super) fn of(tensor: &'a Host) -> Self {
+        Self::laid(tensor.storage::<f32>(), tensor)
+    }
+
+    #[inline(always)]
+    pub(super) fn at(self, row: usize, column: usize) -> f32 {
+        self.values.get(row * self.strides[0] + column * self.strides[1]).copied().unwrap_or_default()
     }
 }
 
@@ -116,6 +147,22 @@ impl<'a> Target<'a> {
     }
 }
 
+impl Target<'_> {
+    /// Writes a matrix without gaps, or adds it.
+    fn take(self, before: Before, factor: f32, found: &[f32]) {
+        let [_, columns] = self.dims;
+        for (row, found) in found.chunks_exact(columns.max(1)).enumerate() {
+            // SAFETY: all elements of the target were checked against its memory when it was made, and it is borrowed mutably.
+            #[expect(unsafe_code, reason = "the argument stands above")]
+            let out = unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(row * self.stride), columns) };
+            for (out, found) in out.iter_mut().zip(found) {
+                let kept = if before == Before::Kept { *out } else { 0.0 };
+                *out = kept + factor * found;
+            }
+        }
+    }
+}
+
 /// What becomes of what was there before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Before {
@@ -138,6 +185,10 @@ pub(super) enum Threads {
 pub(super) fn product(out: Target<'_>, before: Before, factor: f32, a: Matrix<'_>, b: Matrix<'_>, threads: Threads) {
     let ([m, k], [inner, n]) = (a.dims, b.dims);
     assert!(inner == k && out.dims == [m, n], "{:?} of {:?} and {:?}", out.dims, a.dims, b.dims);
+    if threads == Threads::All && few_rows::are_few(m, b.dims) && b.strides.contains(&1) {
+        let found = few_rows::product(a, b);
+        return out.take(before, factor, &found);
+    }
     // Below this handing out the work costs more than it saves.
     let many = threads == Threads::All && m * n * k >= 128 * 128 * 128;
     let stride = |stride: usize| isize::try_from(stride).unwrap_or(isize::MAX);

@@ -98,7 +98,7 @@ const CASES: [Case; 12] = [
 ];
 
 fn row(x: &Tensor<2>) -> Tensor<1> {
-    x.clone().slice([0..1]).squeeze_dim(0)
+    x.clone().narrow(0, 0, 1).squeeze_dim(0)
 }
 
 /// Heads of four dimensions.
@@ -224,5 +224,22 @@ fn the_bits_are_the_same_on_any_number_of_threads() {
         for threads in 2..=5 {
             assert!(bits(threads) == one, "{name} on {threads} threads");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn few_rows_are_rows(rows in 1..6_usize, [inner, columns] in [1..500_usize, 1..500_usize], turned: bool, half: bool) {
+        let device = Device::flex();
+        let dtype = if half { FloatDType::BF16 } else { FloatDType::F32 };
+        let random = |dims: [usize; 2]| Tensor::<2>::random(dims, Distribution::Normal(0.0, 1.0), &device).cast(dtype);
+        let weight = if turned { random([columns, inner]).transpose() } else { random([inner, columns]) };
+        let (x, bias) = (random([rows, inner]), row(&random([1, columns])));
+        let y = linear(x.clone(), weight.clone(), Some(bias.clone()));
+        assert_eq!(y.dtype(), DType::from(dtype));
+        let exact = x.cast(FloatDType::F64).matmul(weight.cast(FloatDType::F64)) + bias.cast(FloatDType::F64).unsqueeze();
+        close("linear", y, exact, if half { 8e-3 } else { 1e-5 });
     }
 }
