@@ -34,54 +34,76 @@ pub(super) fn are_few(rows: usize, [inner, columns]: [usize; 2]) -> bool {
     rows <= FEW && inner * columns >= MANY
 }
 
-/// `a b`, row by row. The order of each sum follows from the sizes alone.
+/// `a b`, row by row. Each thread reads one stretch of memory after the other; the order of each sum follows from the sizes
+/// alone.
 pub(super) fn product<W: Wide>(a: Matrix<'_>, b: Matrix<'_, W>) -> Vec<f32> {
+    if b.strides()[0] == 1 && a.strides()[1] == 1 { by_columns(a, b) } else { by_parts(a, b) }
+}
+
+/// Of a weight whose columns lie in one piece each.
+fn by_columns<W: Wide>(a: Matrix<'_>, b: Matrix<'_, W>) -> Vec<f32> {
+    const COLUMNS: usize = 64;
     let ([rows, _], [_, columns]) = (a.dims(), b.dims());
-    // As many pieces as keep all threads busy to the end, each wide enough to be read in one go.
-    let width = columns.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(16).max(64);
-    let pieces: Vec<Vec<f32>> = (0..columns.div_ceil(width))
-        .into_par_iter()
-        .map(|piece| {
-            let from = piece * width;
-            let count = width.min(columns - from);
-            let mut sums = vec![0.0; rows * count];
-            for (row, sums) in sums.chunks_exact_mut(count).enumerate() {
-                vectorised(
-                    #[inline(always)]
-                    || row_of(a, row, b, from, sums),
-                );
-            }
-            sums
-        })
-        .collect();
+    let mut by_column = vec![0.0; columns * rows];
+    by_column.par_chunks_mut(COLUMNS * rows).enumerate().for_each(|(piece, sums)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (at, sums) in sums.chunks_exact_mut(rows).enumerate() {
+                    let column = b.t().row(piece * COLUMNS + at);
+                    for (row, sum) in sums.iter_mut().enumerate() {
+                        *sum = dot(a.row(row), column);
+                    }
+                }
+            },
+        );
+    });
+    if rows == 1 {
+        return by_column;
+    }
     let mut out = vec![0.0; rows * columns];
-    for (row, out) in out.chunks_exact_mut(columns).enumerate() {
-        for (out, sums) in out.chunks_mut(width).zip(&pieces) {
-            let from = row * out.len();
-            out.copy_from_slice(sums.get(from..from + out.len()).unwrap_or_default());
+    for (column, sums) in by_column.chunks_exact(rows).enumerate() {
+        for (out, sum) in out.iter_mut().skip(column).step_by(columns).zip(sums) {
+            *out = *sum;
         }
     }
     out
 }
 
-/// Some columns of one row.
-#[inline(always)]
-fn row_of<W: Wide>(a: Matrix<'_>, row: usize, b: Matrix<'_, W>, from: usize, sums: &mut [f32]) {
-    let [inner, _] = b.dims();
-    if b.strides()[0] == 1 && a.strides()[1] == 1 {
-        let x = a.row(row);
-        for (column, sum) in (from..).zip(sums) {
-            *sum = dot(x, b.t().row(column));
+/// Of a weight whose rows lie in one piece each: sums over an eighth of its rows at a time.
+fn by_parts<W: Wide>(a: Matrix<'_>, b: Matrix<'_, W>) -> Vec<f32> {
+    const PARTS: usize = 8;
+    let ([rows, inner], [_, columns]) = (a.dims(), b.dims());
+    let part = inner.div_ceil(PARTS);
+    let parts: Vec<Vec<f32>> = (0..inner.div_ceil(part))
+        .into_par_iter()
+        .map(|index| {
+            let mut sums = vec![0.0; rows * columns];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for at in index * part..inner.min((index + 1) * part) {
+                        let weights = b.row(at);
+                        for (row, sums) in sums.chunks_exact_mut(columns).enumerate() {
+                            let x = a.at(row, at);
+                            for (sum, weight) in sums.iter_mut().zip(weights) {
+                                *sum = weight.wide().mul_add(x, *sum);
+                            }
+                        }
+                    }
+                },
+            );
+            sums
+        })
+        .collect();
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_default();
+    for part in parts {
+        for (total, sum) in total.iter_mut().zip(part) {
+            *total += sum;
         }
-        return;
     }
-    for at in 0..inner {
-        let x = a.at(row, at);
-        let weights = b.part_of_row(at, from, sums.len());
-        for (sum, weight) in sums.iter_mut().zip(weights) {
-            *sum = weight.wide().mul_add(x, *sum);
-        }
-    }
+    total
 }
 
 /// In 32 lanes: enough sums at a time that none waits for the one before.

@@ -59,13 +59,6 @@ impl<'a, E: Copy> Matrix<'a, E> {
         self.values.get(start..start + self.dims[1]).unwrap_or_default()
     }
 
-    /// `count` elements of a row from `from` on; they lie side by side.
-    #[inline(always)]
-    pub(super) fn part_of_row(self, at: usize, from: usize, count: usize) -> &'a [E] {
-        let start = at * self.strides[0] + from;
-        self.values.get(start..start + count).unwrap_or_default()
-    }
-
     pub(super) fn dims(self) -> [usize; 2] {
         self.dims
     }
