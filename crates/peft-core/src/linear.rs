@@ -6,7 +6,7 @@ use burn::{
     tensor::{Int, Tensor, module},
 };
 
-use crate::{AdapterSet, tuner::LinearCall};
+use crate::{AdapterSet, FrozenWeight, tuner::LinearCall};
 
 /// GPT-2's projection: a linear layer whose files hold the weight as `[d_in, d_out]`.
 #[derive(Module, Debug)]
@@ -69,8 +69,9 @@ fn adapted<const D: usize>(
         None => product(input, weight.val(), bias),
         Some(set) if set.replaces() => product(input, weight.val(), bias),
         Some(set) => {
-            let call = LinearCall { input, weight: weight.base(), bias: bias.clone(), training: set.is_training() };
-            let frozen = || product(call.input.clone(), call.weight.clone(), bias.clone());
+            let weight = set.packed().map_or_else(|| FrozenWeight::Dense(weight.base()), FrozenWeight::Packed);
+            let call = LinearCall { input, weight, bias: bias.clone(), training: set.is_training() };
+            let frozen = || call.weight.linear(product, call.input.clone(), bias.clone());
             let mut tuned = set.tuned();
             let first = match tuned.next() {
                 None => frozen(),

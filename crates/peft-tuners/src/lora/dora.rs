@@ -37,13 +37,13 @@ impl LayerTuner for DoraLinear {
 
     /// `y + (m/‖·‖ - 1) x W + m/‖·‖ ΔW(x)`: where nothing is dropped `x W` is in `y` already.
     fn forward(&self, tensors: &Tensors<'_>, call: &LinearCall, output: Tensor<2>) -> Tensor<2> {
-        let Some(factor) = factor(tensors, &self.0.merged(tensors, DynTensor::R2(call.weight.clone()))) else {
+        let Some(factor) = factor(tensors, &self.0.merged(tensors, DynTensor::R2(call.weight.dense()))) else {
             return output;
         };
         let dtype = output.dtype();
         let (dropped, product) = self.0.product(tensors, call);
         let frozen = match dropped {
-            Some(input) => as_dtype(input, call.weight.dtype()).matmul(call.weight.clone()),
+            Some(input) => call.frozen(as_dtype(input, call.input.dtype())),
             None => match &call.bias {
                 Some(bias) => output.clone() - bias.clone().unsqueeze(),
                 None => output.clone(),
