@@ -58,7 +58,8 @@ fn codes_and_scales_are_those_of_bitsandbytes(
         ScaleParts::Nested { codes, absmax, map, offset, .. } => {
             assert_eq!(map, &floats(&expected["map"]));
             assert_eq!(codes, &bytes(of("absmax")));
-            let close = |ours: f32, theirs: f32| assert!((ours - theirs).abs() <= 1e-6 * theirs.abs(), "{ours} {theirs}");
+            let close =
+                |ours: f32, theirs: f32| assert!((ours - theirs).abs() <= 1e-6 * theirs.abs(), "{ours} {theirs}");
             absmax.iter().zip(floats(of("nested_absmax"))).for_each(|(ours, theirs)| close(*ours, theirs));
             close(*offset, floats(of("offset"))[0]);
         }
@@ -103,9 +104,13 @@ fn packed_checkpoints_load_and_are_written_as_they_were(#[values("nf4", "fp4", "
     let [own, theirs] = [own, theirs].map(|file| TensorFile::read(&file, "weights").unwrap().tensors);
     assert_eq!(own.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
     for (name, data) in theirs.iter().filter(|(name, _)| !name.contains("quant_state")) {
-        assert_eq!((data.dtype(), data.shape(), data.bytes()), (own[name].dtype(), own[name].shape(), own[name].bytes()));
+        assert_eq!(
+            (data.dtype(), data.shape(), data.bytes()),
+            (own[name].dtype(), own[name].shape(), own[name].bytes())
+        );
     }
-    let again = checkpoint::load(written.path(), &AutoClass::CAUSAL_LM, &LoadOptions::default(), &Device::flex()).unwrap();
+    let again =
+        checkpoint::load(written.path(), &AutoClass::CAUSAL_LM, &LoadOptions::default(), &Device::flex()).unwrap();
     assert_eq!(logits(&again.base, &expected["input_ids"]), logits(&base, &expected["input_ids"]));
 }
 
@@ -140,7 +145,10 @@ fn lora(base: BaseModel, dora: bool) -> PeftModel {
 
 fn batch(ids: &TensorData) -> Batch {
     let ids = Tensor::from_data(ids.clone().convert::<i64>(), &Device::flex());
-    Batch { inputs: Inputs { input_ids: Some(ids.clone()), ..Inputs::default() }, labels: Labels(BTreeMap::from([("labels".to_owned(), ids.into_data())])) }
+    Batch {
+        inputs: Inputs { input_ids: Some(ids.clone()), ..Inputs::default() },
+        labels: Labels(BTreeMap::from([("labels".to_owned(), ids.into_data())])),
+    }
 }
 
 /// Loss, and gradients by key, of an adapter on a base.
@@ -184,7 +192,8 @@ fn merging_gives_dense_weights_or_packs_them_again(#[values("nf4", "int8")] kind
     let repacked = model.merge_repacked().unwrap();
     assert_eq!(repacked.packed.iter().count(), 14);
     let name = "model.layers.0.mlp.down_proj.weight";
-    let [before, after] = [model.base(), &repacked].map(|base| base.packed.get(name).unwrap().stored(name)[0].1.clone());
+    let [before, after] =
+        [model.base(), &repacked].map(|base| base.packed.get(name).unwrap().stored(name)[0].1.clone());
     assert_ne!(before, after);
     // Rounded to the nearest codes of the sums, which is what packing the merged model gives.
     let folder = tempfile::tempdir().unwrap();
@@ -202,7 +211,12 @@ fn what_cannot_be_packed_names_the_key() {
         ("dense", QuantizationConfig { load_in_8bit: true, ..nf4() }, "load_in_8bit", "keep one"),
         ("dense", QuantizationConfig { load_in_4bit: false, ..nf4() }, "bnb_4bit_quant_type", "load_in_4bit"),
         ("int8", nf4(), "load_in_4bit", "packed already"),
-        ("dense", QuantizationConfig { llm_int8_skip_modules: Some(vec!["nobody".into()]), ..nf4() }, "llm_int8_skip_modules", "nobody"),
+        (
+            "dense",
+            QuantizationConfig { llm_int8_skip_modules: Some(vec!["nobody".into()]), ..nf4() },
+            "llm_int8_skip_modules",
+            "nobody",
+        ),
     ] {
         let error = refused(model, quantization);
         assert!(error.contains(key) && error.contains(word), "{error}");
@@ -214,7 +228,8 @@ fn what_cannot_be_packed_names_the_key() {
     assert_eq!(skip(&["lm_head"]), 14);
     assert_eq!(skip(&["down_proj", "model.layers.0"]), 6);
     let full = PeftConfig::new(PeftType::new("FULL"), Some(TaskType::new("CAUSAL_LM"))).unwrap();
-    let error = PeftModel::new(load("nf4", QuantizationConfig::default()).unwrap(), full, &Device::flex(), 0).unwrap_err();
+    let error =
+        PeftModel::new(load("nf4", QuantizationConfig::default()).unwrap(), full, &Device::flex(), 0).unwrap_err();
     assert!(error.to_string().contains("peft_type"), "{error}");
 }
 
@@ -230,12 +245,9 @@ fn broken_packed_checkpoints_are_refused() {
         loaded.unwrap_err().to_string()
     };
     let weight = "model.layers.1.self_attn.q_proj.weight";
-    for (part, word) in [
-        (".absmax", "missing"),
-        (".nested_absmax", "missing"),
-        (".nested_quant_map", "missing"),
-        ("", "missing"),
-    ] {
+    for (part, word) in
+        [(".absmax", "missing"), (".nested_absmax", "missing"), (".nested_quant_map", "missing"), ("", "missing")]
+    {
         let error = broken(&|weights| _ = weights.remove(&format!("{weight}{part}")));
         assert!(error.contains(&format!("{weight}{part}")) && error.contains(word), "{error}");
     }
@@ -244,8 +256,18 @@ fn broken_packed_checkpoints_are_refused() {
     for (text, word) in [
         (text("{"), "description"),
         (text(r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [48, 49]}"#), "[48, 49]"),
-        (text(r#"{"quant_type": "nf4", "blocksize": 0, "dtype": "float32", "shape": [48, 48], "nested_blocksize": 256, "nested_offset": 0}"#), "blocks of 0"),
-        (text(r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [48, 48], "nested_blocksize": 0, "nested_offset": 0}"#), "scales"),
+        (
+            text(
+                r#"{"quant_type": "nf4", "blocksize": 0, "dtype": "float32", "shape": [48, 48], "nested_blocksize": 256, "nested_offset": 0}"#,
+            ),
+            "blocks of 0",
+        ),
+        (
+            text(
+                r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [48, 48], "nested_blocksize": 0, "nested_offset": 0}"#,
+            ),
+            "scales",
+        ),
     ] {
         let error = broken(&|weights| _ = weights.insert(state.clone(), text.clone()));
         assert!(error.contains(word), "{error}");

@@ -1,10 +1,7 @@
 //! Options that pack the weights of a model, as all verbs that load one take them.
 
 use clap::{Args, ValueEnum};
-use peft::models::{
-    QuantizationConfig,
-    quantization::QuantType,
-};
+use peft::models::{QuantizationConfig, quantization::QuantType};
 
 /// How the weights of linear layers are packed while the model is loaded.
 #[derive(Debug, Clone, Args)]

@@ -66,8 +66,7 @@ impl ModelArgs {
         }
         let class = auto_class(&first.config)?;
         let (dtype, labels) = (dtype(globals)?, labels(&self.model, first)?);
-        let options =
-            LoadOptions { dtype, labels, quantization: self.quantization.config(), ..LoadOptions::default() };
+        let options = LoadOptions { dtype, labels, quantization: self.quantization.config(), ..LoadOptions::default() };
         let loaded = checkpoint::load(&self.model, &class, &options, &device)?;
         let heads = saved_heads(first);
         for head in loaded.initialised.iter().filter(|name| !heads.iter().any(|head| name.starts_with(head))) {

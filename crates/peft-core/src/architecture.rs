@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 
 use crate::{
-    Batch, DynModule, Error, FreshValues, ModuleTree, PackedWeights, Result, ShiftRight, fresh::is_ending, packed::base_value,
-    registry::Plugin,
+    Batch, DynModule, Error, FreshValues, ModuleTree, PackedWeights, Result, ShiftRight, fresh::is_ending,
+    packed::base_value, registry::Plugin,
 };
 
 /// Which head a model is built with, by the name of Transformers' auto class; open, so that a plugin can add its own.

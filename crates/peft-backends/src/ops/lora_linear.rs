@@ -301,9 +301,7 @@ impl Fused<5> for Linear {
         let tokens = values.len() / d_out;
         let dy = Matrix::new(values, [tokens, d_out]);
         let [needs_x, needs_weight, needs_bias, needs_a, needs_b] = needs;
-        let mut dx = needs_x.then(|| {
-            host::written(tokens * d_in, |dx| frozen.multiply_back(dx, dy))
-        });
+        let mut dx = needs_x.then(|| host::written(tokens * d_in, |dx| frozen.multiply_back(dx, dy)));
         let [da, db] = match &low_rank {
             Some(low_rank) => {
                 let dx = dx.as_deref_mut();

@@ -309,7 +309,8 @@ mod tests {
     /// The packed operations against the same on the unpacked weight.
     fn check([tokens, d_in, d_out, rank]: [usize; 4], packing: Packing, biased: bool, adapted: bool) {
         let matrix = packed([d_in, d_out], packing);
-        let (x, bias, upstream) = (random([tokens, d_in]), random([1, d_out]).reshape([d_out]), random([tokens, d_out]));
+        let (x, bias, upstream) =
+            (random([tokens, d_in]), random([1, d_out]).reshape([d_out]), random([tokens, d_out]));
         let (a, b) = (random([rank, d_in]), random([d_out, rank]));
         let bias = biased.then_some(bias);
         let run = |dense: bool| {

@@ -17,8 +17,8 @@ use crate::{
     Adapter, DynParam, DynTensor, Error, ModuleKind, ModuleTree, Plan, Result,
     adapter::{AdapterTensor, KEY_PREFIX, PROMPT_KEY_PREFIX, Role, Tie},
     explain,
-    packed::base_value,
     files::{ADAPTER_CONFIG, AdapterFolder, PROMPT_ENCODER_WEIGHTS},
+    packed::base_value,
     plan::Adapted,
     prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER, PromptPlan, PromptShape, PromptTuner, StoredPrompt, Words},
     tokenizer::Tokenizer,
@@ -160,14 +160,18 @@ impl PeftModel {
         let is_dense = |name: &&String| self.base.packed.get(name).is_none();
         let weights = self.base_values(&weights.iter().filter(is_dense).map(String::as_str).collect());
         let weight_of = |name: &str| {
-            weights.get(name).cloned().or_else(|| self.base.packed.get(name).map(|packed| DynTensor::R2(packed.dense())))
+            weights
+                .get(name)
+                .cloned()
+                .or_else(|| self.base.packed.get(name).map(|packed| DynTensor::R2(packed.dense())))
         };
         for target in &plan.adapted {
             let mut before: Vec<(Arc<str>, DynParam)> = Vec::new();
             for spec in target.layer.tensors() {
                 let key = format!("{}.{}", target.module, spec.name);
                 let derived = || {
-                    let weight = (spec.init == Init::Derived).then(|| weight_of(&format!("{}.weight", target.module)))??;
+                    let weight =
+                        (spec.init == Init::Derived).then(|| weight_of(&format!("{}.weight", target.module)))??;
                     target.layer.derived(&Tensors::new(&before), weight)
                 };
                 let data = value(&key, Slot::Tuned(&spec, &derived))?;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use peft_backends::ops::{FourBit, PackedParts, Packing, ScaleParts};
 use burn::tensor::Device;
+use peft_backends::ops::{FourBit, PackedParts, Packing, ScaleParts};
 use peft_core::{Error, Result};
 use safetensors::Dtype;
 

@@ -56,7 +56,8 @@ impl Packer {
         }
         if packing.is_some() && own.is_some() {
             let key = if asked.load_in_4bit { "load_in_4bit" } else { "load_in_8bit" };
-            let problem = format!("the model is packed already ({QUANTIZATION_CONFIG} in its config.json): take it away");
+            let problem =
+                format!("the model is packed already ({QUANTIZATION_CONFIG} in its config.json): take it away");
             return Err(Error::config(key, problem));
         }
         if packing.is_some() && names.is_empty() {

@@ -63,10 +63,8 @@ pub(super) fn tensors(parameter: &str, parts: PackedParts, dtype: &str) -> Vec<(
         nested_dtype: None,
         nested_offset: None,
     };
-    let mut tensors = vec![
-        named("", TensorData::new(codes, [count, 1])),
-        named(QUANT_MAP, TensorData::from(*kind.values())),
-    ];
+    let mut tensors =
+        vec![named("", TensorData::new(codes, [count, 1])), named(QUANT_MAP, TensorData::from(*kind.values()))];
     match scales {
         ScaleParts::Plain(scales) => tensors.push(named(ABSMAX, flat(scales))),
         ScaleParts::Nested { codes, absmax, map, block, offset } => {

@@ -5,7 +5,7 @@ use burn::{
     tensor::{Int, Tensor},
 };
 
-use super::{PackedMatrix, Packing, Scales, codebook::Pairs};
+use super::{PackedMatrix, Packing, Scales, codebook::Pairs, quantize::BLOCK};
 use crate::ops::node::Host;
 
 /// What `SCB` is divided by.
@@ -104,6 +104,24 @@ impl Reader<'_> {
     #[inline(always)]
     pub(super) fn read(&self, start: usize, out: &mut [f32]) {
         let (mut at, mut left) = (start, out);
+        // Whole blocks from the beginning of one, as far as they go.
+        if let Some(pairs) = self.pairs
+            && self.block == BLOCK
+            && at.is_multiple_of(BLOCK)
+        {
+            let (blocks, rest) = left.as_chunks_mut::<BLOCK>();
+            let bytes = self.codes.get(at / 2..).unwrap_or_default().as_chunks::<{ BLOCK / 2 }>().0;
+            for (index, (block, bytes)) in blocks.iter_mut().zip(bytes).enumerate() {
+                let scale = self.scales.get(at / BLOCK + index);
+                for (pair, byte) in block.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+                    *pair = pairs[usize::from(*byte)];
+                }
+                for x in block {
+                    *x *= scale;
+                }
+            }
+            (at, left) = (at + blocks.len() * BLOCK, rest);
+        }
         while !left.is_empty() {
             let length = (self.block - at % self.block).min(left.len());
             let (now, rest) = left.split_at_mut(length);
@@ -131,8 +149,12 @@ impl Reader<'_> {
         }
         let bytes = bytes.get(odd.len()..).unwrap_or_default();
         let (whole, last) = out.as_chunks_mut::<2>();
+        // Looked up in one loop and multiplied in another, which then takes whole vectors.
         for (pair, byte) in whole.iter_mut().zip(bytes) {
-            *pair = pairs[usize::from(*byte)].map(|value| value * scale);
+            *pair = pairs[usize::from(*byte)];
+        }
+        for x in whole.as_flattened_mut() {
+            *x *= scale;
         }
         if let ([x], Some(byte)) = (last, bytes.get(whole.len())) {
             *x = pairs[usize::from(*byte)][0] * scale;
