@@ -51,7 +51,7 @@ fn codes_and_scales_are_those_of_bitsandbytes(
     let of = |part: &str| &expected[&format!("{name}.{kind}.{part}")];
     let values = &expected[&format!("{name}.values")];
     let &[d_out, d_in] = values.shape().as_slice() else { panic!("a matrix") };
-    let parts = quantize(&floats(values), [d_out, d_in], packing);
+    let parts = quantize(&floats(values), [d_out, d_in], packing).unwrap();
     assert_eq!(parts.codes, bytes(of("codes")));
     match &parts.scales {
         ScaleParts::Plain(scales) => assert_eq!(scales, &floats(of("absmax"))),
@@ -81,7 +81,7 @@ fn packed_as(kind: &str) -> QuantizationConfig {
         load_in_8bit: kind == "int8",
         bnb_4bit_quant_type: if kind == "nf4" { QuantType::Nf4 } else { QuantType::Fp4 },
         bnb_4bit_use_double_quant: kind == "nf4",
-        llm_int8_skip_modules: None,
+        ..QuantizationConfig::default()
     }
 }
 
@@ -274,6 +274,57 @@ fn broken_packed_checkpoints_are_refused() {
     }
     let error = broken(&|weights| _ = weights.insert(weight.to_owned(), TensorData::new(vec![0_u8; 7], [7, 1])));
     assert!(error.contains(weight) && error.contains("bytes"), "{error}");
-    let parts = PackedParts { codes: vec![0; 4], ..quantize(&[0.0; 6], [2, 3], Packing::Int8) };
+    let parts = PackedParts { codes: vec![0; 4], ..quantize(&[0.0; 6], [2, 3], Packing::Int8).unwrap() };
     assert!(PackedMatrix::new(parts, &Device::flex()).unwrap_err().contains("bytes"));
+}
+
+#[rstest]
+fn gguf_weights_and_tables_that_stay_packed_give_the_same_model(
+    #[values("llama-k-quants", "llama-old-quants")] name: &str,
+) {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("gguf").join(format!("{name}.gguf"));
+    let load = |keep_gguf_packed: bool| {
+        let quantization = QuantizationConfig { keep_gguf_packed, ..QuantizationConfig::default() };
+        let options = LoadOptions { quantization, ..LoadOptions::default() };
+        checkpoint::load(&file, &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base
+    };
+    let (packed, dense) = (load(true), load(false));
+    let ids = &TensorFile::read(&file.with_extension("safetensors"), "expected").unwrap().tensors["input_ids"];
+    assert_close("logits", &logits(&packed, ids), &logits(&dense, ids));
+    assert!(packed.bytes() < dense.bytes(), "{} of {}", packed.bytes(), dense.bytes());
+    assert_eq!(packed.tree().num_params(), dense.tree().num_params());
+
+    let ((loss, grads), (dense_loss, dense_grads)) = (trained(packed.clone(), false, ids), trained(dense, false, ids));
+    assert_close("loss", &loss, &dense_loss);
+    grads.iter().for_each(|(key, grad)| assert_close(key, grad, &dense_grads[key]));
+
+    // Checkpoints have no place for blocks: they are written as floats.
+    let folder = tempfile::tempdir().unwrap();
+    checkpoint::save(&packed, Some(&file), folder.path()).unwrap();
+    let written = checkpoint::load(folder.path(), &AutoClass::CAUSAL_LM, &LoadOptions::default(), &Device::flex());
+    assert_close("written", &logits(&written.unwrap().base, ids), &logits(&packed, ids));
+}
+
+#[test]
+fn a_packed_table_takes_adapters_and_trained_copies() {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("gguf/llama-old-quants.gguf");
+    let ids = &TensorFile::read(&file.with_extension("safetensors"), "expected").unwrap().tensors["input_ids"];
+    let run = |keep_gguf_packed: bool, key: &str, value: &str, dora: bool| {
+        let quantization = QuantizationConfig { keep_gguf_packed, ..QuantizationConfig::default() };
+        let options = LoadOptions { quantization, ..LoadOptions::default() };
+        let base = checkpoint::load(&file, &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base;
+        let config = PeftConfig::new(PeftType::new("LORA"), Some(TaskType::new("CAUSAL_LM"))).unwrap();
+        let config = config.with("target_modules", ["q_proj", "embed_tokens"].as_slice()).unwrap();
+        let config = config.with("init_lora_weights", false).unwrap().with("use_dora", dora).unwrap();
+        let config = if key.is_empty() { config } else { config.with(key, [value].as_slice()).unwrap() };
+        let mut model = PeftModel::new(base, config, &Device::flex(), 3).unwrap();
+        let (loss, _) = model.loss(&batch(ids)).unwrap();
+        let merged = logits(&model.merge().unwrap(), ids);
+        (loss.without_autodiff().into_data(), merged)
+    };
+    for (key, value, dora) in [("", "", false), ("", "", true), ("modules_to_save", "lm_head", false)] {
+        let ((loss, merged), (dense_loss, dense_merged)) = (run(true, key, value, dora), run(false, key, value, dora));
+        assert_close("loss", &loss, &dense_loss);
+        assert_close("merged", &merged, &dense_merged);
+    }
 }

@@ -33,7 +33,7 @@ pub use host::set_fused;
 pub use layer_norm::layer_norm;
 pub use linear_cross_entropies::linear_cross_entropies;
 pub use lora_linear::{LowRank, linear, lora_linear};
-pub use packed::{FourBit, PackedMatrix, PackedParts, Packing, ScaleParts, quantize};
+pub use packed::{FourBit, GgmlType, PackedMatrix, PackedParts, Packing, ScaleParts, quantize};
 pub use rms_norm::rms_norm;
 pub use rotary::rotate;
 pub use softmax::softmax;

@@ -18,6 +18,9 @@ pub(crate) struct QuantizationArgs {
     /// Pack the scales of codes of four bits as well.
     #[arg(long, requires = "load_in_4bit")]
     bnb_4bit_use_double_quant: bool,
+    /// Keep the weights of a GGUF file packed as they are there.
+    #[arg(long)]
+    keep_gguf_packed: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -37,6 +40,7 @@ impl QuantizationArgs {
                 Some(QuantTypeArg::Fp4) | None => QuantType::Fp4,
             },
             bnb_4bit_use_double_quant: self.bnb_4bit_use_double_quant,
+            keep_gguf_packed: self.keep_gguf_packed,
             llm_int8_skip_modules: None,
         }
     }

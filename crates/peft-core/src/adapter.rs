@@ -170,6 +170,11 @@ impl AdapterSet {
         self.entries.iter().any(|entry| !matches!(entry.role, Role::Tuned(_)))
     }
 
+    /// Whether no adapter is there, only a weight that is packed.
+    pub fn is_plain(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Whether dropout acts.
     pub fn is_training(&self) -> bool {
         self.training.is_enabled()

@@ -309,6 +309,21 @@ impl BaseModel {
         Self { module, info: info.into(), packed: PackedWeights::default() }
     }
 
+    /// The memory of the weights; those that are tied count once.
+    pub fn bytes(&self) -> usize {
+        let is_copy = |name: &str| self.info.tied.iter().any(|(copy, _)| copy == name);
+        let mut bytes = 0;
+        self.module.boxed_clone().map_params(&|path| self.info.rename(path), &mut |name, param| {
+            bytes += match self.packed.get(name) {
+                _ if is_copy(name) => 0,
+                Some(packed) => packed.bytes(),
+                None => param.shape().iter().product::<usize>() * param.tensor().dtype().size(),
+            };
+            param
+        });
+        bytes
+    }
+
     /// The same with every packed weight unpacked.
     #[must_use]
     pub fn unpacked(self) -> Self {

@@ -81,6 +81,11 @@ impl DynTensor {
         ranks!(self, tensor => tensor.dims().to_vec())
     }
 
+    /// The type of the values.
+    pub fn dtype(&self) -> DType {
+        ranks!(self, tensor => tensor.dtype())
+    }
+
     /// Reads the values back, in the tensor's own type.
     pub fn to_data(&self) -> TensorData {
         ranks!(self, tensor => tensor.to_data())

@@ -98,9 +98,13 @@ pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3
         None => module::embedding(embedding.weight.val(), ids),
         Some(set) if set.replaces() => module::embedding(embedding.weight.val(), ids),
         Some(set) => {
-            let weight = embedding.weight.base();
-            let frozen = module::embedding(weight.clone(), ids.clone());
-            set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, weight.clone(), ids.clone(), out))
+            let weight =
+                set.packed().map_or_else(|| FrozenWeight::Dense(embedding.weight.base()), FrozenWeight::Packed);
+            let frozen = match &weight {
+                FrozenWeight::Dense(weight) => module::embedding(weight.clone(), ids.clone()),
+                FrozenWeight::Packed(weight) => weight.embed(ids.clone()),
+            };
+            set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, &weight, ids.clone(), out))
         }
     }
 }

@@ -8,15 +8,18 @@ use std::{any::Any, collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use burn::{
     module::{Param, ParamId},
-    tensor::{DType, Device, Tensor, TensorData},
+    tensor::{DType, Device, Int, Tensor, TensorData, module},
 };
 
 use crate::{DynParam, DynTensor, linear::Product};
 
-/// A frozen linear layer's weight in fewer bits than its values need.
+/// A frozen linear layer's weight, or a table of words, in fewer bits than its values need.
 pub trait PackedWeight: Debug + Send + Sync {
-    /// The values, `[d_in, d_out]`, in single precision: as large as the layer.
+    /// The values in single precision, as large as the layer: `[d_in, d_out]`, a table's `[words, dimensions]`.
     fn dense(&self) -> Tensor<2>;
+
+    /// `[d_in, d_out]`.
+    fn dims(&self) -> [usize; 2];
 
     /// `x W + b`, of which nothing dense is kept for the pass back.
     ///
@@ -25,16 +28,25 @@ pub trait PackedWeight: Debug + Send + Sync {
     /// - returned: `[tokens, d_out]`
     fn linear(&self, input: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2>;
 
+    /// Rows of a table of words, for one that is.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, sequence]`
+    /// - returned: `[batch, sequence, dimensions]`
+    fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        module::embedding(self.dense(), ids)
+    }
+
     /// How it is packed: `nf4`.
     fn kind(&self) -> &str;
 
     /// The memory it takes.
     fn bytes(&self) -> usize;
 
-    /// Other values packed in the same way, `[d_in, d_out]`. They change by that.
-    fn repacked(&self, values: Tensor<2>) -> Arc<dyn PackedWeight>;
+    /// Other values packed in the same way, `[d_in, d_out]`, which changes them; none where values cannot be packed so.
+    fn repacked(&self, values: Tensor<2>) -> Option<Arc<dyn PackedWeight>>;
 
-    /// What files hold of it, by name; `parameter` is the name of the dense weight.
+    /// What checkpoints hold of it, by name; nothing if they cannot. `parameter` is the name of the dense weight.
     fn stored(&self, parameter: &str) -> Vec<(String, TensorData)>;
 
     /// The same on another device.
@@ -85,7 +97,7 @@ pub fn placeholder(id: ParamId, shape: [usize; 2], dtype: DType, device: &Device
 }
 
 /// The value of a parameter of the base model, unpacked if it is packed.
-pub(crate) fn base_value(param: &DynParam, packed: Option<&Arc<dyn PackedWeight>>) -> DynTensor {
+pub fn base_value(param: &DynParam, packed: Option<&Arc<dyn PackedWeight>>) -> DynTensor {
     let value = param.tensor().without_autodiff();
     match (packed, &value) {
         (Some(packed), DynTensor::R2(placeholder)) => DynTensor::R2(packed.dense()).cast(placeholder.dtype()),
@@ -95,6 +107,7 @@ pub(crate) fn base_value(param: &DynParam, packed: Option<&Arc<dyn PackedWeight>
 
 /// The weight of a frozen linear layer.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one for a call of a layer")]
 pub enum FrozenWeight {
     /// `[d_in, d_out]`.
     Dense(Tensor<2>),
@@ -108,6 +121,14 @@ impl FrozenWeight {
         match self {
             Self::Dense(weight) => weight.clone(),
             Self::Packed(weight) => weight.dense(),
+        }
+    }
+
+    /// `[d_in, d_out]`.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => weight.dims(),
+            Self::Packed(weight) => weight.dims(),
         }
     }
 

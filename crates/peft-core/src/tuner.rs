@@ -70,8 +70,8 @@ pub trait LayerTuner: Debug + Send + Sync {
     /// # Shapes
     /// - `ids`: `[batch, sequence]`
     /// - `output`, returned: `[batch, sequence, dimensions]`
-    fn embed(&self, tensors: &Tensors<'_>, weight: Tensor<2>, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
-        let merged = self.merged(tensors, DynTensor::R2(weight));
+    fn embed(&self, tensors: &Tensors<'_>, weight: &FrozenWeight, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
+        let merged = self.merged(tensors, DynTensor::R2(weight.dense()));
         match merged.get::<2>() {
             Some(merged) => burn::tensor::module::embedding(merged, ids),
             None => output,

@@ -6,7 +6,6 @@
 pub(crate) mod config;
 mod file;
 pub(crate) mod names;
-mod quantization;
 pub(crate) mod tokenizer;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +13,7 @@ use std::path::{Path, PathBuf};
 use peft_core::{Error, Result};
 
 pub(crate) use file::GgufFile;
-pub(crate) use quantization::GgmlType;
+pub(crate) use peft_backends::ops::GgmlType;
 
 /// The GGUF file that a model's path means: the file itself, or the only one in a folder that has no `config.json`.
 ///

@@ -27,6 +27,8 @@ pub struct QuantizationConfig {
     pub bnb_4bit_quant_type: QuantType,
     /// Whether their scales are packed as well.
     pub bnb_4bit_use_double_quant: bool,
+    /// Whether weights and tables that a GGUF file has packed stay as they are there.
+    pub keep_gguf_packed: bool,
     /// Linear layers that are not packed, by their names or the ends of their names. The output layer and heads never are.
     pub llm_int8_skip_modules: Option<Vec<String>>,
 }
@@ -87,6 +89,7 @@ impl QuantizationConfig {
     pub(crate) fn to_value(&self) -> Value {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Value::Object(map) = &mut value {
+            map.shift_remove("keep_gguf_packed");
             map.insert("quant_method".to_owned(), "bitsandbytes".into());
             map.insert("bnb_4bit_quant_storage".to_owned(), "uint8".into());
         }

@@ -6,6 +6,7 @@
 
 mod codebook;
 mod frozen;
+mod ggml;
 mod quantize;
 mod reader;
 
@@ -15,11 +16,13 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, module};
 
 pub use codebook::FourBit;
 pub(super) use frozen::Frozen;
+pub use ggml::GgmlType;
 pub use quantize::quantize;
 pub(super) use reader::HostPacked;
 
 use super::{
     host,
+    linear_cross_entropies::packed_cross_entropies,
     lora_linear::{LowRank, packed_linear},
 };
 
@@ -35,6 +38,8 @@ pub enum Packing {
     },
     /// Integers of eight bits, a scale for each output: `load_in_8bit`.
     Int8,
+    /// Blocks of a GGUF file, as they lie in it; nothing is packed so here.
+    Ggml(GgmlType),
 }
 
 /// A packed matrix's numbers, as they are in files.
@@ -83,6 +88,7 @@ pub struct PackedMatrix {
 }
 
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one for a layer")]
 enum Scales {
     Plain(Tensor<1>),
     Nested { codes: Tensor<1, Int>, absmax: Tensor<1>, map: Tensor<1>, block: usize, offset: f32 },
@@ -188,8 +194,13 @@ impl PackedMatrix {
                 let high = codes.clone().bitwise_right_shift_scalar(4_i32);
                 let both: Tensor<2, Int> = Tensor::stack(vec![high, codes.bitwise_and_scalar(15_i32)], 1);
                 let table = Tensor::<1>::from_data(TensorData::from(*kind.values()), device);
-                let values = table.select(0, both.reshape([2 * count.div_ceil(2)]).slice([0..count]));
+                let values = table.select(0, both.reshape([2 * count.div_ceil(2)]).narrow(0, 0, count));
                 values * spread(scales, self.block, count)
+            }
+            // Their formats are taken apart on the host.
+            Packing::Ggml(kind) => {
+                let bytes = self.codes.to_data().convert::<u8>().try_into_vec::<u8>().unwrap_or_default();
+                Tensor::from_data(TensorData::new(kind.dequantize(&bytes), [count]), device)
             }
             Packing::Int8 => {
                 let signed = codes.clone() - codes.greater_equal_elem(128_i32).int().mul_scalar(256_i32);
@@ -211,6 +222,35 @@ impl PackedMatrix {
         let weight = self.dense();
         let weight = if weight.dtype() == x.dtype() { weight } else { weight.cast(FloatDType::from(x.dtype())) };
         module::linear(x, weight, bias)
+    }
+
+    /// Rows of what is packed, `[d_out, d_in]`: the matrix as a table of words.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, sequence]`
+    /// - returned: `[batch, sequence, d_in]`
+    pub fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let ([batch, sequence], [d_out, d_in]) = (ids.dims(), self.dims);
+        let Some(packed) = HostPacked::new(self) else { return module::embedding(self.unpacked().transpose(), ids) };
+        let (device, reader) = (ids.device().inner(), packed.reader());
+        let ids = ids.into_data().convert::<i64>().try_into_vec::<i64>().unwrap_or_default();
+        let mut rows = vec![0.0; ids.len() * d_in];
+        for (row, id) in rows.chunks_mut(d_in.max(1)).zip(&ids) {
+            let id = usize::try_from(*id).unwrap_or(usize::MAX);
+            assert!(id < d_out, "word {id} of a table of {d_out}");
+            reader.read(id * d_in, row);
+        }
+        Tensor::<1>::from_data(TensorData::new(rows, [ids.len() * d_in]), &device).reshape([batch, sequence, d_in])
+    }
+
+    /// [`linear_cross_entropies`](super::linear_cross_entropies) on it; none where that is none.
+    pub fn cross_entropies(
+        &self,
+        hidden: &Tensor<2>,
+        targets: &[Option<usize>],
+        soft_cap: Option<f64>,
+    ) -> Option<Tensor<1>> {
+        packed_cross_entropies(hidden, self, targets, soft_cap)
     }
 
     /// [`lora_linear`](super::lora_linear) on it; none where that is none.
@@ -235,6 +275,10 @@ impl PackedParts {
             }
             Packing::FourBit { .. } => (count.div_ceil(2), count.div_ceil(self.block)),
             Packing::Int8 => (count, self.dims[0]),
+            Packing::Ggml(kind) if !self.dims[1].is_multiple_of(kind.block()) => {
+                return Err(format!("rows of {} values are no whole blocks of {}", self.dims[1], kind.label()));
+            }
+            Packing::Ggml(kind) => (kind.bytes(count).unwrap_or_default(), 0),
         };
         let wrong = |what: &str, found: usize, needed: usize| {
             Err(format!("has {found} {what}, a matrix of {:?} needs {needed}", self.dims))
@@ -272,7 +316,7 @@ fn floats(values: Vec<f32>, device: &Device) -> Tensor<1> {
 /// Each of the values for `block` elements, of which there are `count`.
 fn spread(values: Tensor<1>, block: usize, count: usize) -> Tensor<1> {
     let blocks = values.dims()[0];
-    values.unsqueeze_dim::<2>(1).repeat(&[1, block]).reshape([blocks * block]).slice([0..count])
+    values.unsqueeze_dim::<2>(1).repeat(&[1, block]).reshape([blocks * block]).narrow(0, 0, count)
 }
 
 #[cfg(test)]
@@ -299,7 +343,7 @@ mod tests {
 
     fn packed([d_in, d_out]: [usize; 2], packing: Packing) -> PackedMatrix {
         let values = random([d_out, d_in]).into_data().try_into_vec::<f32>().unwrap();
-        PackedMatrix::new(quantize(&values, [d_out, d_in], packing), &Device::flex()).unwrap()
+        PackedMatrix::new(quantize(&values, [d_out, d_in], packing).unwrap(), &Device::flex()).unwrap()
     }
 
     fn close(fast: &TensorData, slow: &TensorData) {
@@ -308,7 +352,10 @@ mod tests {
 
     /// The packed operations against the same on the unpacked weight.
     fn check([tokens, d_in, d_out, rank]: [usize; 4], packing: Packing, biased: bool, adapted: bool) {
-        let matrix = packed([d_in, d_out], packing);
+        check_matrix(&packed([d_in, d_out], packing), [tokens, d_in, d_out, rank], biased, adapted);
+    }
+
+    fn check_matrix(matrix: &PackedMatrix, [tokens, d_in, d_out, rank]: [usize; 4], biased: bool, adapted: bool) {
         let (x, bias, upstream) =
             (random([tokens, d_in]), random([1, d_out]).reshape([d_out]), random([tokens, d_out]));
         let (a, b) = (random([rank, d_in]), random([d_out, rank]));
@@ -372,6 +419,31 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_gguf_are_multiplied() {
+        for (kind, bytes) in [(GgmlType::Q4_1, 20), (GgmlType::Q8_0, 34)] {
+            // Scales of one hundredth, and other bytes as they come.
+            let scale = half::f16::from_f32(0.01).to_le_bytes();
+            let block = |block: usize| {
+                (0..bytes)
+                    .map(move |at| if at < 4 && at < bytes - 16 { scale[at % 2] } else { (block * 31 + at * 7) as u8 })
+            };
+            let [d_out, d_in] = [30, 64];
+            let codes: Vec<u8> = (0..d_out * d_in / 32).flat_map(block).collect();
+            let (packing, scales) = (Packing::Ggml(kind), ScaleParts::Plain(Vec::new()));
+            let parts = PackedParts { dims: [d_out, d_in], packing, block: 32, codes, scales };
+            let matrix = PackedMatrix::new(parts.clone(), &Device::flex()).unwrap();
+            check_matrix(&matrix, [40, d_in, d_out, 4], true, true);
+            check_matrix(&matrix, [3, d_in, d_out, 4], false, false);
+            let host = HostPacked::new(&matrix).unwrap();
+            let all = kind.dequantize(&parts.codes);
+            let mut part = vec![f32::NAN; 100];
+            host.reader().read(77, &mut part);
+            assert_eq!(part, all.get(77..177).unwrap());
+            assert!(PackedMatrix::new(PackedParts { dims: [60, 32 - 1], ..parts }, &Device::flex()).is_err());
+        }
+    }
+
+    #[test]
     fn more_than_one_band_is_multiplied() {
         for packing in PACKINGS {
             check([40, 700, 2000, 3], packing, true, true);
@@ -383,7 +455,7 @@ mod tests {
         for packing in [Packing::FourBit { codes: FourBit::Nf4, nested: false }, Packing::Int8] {
             let matrix = packed([96, 40], packing);
             let values = matrix.dense().transpose().into_data().try_into_vec::<f32>().unwrap();
-            let again = quantize(&values, [40, 96], packing);
+            let again = quantize(&values, [40, 96], packing).unwrap();
             assert_eq!(again.codes, matrix.parts().codes);
         }
     }

@@ -69,10 +69,13 @@ impl PeftModel {
                     .or_else(|| tensors.first().map(|(adapter, _)| (name.to_owned(), (*adapter).to_owned())));
             }
             match (still.remove(name), &value, merged) {
-                (Some(weight), DynTensor::R2(value), Merged::Repacked) => {
-                    still.insert(name.to_owned(), weight.repacked(value.clone()));
-                    param
-                }
+                (Some(weight), DynTensor::R2(matrix), Merged::Repacked) => match weight.repacked(matrix.clone()) {
+                    Some(weight) => {
+                        still.insert(name.to_owned(), weight);
+                        param
+                    }
+                    None => param.with_value(value),
+                },
                 _ => param.with_value(value),
             }
         });

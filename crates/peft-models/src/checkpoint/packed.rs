@@ -3,8 +3,8 @@
 use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::Device;
-use peft_backends::ops::{PackedParts, Packing, quantize};
-use peft_core::{Error, ModelInfo, PackedWeight, Result, module_tree::is_inside};
+use peft_backends::ops::{PackedParts, Packing, ScaleParts, quantize};
+use peft_core::{Error, ModelInfo, ModuleKind, PackedWeight, Result, module_tree::is_inside};
 use serde_json::Value;
 
 use super::{
@@ -21,6 +21,8 @@ pub(super) struct Packer {
     packing: Option<Packing>,
     /// The parameters that may be.
     names: HashSet<String>,
+    /// Whether what a GGUF file has in blocks stays so.
+    keeps_blocks: bool,
     /// What the model's configuration says of it afterwards.
     pub(super) config: Option<Value>,
 }
@@ -63,7 +65,22 @@ impl Packer {
         if packing.is_some() && names.is_empty() {
             return Err(Error::config("load_in_4bit", "the model has no linear layer that could be packed"));
         }
-        Ok(Self { packing, names, config: packing.map(|_| asked.to_value()) })
+        let keeps_blocks = asked.keep_gguf_packed || packing.is_some();
+        Ok(Self { packing, names, keeps_blocks, config: packing.map(|_| asked.to_value()) })
+    }
+
+    /// The table of words as the file has it, for itself and for an output layer that is tied to it; none if it is to be dense.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(super) fn read_table(&self, slot: &Slot, shards: &Shards, device: &Device) -> Result<Option<QuantizedWeight>> {
+        let Source::Tensor(key) = &slot.source else { return Ok(None) };
+        let Some(stored) = shards.get(key).filter(|_| self.keeps_blocks && slot.kind == ModuleKind::Embedding) else {
+            return Ok(None);
+        };
+        let bytes = shards.values(key)?.unwrap_or_default();
+        let Some(parts) = blocks(stored, &bytes) else { return Ok(None) };
+        weight(parts, "float32", device, key, shards).map(Some)
     }
 
     /// The packed weight of a parameter; none if it is dense.
@@ -81,18 +98,36 @@ impl Packer {
         let Some(stored) = shards.get(key).filter(|_| self.names.contains(name)) else { return Ok(None) };
         let (parts, dtype) = match (&stored.dtype, self.packing) {
             (StoredType::Packed(packed), _) => (packed.read(shards, key)?, packed.dtype.clone()),
-            (_, Some(packing)) => match shards.values(key)? {
-                Some(bytes) => (pack(stored, slot, &bytes, packing), torch_name(stored).to_owned()),
-                None => return Ok(None),
-            },
-            (_, None) => return Ok(None),
+            (_, packing) => {
+                let bytes = shards.values(key)?.unwrap_or_default();
+                let parts = match packing {
+                    Some(packing) => pack(stored, slot, &bytes, packing),
+                    None => Some(stored).filter(|_| self.keeps_blocks).and_then(|stored| blocks(stored, &bytes)),
+                };
+                let Some(parts) = parts else { return Ok(None) };
+                (parts, torch_name(stored).to_owned())
+            }
         };
-        let weight = QuantizedWeight::new(parts, &dtype, device).map_err(|problem| Error::Tensors {
-            origin: shards.origin.clone(),
-            problems: vec![format!("`{key}`: {problem}")],
-        })?;
-        Ok(Some(Arc::new(weight)))
+        Ok(Some(Arc::new(weight(parts, &dtype, device, key, shards)?)))
     }
+}
+
+fn weight(parts: PackedParts, dtype: &str, device: &Device, key: &str, shards: &Shards) -> Result<QuantizedWeight> {
+    QuantizedWeight::new(parts, dtype, device).map_err(|problem| Error::Tensors {
+        origin: shards.origin.clone(),
+        problems: vec![format!("`{key}`: {problem}")],
+    })
+}
+
+/// What a GGUF file has in blocks of several values, its rows in the order of Transformers.
+fn blocks(stored: &Stored, bytes: &[u8]) -> Option<PackedParts> {
+    let (StoredType::Ggml(kind, layout), &[d_out, d_in]) = (&stored.dtype, stored.shape.as_slice()) else {
+        return None;
+    };
+    let is_whole = kind.block() > 1 && d_in.is_multiple_of(kind.block()) && !layout.plus_one;
+    let codes = is_whole.then(|| layout.ordered(bytes.to_vec(), d_out))?;
+    let (packing, scales) = (Packing::Ggml(*kind), ScaleParts::Plain(Vec::new()));
+    Some(PackedParts { dims: [d_out, d_in], packing, block: kind.block(), codes, scales })
 }
 
 fn is_packable(name: &str, slot: &Slot, info: &ModelInfo) -> bool {
@@ -103,7 +138,7 @@ fn is_packable(name: &str, slot: &Slot, info: &ModelInfo) -> bool {
     slot.kind.is_linear() && slot.shape.len() == 2 && !is_head && !is_tied && !is_output
 }
 
-fn pack(stored: &Stored, slot: &Slot, bytes: &[u8], packing: Packing) -> PackedParts {
+fn pack(stored: &Stored, slot: &Slot, bytes: &[u8], packing: Packing) -> Option<PackedParts> {
     // Linear layers' weights are packed as files have them; GPT-2's projections are turned to look alike.
     let turned = !slot.is_stored_transposed();
     let values = singles(stored, bytes, turned);

@@ -14,7 +14,7 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
     vec::HalfBitsVecExt,
 };
-use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo, PackedWeight, Result, packed::placeholder};
+use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo, ModuleKind, PackedWeight, Result, packed::placeholder};
 use safetensors::Dtype;
 
 use super::{
@@ -60,17 +60,42 @@ pub(super) fn fill(
             Source::Tied(_) | Source::Own => None,
         })
     };
+    // The table of words, by the names of all parameters that are it: each as its own layer has it.
+    let mut packed: BTreeMap<String, Arc<dyn PackedWeight>> = BTreeMap::new();
+    for (name, slot) in plan.slots.iter().filter(|(_, slot)| slot.kind == ModuleKind::Embedding) {
+        let copies = info.tied.iter().filter(|(_, original)| original == name).map(|(copy, _)| copy);
+        let copies: Vec<_> = copies.filter_map(|copy| Some((copy, plan.slots.get(copy)?))).collect();
+        // A table that a trained copy or another layer takes as it lies has to be dense.
+        if copies.iter().any(|(_, copy)| copy.kind != ModuleKind::Linear) {
+            continue;
+        }
+        let Some(weight) = packer.read_table(slot, shards, device)? else { continue };
+        packed.extend(
+            copies
+                .iter()
+                .map(|(copy, _)| -> (String, Arc<dyn PackedWeight>) { ((*copy).clone(), Arc::new(weight.clone())) }),
+        );
+        packed.insert(name.clone(), Arc::new(weight.as_table()));
+    }
+    let stands_for = |param: &DynParam, slot: &Slot| {
+        let dims = [0, 1].map(|side| slot.shape.get(side).copied().unwrap_or_default());
+        DynParam::R2(placeholder(param.id(), dims, dtype, device))
+    };
     let originals = info.tied.iter().map(|(_, original)| original.as_str());
     let mut shared: HashMap<&str, (&Slot, DynTensor)> = HashMap::new();
-    for (name, slot) in originals.filter_map(|name| plan.slots.get(name).map(|slot| (name, slot))) {
+    for (name, slot) in
+        originals.filter(|name| !packed.contains_key(*name)).filter_map(|name| Some((name, plan.slots.get(name)?)))
+    {
         if let Some(value) = read(name, slot)? {
             shared.insert(name, (slot, value));
         }
     }
     let mut failure = None;
-    let mut packed: BTreeMap<String, Arc<dyn PackedWeight>> = BTreeMap::new();
     let module = model.module.map_params(&|path| info.rename(path), &mut |name, param| {
         let Some(slot) = plan.slots.get(name) else { return param };
+        if packed.contains_key(name) {
+            return stands_for(&param, slot);
+        }
         let value = match &slot.source {
             Source::Tied(original) => shared.get(original.as_str()).map(|(original, value)| {
                 let is_turned = original.is_stored_transposed() != slot.is_stored_transposed();
@@ -82,8 +107,7 @@ pub(super) fn fill(
                 (Some((_, value)), _) => Some(value.clone()),
                 (None, Ok(Some(weight))) => {
                     packed.insert(name.to_owned(), weight);
-                    let [d_in, d_out] = [0, 1].map(|side| slot.shape.get(side).copied().unwrap_or_default());
-                    return DynParam::R2(placeholder(param.id(), [d_in, d_out], dtype, device));
+                    return stands_for(&param, slot);
                 }
                 (None, Ok(None)) => read(name, slot).unwrap_or_else(|error| {
                     failure = Some(error);

@@ -6,6 +6,7 @@ use burn::tensor::{DType, TensorData};
 use peft_core::{
     BaseModel, Error, ModuleKind, Result,
     files::{create_folder, read_bytes, write_atomically, write_safetensors},
+    packed::base_value,
 };
 use serde_json::Value;
 
@@ -64,12 +65,13 @@ fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
     let tree = base.tree();
     let mut tensors = BTreeMap::new();
     base.module.boxed_clone().map_params(&|path| base.info.rename(path), &mut |name, param| {
-        if base.info.is_computed(name) || base.packed.get(name).is_some() {
+        let packed = base.packed.get(name);
+        if base.info.is_computed(name) || packed.is_some_and(|packed| !packed.stored(name).is_empty()) {
             return param;
         }
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
         let is_linear = tree.get(module).is_some_and(|module| module.kind == ModuleKind::Linear);
-        let value = param.tensor().without_autodiff();
+        let value = base_value(&param, packed);
         let value = if is_linear { value.transposed() } else { value };
         tensors.insert(name.to_owned(), value.to_data());
         param

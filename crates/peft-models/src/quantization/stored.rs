@@ -45,6 +45,9 @@ pub(super) fn tensors(parameter: &str, parts: PackedParts, dtype: &str) -> Vec<(
     };
     let PackedParts { dims, packing, block, codes, scales } = parts;
     let count = codes.len();
+    if let Packing::Ggml(_) = packing {
+        return Vec::new();
+    }
     let Packing::FourBit { codes: kind, .. } = packing else {
         let module = parameter.strip_suffix(".weight").unwrap_or(parameter);
         let ScaleParts::Plain(scales) = scales else { return Vec::new() };

@@ -2,7 +2,7 @@
 
 use std::{any::Any, sync::Arc};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_backends::ops::{PackedMatrix, PackedParts, Packing, quantize};
 use peft_core::PackedWeight;
 
@@ -12,6 +12,8 @@ use super::stored;
 #[derive(Debug, Clone)]
 pub struct QuantizedWeight {
     matrix: PackedMatrix,
+    /// Whether it is a table, whose rows are looked up, and not the weight of a layer.
+    is_table: bool,
     /// The type that it had before, as PyTorch names it.
     dtype: String,
 }
@@ -23,7 +25,13 @@ impl QuantizedWeight {
     /// What does not fit, of parts from a file.
     pub fn new(parts: PackedParts, dtype: &str, device: &Device) -> Result<Self, String> {
         let matrix = PackedMatrix::new(parts, &device.clone().inner())?;
-        Ok(Self { matrix, dtype: dtype.to_owned() })
+        Ok(Self { matrix, is_table: false, dtype: dtype.to_owned() })
+    }
+
+    /// The same numbers as a table of words, which an output layer may be tied to.
+    #[must_use]
+    pub fn as_table(&self) -> Self {
+        Self { is_table: true, ..self.clone() }
     }
 
     /// The matrix.
@@ -34,7 +42,15 @@ impl QuantizedWeight {
 
 impl PackedWeight for QuantizedWeight {
     fn dense(&self) -> Tensor<2> {
-        self.matrix.dense()
+        if self.is_table { self.matrix.dense().transpose() } else { self.matrix.dense() }
+    }
+
+    fn dims(&self) -> [usize; 2] {
+        self.matrix.dims()
+    }
+
+    fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        self.matrix.embed(ids)
     }
 
     fn linear(&self, input: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
@@ -45,6 +61,7 @@ impl PackedWeight for QuantizedWeight {
         match self.matrix.packing() {
             Packing::FourBit { codes, .. } => codes.name(),
             Packing::Int8 => "int8",
+            Packing::Ggml(kind) => kind.label(),
         }
     }
 
@@ -52,14 +69,15 @@ impl PackedWeight for QuantizedWeight {
         self.matrix.bytes()
     }
 
-    fn repacked(&self, values: Tensor<2>) -> Arc<dyn PackedWeight> {
+    fn repacked(&self, values: Tensor<2>) -> Option<Arc<dyn PackedWeight>> {
         let [d_in, d_out] = self.matrix.dims();
         let device = values.device().inner();
-        let values = values.without_autodiff().transpose().into_data().convert::<f32>();
+        let values = values.without_autodiff();
+        let values = if self.is_table { values } else { values.transpose() }.into_data().convert::<f32>();
         let values = values.try_to_vec::<f32>().unwrap_or_default();
-        let parts = quantize(&values, [d_out, d_in], self.matrix.packing());
-        let matrix = PackedMatrix::new(parts, &device).unwrap_or_else(|_| self.matrix.clone());
-        Arc::new(Self { matrix, ..self.clone() })
+        let parts = quantize(&values, [d_out, d_in], self.matrix.packing())?;
+        let matrix = PackedMatrix::new(parts, &device).ok()?;
+        Some(Arc::new(Self { matrix, ..self.clone() }))
     }
 
     fn stored(&self, parameter: &str) -> Vec<(String, TensorData)> {

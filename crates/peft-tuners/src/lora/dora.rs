@@ -6,7 +6,7 @@
 
 use burn::tensor::{DType, FloatDType, Int, Tensor};
 use peft_core::{
-    DynTensor,
+    DynTensor, FrozenWeight,
     tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 
@@ -71,8 +71,8 @@ impl LayerTuner for DoraEmbedding {
         column_norms(&self.0.merged(tensors, weight)).map(flat)
     }
 
-    fn embed(&self, tensors: &Tensors<'_>, weight: Tensor<2>, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
-        let factor = factor(tensors, &self.0.merged(tensors, DynTensor::R2(weight.clone())));
+    fn embed(&self, tensors: &Tensors<'_>, weight: &FrozenWeight, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
+        let factor = factor(tensors, &self.0.merged(tensors, DynTensor::R2(weight.dense())));
         let output = self.0.embed(tensors, weight, ids, output);
         let dtype = output.dtype();
         match factor {

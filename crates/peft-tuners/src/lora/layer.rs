@@ -127,7 +127,13 @@ impl LayerTuner for LoraEmbedding {
         low_rank(weight, tensors.get(LORA_EMBEDDING_A), tensors.get(LORA_EMBEDDING_B), self.scale)
     }
 
-    fn embed(&self, tensors: &Tensors<'_>, _weight: Tensor<2>, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
+    fn embed(
+        &self,
+        tensors: &Tensors<'_>,
+        _weight: &FrozenWeight,
+        ids: Tensor<2, Int>,
+        output: Tensor<3>,
+    ) -> Tensor<3> {
         let (a, b) = (tensors.get::<2>(LORA_EMBEDDING_A), tensors.get::<2>(LORA_EMBEDDING_B));
         let [batch, sequence, dimensions] = output.dims();
         let rows = embedding(a.transpose(), ids).reshape([batch * sequence, self.rank]);

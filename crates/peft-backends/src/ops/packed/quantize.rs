@@ -15,16 +15,17 @@ pub(super) const NESTED_BLOCK: usize = 256;
 /// Below it a scale counts as this.
 const LEAST: f32 = 1e-38;
 
-/// Packs a matrix as files have it, `[d_out, d_in]` row by row.
-pub fn quantize(values: &[f32], dims: [usize; 2], packing: Packing) -> PackedParts {
+/// Packs a matrix as files have it, `[d_out, d_in]` row by row; none for what only a GGUF file has.
+pub fn quantize(values: &[f32], dims: [usize; 2], packing: Packing) -> Option<PackedParts> {
     let (codes, scales) = match packing {
         Packing::FourBit { codes, nested } => {
             let (codes, scales) = four_bit(values, codes);
             (codes, if nested { nest(&scales) } else { ScaleParts::Plain(scales) })
         }
         Packing::Int8 => int8(values, dims[1]),
+        Packing::Ggml(_) => return None,
     };
-    PackedParts { dims, packing, block: BLOCK, codes, scales }
+    Some(PackedParts { dims, packing, block: BLOCK, codes, scales })
 }
 
 /// Blocks that one thread does at a time.

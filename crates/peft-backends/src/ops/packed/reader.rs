@@ -5,7 +5,7 @@ use burn::{
     tensor::{Int, Tensor},
 };
 
-use super::{PackedMatrix, Packing, Scales, codebook::Pairs, quantize::BLOCK};
+use super::{GgmlType, PackedMatrix, Packing, Scales, codebook::Pairs, quantize::BLOCK};
 use crate::ops::node::Host;
 
 /// What `SCB` is divided by.
@@ -23,6 +23,7 @@ pub(in crate::ops) struct HostPacked {
 }
 
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one for a layer")]
 enum HostScales {
     Plain(Host),
     Nested { codes: Host, absmax: Host, map: Host, block: usize, offset: f32 },
@@ -58,13 +59,13 @@ impl HostPacked {
                 offset: *offset,
             },
         };
-        let pairs = match self.packing {
-            Packing::FourBit { codes, .. } => Some(codes.pairs()),
-            Packing::Int8 => None,
-        };
         // A row of eight bits has one scale.
-        let block = if pairs.is_some() { self.block } else { self.dims[1] };
-        Reader { codes: self.codes.storage(), pairs, scales, block }
+        let (kind, block) = match self.packing {
+            Packing::FourBit { codes, .. } => (Kind::FourBit(codes.pairs()), self.block),
+            Packing::Int8 => (Kind::Int8, self.dims[1]),
+            Packing::Ggml(kind) => (Kind::Ggml(kind), kind.block()),
+        };
+        Reader { codes: self.codes.storage(), kind, scales, block }
     }
 }
 
@@ -72,11 +73,17 @@ impl HostPacked {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader<'a> {
     codes: &'a [u8],
-    /// None for codes of eight bits.
-    pairs: Option<&'static Pairs>,
+    kind: Kind,
     scales: ReadScales<'a>,
     /// Elements that share a scale.
     block: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    FourBit(&'static Pairs),
+    Int8,
+    Ggml(GgmlType),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -103,9 +110,12 @@ impl Reader<'_> {
     /// Writes the elements from `start` on, as many as fit.
     #[inline(always)]
     pub(super) fn read(&self, start: usize, out: &mut [f32]) {
+        if let Kind::Ggml(kind) = self.kind {
+            return self.read_ggml(kind, start, out);
+        }
         let (mut at, mut left) = (start, out);
         // Whole blocks from the beginning of one, as far as they go.
-        if let Some(pairs) = self.pairs
+        if let Kind::FourBit(pairs) = self.kind
             && self.block == BLOCK
             && at.is_multiple_of(BLOCK)
         {
@@ -126,9 +136,9 @@ impl Reader<'_> {
             let length = (self.block - at % self.block).min(left.len());
             let (now, rest) = left.split_at_mut(length);
             let scale = self.scales.get(at / self.block);
-            match self.pairs {
-                Some(pairs) => self.read_four_bit(pairs, at, scale, now),
-                None => {
+            match self.kind {
+                Kind::FourBit(pairs) => self.read_four_bit(pairs, at, scale, now),
+                Kind::Ggml(_) | Kind::Int8 => {
                     let codes = self.codes.get(at..at + length).unwrap_or_default();
                     for (x, code) in now.iter_mut().zip(codes) {
                         *x = f32::from(code.cast_signed()) * scale * INT8_STEP;
@@ -136,6 +146,33 @@ impl Reader<'_> {
                 }
             }
             (at, left) = (at + length, rest);
+        }
+    }
+
+    #[inline(always)]
+    fn read_ggml(&self, kind: GgmlType, start: usize, out: &mut [f32]) {
+        /// Values of the largest block.
+        const MOST: usize = 256;
+        let bytes = |from: usize, to: usize| {
+            let place = |block: usize| kind.bytes(block * self.block).unwrap_or_default();
+            self.codes.get(place(from)..place(to)).unwrap_or_default()
+        };
+        // Blocks that are not wanted whole go through a block of our own.
+        let mut own = [0.0; MOST];
+        let (first, skip) = (start / self.block, start % self.block);
+        let head = if skip == 0 { 0 } else { (self.block - skip).min(out.len()) };
+        let (head, rest) = out.split_at_mut(head);
+        if !head.is_empty() {
+            kind.read(bytes(first, first + 1), &mut own);
+            head.copy_from_slice(own.get(skip..skip + head.len()).unwrap_or_default());
+        }
+        let first = start.div_ceil(self.block);
+        let count = rest.len() / self.block;
+        let (whole, tail) = rest.split_at_mut(count * self.block);
+        kind.read(bytes(first, first + count), whole);
+        if !tail.is_empty() {
+            kind.read(bytes(first + count, first + count + 1), &mut own);
+            tail.copy_from_slice(own.get(..tail.len()).unwrap_or_default());
         }
     }
 
