@@ -2,12 +2,11 @@
 
 use std::cell::Cell;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::reader::HostPacked;
 use crate::ops::{
-    host::lanes2,
+    host::{lanes2, vectorised},
     product::{Before, Matrix, Shared, Target, Threads, product},
 };
 
@@ -95,9 +94,9 @@ fn bands(packed: &HostPacked, mut f: impl FnMut(usize, Matrix<'_>)) {
 pub(super) fn unpack(packed: &HostPacked, start: usize, out: &mut [f32]) {
     /// Elements that one thread takes at a time.
     const PIECE: usize = 1 << 14;
-    let (reader, arch) = (packed.reader(), Arch::new());
+    let reader = packed.reader();
     out.par_chunks_mut(PIECE).enumerate().for_each(|(piece, out)| {
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
             || reader.read(start + piece * PIECE, out),
         );
@@ -109,13 +108,13 @@ fn few(packed: &HostPacked, y: &mut [f32], before: Before, x: Matrix<'_>) {
     /// Outputs that one thread takes at a time.
     const OUTPUTS: usize = 32;
     let ([d_out, d_in], [tokens, _]) = (packed.dims, x.dims());
-    let (reader, arch) = (packed.reader(), Arch::new());
+    let reader = packed.reader();
     let mut sums = vec![0.0; d_out * tokens];
     let parts = sums.par_chunks_mut(OUTPUTS * tokens.max(1)).enumerate();
     parts.for_each_init(
         || vec![0.0; d_in],
         |row, (part, sums)| {
-            arch.dispatch(
+            vectorised(
                 #[inline(always)]
                 || {
                     for (output, sums) in (part * OUTPUTS..).zip(sums.chunks_mut(tokens)) {
