@@ -1,7 +1,8 @@
 //! GGUF: one file with a model's configuration, its quantised weights and its tokenizer.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Families: Llama (and Mistral, which GGUF calls
-//! Llama), Qwen 2 and 3, Gemma 2 and 3. Weights are dequantised when a model is loaded.
+//! Llama), Qwen 2 and 3, Gemma 2 and 3. Weights are dequantised when a model is
+//! loaded, or stay as they are.
 
 pub(crate) mod config;
 mod file;

@@ -187,6 +187,19 @@ impl Shards {
         self.sides.get(name)
     }
 
+    /// Gives back the memory of a tensor's values, and of what belongs to it, after they were read.
+    pub(super) fn forget(&self, name: &str) {
+        let sides = PackedInfo::sides(name);
+        for name in sides.iter().map(String::as_str).chain([name]) {
+            let stored = self.tensors.get(name).or_else(|| self.sides.get(name));
+            if let Some(Place::Mapped(file, range)) = stored.map(|stored| &stored.place)
+                && let Some(file) = self.files.get(*file)
+            {
+                file.forget(range.clone());
+            }
+        }
+    }
+
     /// The tensor's values as they are stored; nothing for a name that is not in the checkpoint.
     ///
     /// # Errors

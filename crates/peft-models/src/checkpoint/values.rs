@@ -107,6 +107,9 @@ pub(super) fn fill(
                 (Some((_, value)), _) => Some(value.clone()),
                 (None, Ok(Some(weight))) => {
                     packed.insert(name.to_owned(), weight);
+                    if let Source::Tensor(key) = &slot.source {
+                        shards.forget(key);
+                    }
                     return stands_for(&param, slot);
                 }
                 (None, Ok(None)) => read(name, slot).unwrap_or_else(|error| {
@@ -119,6 +122,9 @@ pub(super) fn fill(
                 }
             },
         };
+        if let Source::Tensor(key) = &slot.source {
+            shards.forget(key);
+        }
         // What the checkpoint tells apart is no longer the same parameter.
         let is_apart = |(copy, _): &&(String, String)| copy == name && !plan.tied.iter().any(|(copy, _)| copy == name);
         let id = if known.tied.iter().any(|pair| is_apart(&pair)) { ParamId::new() } else { param.id() };
