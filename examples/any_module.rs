@@ -2,8 +2,6 @@
 //!
 //!     cargo run --release -p peft-examples --example any_module
 
-use std::sync::Arc;
-
 use burn::{
     module::Module,
     nn::{Linear, LinearConfig, Relu},
@@ -29,7 +27,7 @@ fn main() -> Result<()> {
     let device = Device::flex();
     // From here on ten lines.
     let mlp = Mlp { up: LinearConfig::new(8, 16).init(&device), down: LinearConfig::new(16, 2).init(&device) };
-    let base = BaseModel { module: Box::new(mlp), info: Arc::new(ModelInfo::custom()) };
+    let base = BaseModel::new(Box::new(mlp), ModelInfo::custom());
     let config = PeftConfig::new(PeftType::LORA, None)?.with("target_modules", vec!["up"])?;
     let mut model = PeftModel::new(base, config, &device, 0)?;
     let x = Tensor::random([1, 4, 8], Distribution::Default, &device);

@@ -2,8 +2,6 @@
 //!
 //!     cargo run --release -p peft-examples --example my_architecture
 
-use std::sync::Arc;
-
 use burn::{
     module::Module,
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
@@ -45,7 +43,7 @@ fn build(config: &Map<String, Value>, _class: &AutoClass, device: &Device) -> Re
         hidden: LinearConfig::new(hidden, hidden).init(device),
         classifier: LinearConfig::new(hidden, info.num_labels()).init(device),
     };
-    Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+    Ok(BaseModel::new(Box::new(module), info))
 }
 
 impl Forward for BagOfWords {

@@ -74,7 +74,7 @@ impl LayerTuner for Layer {
     }
 
     fn forward(&self, tensors: &Tensors<'_>, call: &LinearCall, output: Tensor<2>) -> Tensor<2> {
-        let product = call.input.clone().matmul(call.weight.clone());
+        let product = call.frozen(call.input.clone());
         output + product * tensors.get::<1>("output_scale").unsqueeze()
     }
 }
@@ -93,10 +93,7 @@ impl Forward for Net {
 
 fn main() -> Result<()> {
     let device = Device::flex();
-    let base = BaseModel {
-        module: Box::new(Net { fc: LinearConfig::new(6, 4).init(&device) }),
-        info: Arc::new(ModelInfo::custom()),
-    };
+    let base = BaseModel::new(Box::new(Net { fc: LinearConfig::new(6, 4).init(&device) }), ModelInfo::custom());
     let config = PeftConfig::new(PeftType::new("OUTPUT_SCALE"), None)?.with("target_modules", "all-linear")?;
     let mut model = PeftModel::new(base, config, &device, 0)?;
     let x = Tensor::random([1, 3, 6], Distribution::Default, &device);

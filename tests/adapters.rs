@@ -157,7 +157,7 @@ proptest! {
         let device = Device::flex();
         device.seed(seed);
         let mine = Mine { inner: LinearConfig::new(d_in, d_out).init(&device), scale: Param::from_tensor(Tensor::ones([1], &device)) };
-        let base = peft::BaseModel { module: Box::new(mine), info: ModelInfo::custom().into() };
+        let base = peft::BaseModel::new(Box::new(mine), ModelInfo::custom());
         // `init_lora_weights = false`: both factors random.
         let config = PeftConfig::new(PeftType::LORA, None).unwrap()
             .with("r", rank).unwrap().with("target_modules", "all-linear").unwrap()

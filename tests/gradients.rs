@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, Distribution, Tensor, TensorData},
 };
 use peft::{
-    DynParam,
+    DynParam, FrozenWeight,
     tuner::{LayerTuner, LinearCall},
     tuners::lora::{InitLoraWeights, LoraLinear},
 };
@@ -59,7 +59,7 @@ fn value(
             ((*name).into(), DynParam::R2(burn::module::Param::initialized(ParamId::new(), (*tensor).clone())))
         })
         .collect();
-    let call = LinearCall { input: x.clone(), weight: w.clone(), bias: None, training: false };
+    let call = LinearCall { input: x.clone(), weight: FrozenWeight::Dense(w.clone()), bias: None, training: false };
     let output = layer.forward(&peft::tuner::Tensors::new(&params), &call, x.clone().matmul(w.clone()));
     (output * probe.clone()).sum()
 }

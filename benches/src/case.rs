@@ -7,6 +7,7 @@ use std::{
 };
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use peft::models::QuantizationConfig;
 use peft::{Batch, Error, Inputs, Labels, Result, files::TensorFile};
 use peft_train::recipe::{TrainingArguments, WeightType};
 use serde::Deserialize;
@@ -34,6 +35,9 @@ pub(crate) struct Train {
     pub(crate) lora: Whose,
     /// Type of the base model's weights.
     pub(crate) dtype: WeightType,
+    /// Which weights are packed.
+    #[serde(default)]
+    pub(crate) quantization: QuantizationConfig,
     /// Safetensors file with a tensor for each of the model's inputs, one batch in each place of its first dimension.
     pub(crate) batches: PathBuf,
     /// Steps; batches come round again where there are fewer.

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What a run came to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Figures {
     /// Of each step, before its update.
     losses: Vec<f32>,
@@ -25,6 +25,10 @@ pub(crate) struct Figures {
     step_seconds: Vec<f64>,
     /// Of each step.
     tokens: usize,
+    /// What the weights of the base model take.
+    base_bytes: usize,
+    /// Largest resident memory by the end of loading.
+    loaded_rss_bytes: Option<u64>,
     /// Largest resident memory by the end of the steps.
     peak_rss_bytes: Option<u64>,
     /// From the start of the process to the end of the first step.
@@ -56,15 +60,19 @@ pub(crate) fn run(case: &Train) -> Result<Figures> {
     peft::backends::ops::set_fused(case.lora != Whose::BurnPlain);
     let device = peft::backends::device::parse(None).map_err(|error| Error::Data(error.to_string()))?;
     let model = load(case, &device)?;
+    let (base_bytes, loaded_rss_bytes) = (model.base().bytes(), peak_rss_bytes());
     let batches = batches(&case.batches, &device.clone().inner())?;
     match case.lora {
         Whose::Ours => {
             let mut ours = Ours::new(model, case);
             let figures = steps(&mut ours, case, &batches)?;
             let after = case.save.as_ref().map(|folder| ours.after(folder)).transpose()?;
-            Ok(Figures { after, ..figures })
+            Ok(Figures { after, base_bytes, loaded_rss_bytes, ..figures })
         }
-        Whose::Burn | Whose::BurnPlain => steps(&mut BurnLora::new(model, case)?, case, &batches),
+        Whose::Burn | Whose::BurnPlain => {
+            let figures = steps(&mut BurnLora::new(model, case)?, case, &batches)?;
+            Ok(Figures { base_bytes, loaded_rss_bytes, ..figures })
+        }
     }
 }
 
@@ -72,7 +80,8 @@ pub(crate) fn run(case: &Train) -> Result<Figures> {
 fn load(case: &Train, device: &Device) -> Result<PeftModel> {
     let folder = AdapterFolder::read(&case.adapter)?;
     let task = folder.config.task()?.ok_or_else(|| Error::Adapter("the adapter has no task_type".to_owned()))?;
-    let options = LoadOptions { dtype: Some(DType::from(case.dtype)), ..LoadOptions::default() };
+    let (dtype, quantization) = (Some(DType::from(case.dtype)), case.quantization.clone());
+    let options = LoadOptions { dtype, quantization, ..LoadOptions::default() };
     let Loaded { base, .. } = checkpoint::load(&case.model, &task.auto_class, &options, device)?;
     let mut model = PeftModel::from_base(base, device);
     let names: Vec<String> = (0..case.adapters).map(|number| format!("adapter{number}")).collect();
@@ -98,7 +107,14 @@ fn steps(side: &mut dyn Side, case: &Train, batches: &[Batch]) -> Result<Figures
             first_step_seconds = seconds_since(case.started);
         }
     }
-    Ok(Figures { losses, step_seconds, tokens, peak_rss_bytes: peak_rss_bytes(), first_step_seconds, after: None })
+    Ok(Figures {
+        losses,
+        step_seconds,
+        tokens,
+        peak_rss_bytes: peak_rss_bytes(),
+        first_step_seconds,
+        ..Figures::default()
+    })
 }
 
 /// This library, by what its trainer calls.

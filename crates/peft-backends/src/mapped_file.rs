@@ -1,6 +1,6 @@
 //! A file as a slice, without reading it: checkpoints are larger than what is needed of them at a time.
 
-use std::{fs::File, io, path::Path};
+use std::{fs::File, io, ops::Range, path::Path};
 
 use memmap2::Mmap;
 
@@ -24,6 +24,22 @@ impl MappedFile {
         Ok(Self(map))
     }
 
+    /// Gives back the memory that a part of the file was read into. Bytes that are looked at again are read again.
+    pub fn forget(&self, part: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the map is read-only and of a file, so that its pages hold nothing but what is in the file, and what comes
+            // back after them is the same. That no other process changes the file is what `open` asks for already.
+            #[expect(unsafe_code, reason = "the argument stands above")]
+            let forgotten =
+                unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len()) };
+            // A system that keeps the memory does no harm.
+            drop(forgotten);
+        }
+        #[cfg(not(unix))]
+        drop(part);
+    }
+
     /// The file's bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.0
@@ -40,7 +56,10 @@ mod tests {
     fn a_mapped_file_holds_what_was_written() {
         let path = std::env::temp_dir().join(format!("peft-mapped-{}", std::process::id()));
         std::fs::write(&path, b"tensor").unwrap();
-        assert_eq!(MappedFile::open(&path).unwrap().as_slice(), b"tensor");
+        let mapped = MappedFile::open(&path).unwrap();
+        assert_eq!(mapped.as_slice(), b"tensor");
+        mapped.forget(1..4);
+        assert_eq!(mapped.as_slice(), b"tensor");
         std::fs::remove_file(&path).unwrap();
         assert!(MappedFile::open(&path).is_err());
     }

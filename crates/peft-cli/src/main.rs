@@ -2,6 +2,7 @@
 
 mod error;
 mod generation_args;
+mod quantization_args;
 mod session;
 mod terminal;
 mod verbs;

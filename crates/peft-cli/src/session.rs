@@ -17,7 +17,7 @@ use peft::{
 
 use peft_train::Recipe;
 
-use crate::{CliError, Globals, terminal};
+use crate::{CliError, Globals, quantization_args::QuantizationArgs, terminal};
 
 /// Which model and which adapters.
 #[derive(Debug, Clone, Args)]
@@ -31,6 +31,8 @@ pub(crate) struct ModelArgs {
     /// Names of the adapters that act, comma separated; the first one given when absent.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) active: Vec<String>,
+    #[command(flatten)]
+    pub(crate) quantization: QuantizationArgs,
 }
 
 impl ModelArgs {
@@ -63,8 +65,8 @@ impl ModelArgs {
             }
         }
         let class = auto_class(&first.config)?;
-        let options =
-            LoadOptions { dtype: dtype(globals)?, labels: labels(&self.model, first)?, ..LoadOptions::default() };
+        let (dtype, labels) = (dtype(globals)?, labels(&self.model, first)?);
+        let options = LoadOptions { dtype, labels, quantization: self.quantization.config(), ..LoadOptions::default() };
         let loaded = checkpoint::load(&self.model, &class, &options, &device)?;
         let heads = saved_heads(first);
         for head in loaded.initialised.iter().filter(|name| !heads.iter().any(|head| name.starts_with(head))) {

@@ -11,7 +11,7 @@ use burn::{
 };
 
 use crate::{
-    DynParam, DynTensor, PeftConfig, Plan,
+    DynParam, DynTensor, PackedWeight, PeftConfig, Plan,
     prompt::PromptPlan,
     tuner::{LayerTuner, Tensors},
 };
@@ -136,7 +136,7 @@ pub(crate) struct Entry {
     pub(crate) tensors: Vec<(Arc<str>, DynParam)>,
 }
 
-/// The active adapters of one parameter, in the form of Burn's reparameterization hook.
+/// The active adapters of one parameter, in the form of Burn's reparameterization hook; also its weight, where it is packed.
 ///
 /// A layer that knows nothing of adapters gets the effective weight from `Param::val`; [`adapted_linear`](crate::adapted_linear)
 /// finds the set and adds to the activation instead.
@@ -144,6 +144,7 @@ pub(crate) struct Entry {
 pub struct AdapterSet {
     pub(crate) entries: Vec<Entry>,
     pub(crate) training: Param<Flag>,
+    packed: Option<Arc<dyn PackedWeight>>,
 }
 
 impl AdapterSet {
@@ -151,12 +152,27 @@ impl AdapterSet {
     pub(crate) const CONTAINER: &'static str = "Struct:AdapterSet";
 
     pub(crate) fn new(entries: Vec<Entry>) -> Self {
-        Self { entries, training: Param::from_bool(false) }
+        Self { entries, training: Param::from_bool(false), packed: None }
+    }
+
+    /// The same on a parameter that only stands for a packed weight.
+    pub(crate) fn on(self, packed: Option<Arc<dyn PackedWeight>>) -> Self {
+        Self { packed, ..self }
+    }
+
+    /// The parameter's weight, if it is packed.
+    pub fn packed(&self) -> Option<Arc<dyn PackedWeight>> {
+        self.packed.clone()
     }
 
     /// Whether the parameter as a whole is replaced by a trained copy.
     pub fn replaces(&self) -> bool {
         self.entries.iter().any(|entry| !matches!(entry.role, Role::Tuned(_)))
+    }
+
+    /// Whether no adapter is there, only a weight that is packed.
+    pub fn is_plain(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// Whether dropout acts.
@@ -180,7 +196,7 @@ impl AdapterSet {
 
     /// The set with those tensors of rank 2 replaced for which `f` has another value.
     pub(crate) fn constrained(self, f: impl Fn(&str, Tensor<2>) -> Option<Tensor<2>>) -> Self {
-        let training = self.training.clone();
+        let (training, packed) = (self.training.clone(), self.packed.clone());
         let entry = |entry: Entry| {
             let tensors = entry.tensors.into_iter().map(|(name, param)| {
                 let value = param.val::<2>().and_then(|value| f(&name, value.detach()));
@@ -194,7 +210,11 @@ impl AdapterSet {
             });
             Entry { tensors: tensors.collect(), ..entry }
         };
-        Self { entries: self.entries.into_iter().map(entry).collect(), training }
+        Self { entries: self.entries.into_iter().map(entry).collect(), training, packed }
+    }
+
+    fn packed_on(&self, device: &Device) -> Option<Arc<dyn PackedWeight>> {
+        self.packed.as_ref().map(|packed| packed.to_device(device))
     }
 
     fn each(self, mut f: impl FnMut(DynParam) -> DynParam) -> Vec<Entry> {
@@ -239,7 +259,7 @@ impl Module for AdapterSet {
         mapper.enter_module("training", Self::CONTAINER);
         let training = Module::map(self.training, mapper);
         mapper.exit_module("training", Self::CONTAINER);
-        Self { entries, training }
+        Self { entries, training, packed: self.packed }
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
@@ -248,23 +268,23 @@ impl Module for AdapterSet {
     }
 
     fn to_device(self, device: &Device) -> Self {
-        let training = self.training.clone();
-        Self { entries: self.each(|param| param.moved_to(device)), training }
+        let (training, packed) = (self.training.clone(), self.packed_on(device));
+        Self { entries: self.each(|param| param.moved_to(device)), training, packed }
     }
 
     fn fork(self, device: &Device) -> Self {
-        let training = self.training.clone();
-        Self { entries: self.each(|param| param.fork(device)), training }
+        let (training, packed) = (self.training.clone(), self.packed_on(device));
+        Self { entries: self.each(|param| param.fork(device)), training, packed }
     }
 
     fn valid(&self) -> Self {
         let training = self.training.valid();
-        Self { entries: self.clone().each(|param| param.valid()), training }
+        Self { entries: self.clone().each(|param| param.valid()), training, packed: self.packed.clone() }
     }
 
     fn train(self) -> Self {
-        let training = Module::train(self.training.clone());
-        Self { entries: self.each(DynParam::train), training }
+        let (training, packed) = (Module::train(self.training.clone()), self.packed.clone());
+        Self { entries: self.each(DynParam::train), training, packed }
     }
 
     fn materialize(self) -> Self {
@@ -284,7 +304,10 @@ impl Reparameterization for AdapterSet {
     const NAME: &'static str = "peft";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        self.entries.iter().fold(base, |value, entry| match &entry.role {
+        // What is replaced anyway need not be unpacked.
+        let packed = self.packed.as_ref().filter(|_| !self.replaces()).map(|packed| packed.dense());
+        let unpacked = packed.map(|dense| DynTensor::R2(dense).cast(base.dtype())).and_then(|dense| dense.get());
+        self.entries.iter().fold(unpacked.unwrap_or(base), |value, entry| match &entry.role {
             Role::Saved | Role::Bias => entry.tensors.first().and_then(|(_, copy)| copy.val()).unwrap_or(value),
             Role::Tied { transposed } => {
                 let copy = entry.tensors.first().map(|(_, copy)| copy.tensor());

@@ -5,7 +5,10 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use burn::tensor::Device;
 use serde_json::{Map, Value};
 
-use crate::{Batch, DynModule, Error, FreshValues, ModuleTree, Result, ShiftRight, fresh::is_ending, registry::Plugin};
+use crate::{
+    Batch, DynModule, Error, FreshValues, ModuleTree, PackedWeights, Result, ShiftRight, fresh::is_ending,
+    packed::base_value, registry::Plugin,
+};
 
 /// Which head a model is built with, by the name of Transformers' auto class; open, so that a plugin can add its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -296,9 +299,47 @@ pub struct BaseModel {
     pub module: Box<dyn DynModule>,
     /// What it says of itself.
     pub info: Arc<ModelInfo>,
+    /// The weights that are kept packed, for which placeholders stand in the module.
+    pub packed: PackedWeights,
 }
 
 impl BaseModel {
+    /// A model of dense weights.
+    pub fn new(module: Box<dyn DynModule>, info: impl Into<Arc<ModelInfo>>) -> Self {
+        Self { module, info: info.into(), packed: PackedWeights::default() }
+    }
+
+    /// The memory of the weights; those that are tied count once.
+    pub fn bytes(&self) -> usize {
+        let is_copy = |name: &str| self.info.tied.iter().any(|(copy, _)| copy == name);
+        let mut bytes = 0;
+        self.module.boxed_clone().map_params(&|path| self.info.rename(path), &mut |name, param| {
+            bytes += match self.packed.get(name) {
+                _ if is_copy(name) => 0,
+                Some(packed) => packed.bytes(),
+                None => param.shape().iter().product::<usize>() * param.tensor().dtype().size(),
+            };
+            param
+        });
+        bytes
+    }
+
+    /// The same with every packed weight unpacked.
+    #[must_use]
+    pub fn unpacked(self) -> Self {
+        let Self { module, info, packed } = self;
+        let module = module.map_params(&|path| info.rename(path), &mut |name, param| match packed.get(name) {
+            Some(weight) => param.clone().with_value(base_value(&param, Some(weight))),
+            None => param,
+        });
+        Self { module, info, packed: PackedWeights::default() }
+    }
+
+    /// The module as it runs without an adapter.
+    pub fn running(&self) -> Box<dyn DynModule> {
+        self.module.attach(&|path| self.info.rename(path), &self.packed, &[], true).set_training(false)
+    }
+
     /// Modules and parameters by checkpoint name.
     pub fn tree(&self) -> ModuleTree {
         let mut tree = self.module.tree(&|path| self.info.rename(path));
@@ -309,7 +350,8 @@ impl BaseModel {
 
 impl Clone for BaseModel {
     fn clone(&self) -> Self {
-        Self { module: self.module.boxed_clone(), info: Arc::clone(&self.info) }
+        let (info, packed) = (Arc::clone(&self.info), self.packed.clone());
+        Self { module: self.module.boxed_clone(), info, packed }
     }
 }
 

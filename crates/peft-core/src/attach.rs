@@ -8,7 +8,7 @@ use burn::{
 };
 
 use crate::{
-    Adapter, AdapterSet, DynParam,
+    Adapter, AdapterSet, DynParam, PackedWeights,
     adapter::{Entry, Role},
     prompt::PromptPlan,
 };
@@ -18,8 +18,15 @@ use crate::{
 /// The base is not changed and no weight is copied. Parameters without an adapter are left as they are; call this on a
 /// plain base model, since Burn keeps an older reparameterization and drops a newer one.
 ///
-/// With `enabled` false only trained biases act, as PEFT's `disable_adapter` leaves them.
-pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(&str, &Adapter)], enabled: bool) -> M {
+/// With `enabled` false only trained biases act, as PEFT's `disable_adapter` leaves them. Weights that are `packed` are hung on
+/// the placeholders that stand for them in any case.
+pub fn attach<M: Module>(
+    base: M,
+    rename: &dyn Fn(&str) -> String,
+    packed: &PackedWeights,
+    adapters: &[(&str, &Adapter)],
+    enabled: bool,
+) -> M {
     let mut sets: HashMap<&str, Vec<Entry>> = HashMap::new();
     for (name, adapter) in adapters {
         let name: Arc<str> = Arc::from(*name);
@@ -46,7 +53,7 @@ pub fn attach<M: Module>(base: M, rename: &dyn Fn(&str) -> String, adapters: &[(
         }
     }
     let sets = sets.into_iter().map(|(parameter, entries)| (parameter, AdapterSet::new(entries))).collect();
-    base.map(&mut Attach { path: Vec::new(), rename, sets })
+    base.map(&mut Attach { path: Vec::new(), rename, packed, sets })
 }
 
 /// The tensors of the prompt among the adapters, and how it enters; none if there is no prompt or adapters are switched off.
@@ -60,6 +67,7 @@ pub(crate) fn prompt(adapters: &[(&str, &Adapter)], enabled: bool) -> Option<(Ad
 struct Attach<'a> {
     path: Vec<String>,
     rename: &'a dyn Fn(&str) -> String,
+    packed: &'a PackedWeights,
     sets: HashMap<&'a str, AdapterSet>,
 }
 
@@ -74,9 +82,13 @@ impl ModuleMapper for Attach<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = (self.rename)(&self.path.join("."));
+        let packed = self.packed.get(&name).cloned();
         match self.sets.remove(name.as_str()) {
-            Some(set) => param.apply_reparameterization(Once(Some(set))),
-            None => param,
+            None if packed.is_none() => param,
+            set => {
+                let set = set.unwrap_or_else(|| AdapterSet::new(Vec::new()));
+                param.apply_reparameterization(Once(Some(set.on(packed))))
+            }
         }
     }
 }

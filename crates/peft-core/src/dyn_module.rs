@@ -8,7 +8,7 @@ use burn::{
     tensor::{Device, Gradients, Tensor},
 };
 
-use crate::{Adapter, DynParam, Inputs, ModuleTree, Outputs, attach, prompted::Prompted};
+use crate::{Adapter, DynParam, Inputs, ModuleTree, Outputs, PackedWeights, attach, prompted::Prompted};
 
 /// What a Burn module needs to become a model of `peft`: a forward pass.
 ///
@@ -33,6 +33,7 @@ pub trait DynModule: Send + Debug {
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
+        packed: &PackedWeights,
         adapters: &[(&str, &Adapter)],
         enabled: bool,
     ) -> Box<dyn DynModule>;
@@ -73,10 +74,11 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
+        packed: &PackedWeights,
         adapters: &[(&str, &Adapter)],
         enabled: bool,
     ) -> Box<dyn DynModule> {
-        let attached = attach::attach(self.clone(), rename, adapters, enabled);
+        let attached = attach::attach(self.clone(), rename, packed, adapters, enabled);
         match attach::prompt(adapters, enabled) {
             Some((prompt, plan)) => Box::new(Prompted::new(attached, prompt, plan)),
             None => Box::new(attached),

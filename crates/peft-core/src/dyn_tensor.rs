@@ -5,7 +5,7 @@ use std::any::Any;
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
-    tensor::{Device, Tensor, TensorData},
+    tensor::{DType, Device, FloatDType, Tensor, TensorData},
 };
 
 macro_rules! ranks {
@@ -81,6 +81,11 @@ impl DynTensor {
         ranks!(self, tensor => tensor.dims().to_vec())
     }
 
+    /// The type of the values.
+    pub fn dtype(&self) -> DType {
+        ranks!(self, tensor => tensor.dtype())
+    }
+
     /// Reads the values back, in the tensor's own type.
     pub fn to_data(&self) -> TensorData {
         ranks!(self, tensor => tensor.to_data())
@@ -90,6 +95,12 @@ impl DynTensor {
     #[must_use]
     pub fn without_autodiff(self) -> Self {
         keep_rank!(self, tensor => tensor.without_autodiff())
+    }
+
+    /// The tensor in another type of float.
+    #[must_use]
+    pub fn cast(self, dtype: DType) -> Self {
+        keep_rank!(self, tensor => if tensor.dtype() == dtype { tensor } else { tensor.cast(FloatDType::from(dtype)) })
     }
 
     /// The tensor of rank 2 with its dimensions swapped; other ranks are returned as they are.
@@ -166,6 +177,17 @@ impl DynParam {
             Self::R2(param) => DynTensor::R2(param.val()),
             Self::R3(param) => DynTensor::R3(param.val()),
             Self::R4(param) => DynTensor::R4(param.val()),
+        }
+    }
+
+    /// The parameter of the same identity with another value, if that has its rank.
+    pub(crate) fn with_value(self, value: DynTensor) -> Self {
+        match (self, value) {
+            (Self::R1(p), DynTensor::R1(t)) => Self::R1(Param::initialized(p.id, t)),
+            (Self::R2(p), DynTensor::R2(t)) => Self::R2(Param::initialized(p.id, t)),
+            (Self::R3(p), DynTensor::R3(t)) => Self::R3(Param::initialized(p.id, t)),
+            (Self::R4(p), DynTensor::R4(t)) => Self::R4(Param::initialized(p.id, t)),
+            (param, _) => param,
         }
     }
 

@@ -6,7 +6,7 @@ use burn::{
     tensor::{Int, Tensor, module},
 };
 
-use crate::{AdapterSet, tuner::LinearCall};
+use crate::{AdapterSet, FrozenWeight, tuner::LinearCall};
 
 /// GPT-2's projection: a linear layer whose files hold the weight as `[d_in, d_out]`.
 #[derive(Module, Debug)]
@@ -69,8 +69,9 @@ fn adapted<const D: usize>(
         None => product(input, weight.val(), bias),
         Some(set) if set.replaces() => product(input, weight.val(), bias),
         Some(set) => {
-            let call = LinearCall { input, weight: weight.base(), bias: bias.clone(), training: set.is_training() };
-            let frozen = || product(call.input.clone(), call.weight.clone(), bias.clone());
+            let weight = set.packed().map_or_else(|| FrozenWeight::Dense(weight.base()), FrozenWeight::Packed);
+            let call = LinearCall { input, weight, bias: bias.clone(), training: set.is_training() };
+            let frozen = || call.weight.linear(product, call.input.clone(), bias.clone());
             let mut tuned = set.tuned();
             let first = match tuned.next() {
                 None => frozen(),
@@ -97,9 +98,13 @@ pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3
         None => module::embedding(embedding.weight.val(), ids),
         Some(set) if set.replaces() => module::embedding(embedding.weight.val(), ids),
         Some(set) => {
-            let weight = embedding.weight.base();
-            let frozen = module::embedding(weight.clone(), ids.clone());
-            set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, weight.clone(), ids.clone(), out))
+            let weight =
+                set.packed().map_or_else(|| FrozenWeight::Dense(embedding.weight.base()), FrozenWeight::Packed);
+            let frozen = match &weight {
+                FrozenWeight::Dense(weight) => module::embedding(weight.clone(), ids.clone()),
+                FrozenWeight::Packed(weight) => weight.embed(ids.clone()),
+            };
+            set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, &weight, ids.clone(), out))
         }
     }
 }

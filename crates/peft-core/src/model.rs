@@ -53,7 +53,7 @@ impl PeftModel {
     /// The base model without an adapter yet; `device` is where the adapters' tensors live.
     pub fn from_base(base: BaseModel, device: &Device) -> Self {
         let tree = base.tree();
-        let module = base.module.boxed_clone().set_training(false);
+        let module = base.running();
         let info = Arc::clone(&base.info);
         Self {
             base,
@@ -111,6 +111,10 @@ impl PeftModel {
     ) -> Result<()> {
         self.check_new(name, &config)?;
         let plan = explain::plan(&self.base, &config)?;
+        if plan.in_place && !self.base.packed.is_empty() {
+            let problem = format!("{} trains every weight, and some of this model's are packed", config.peft_type);
+            return Err(Error::config("peft_type", problem));
+        }
         let words = self.words(&plan, tokenizer, seed);
         let prompt = plan.prompt.clone();
         let adapter = self.fill(name, plan, |key, slot| match slot {
@@ -224,7 +228,7 @@ impl PeftModel {
             .map(|(n, a)| (n.as_str(), a))
             .collect();
         let info = &self.base.info;
-        let module = self.base.module.attach(&|path| info.rename(path), &active, self.enabled);
+        let module = self.base.module.attach(&|path| info.rename(path), &self.base.packed, &active, self.enabled);
         self.module = module.set_training(self.training);
         self.info = match self.prompt() {
             Some(prompt) => Arc::new(prompt.info(&self.base.info)),

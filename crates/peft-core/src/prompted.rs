@@ -9,7 +9,7 @@ use burn::{
 };
 
 use crate::{
-    Adapter, AdapterSet, DynModule, DynParam, Forward, Inputs, ModuleTree, Outputs, attach,
+    Adapter, AdapterSet, DynModule, DynParam, Forward, Inputs, ModuleTree, Outputs, PackedWeights, attach,
     dyn_module::{ParamFn, with_training},
     prompt::PromptPlan,
 };
@@ -49,10 +49,11 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
+        packed: &PackedWeights,
         adapters: &[(&str, &Adapter)],
         enabled: bool,
     ) -> Box<dyn DynModule> {
-        self.model.attach(rename, adapters, enabled)
+        self.model.attach(rename, packed, adapters, enabled)
     }
 
     fn attached_params(&self) -> HashMap<ParamId, DynParam> {

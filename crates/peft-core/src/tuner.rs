@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 use serde_json::{Map, Value};
 
 use crate::{
-    DynParam, DynTensor, Error, PeftConfig, Result,
+    DynParam, DynTensor, Error, FrozenWeight, PeftConfig, Result,
     architecture::ModelInfo,
     module_tree::ModuleTree,
     plan::{Plan, TaskRules},
@@ -48,9 +48,10 @@ pub trait LayerTuner: Debug + Send + Sync {
     /// # Shapes
     /// - `output`, returned: `[tokens, d_out]`
     fn forward(&self, tensors: &Tensors<'_>, call: &LinearCall, output: Tensor<2>) -> Tensor<2> {
-        let weight = self.merged(tensors, DynTensor::R2(call.weight.clone()));
+        let frozen = call.weight.dense();
+        let weight = self.merged(tensors, DynTensor::R2(frozen.clone()));
         match weight.get::<2>() {
-            Some(weight) => output + call.input.clone().matmul(weight - call.weight.clone()),
+            Some(weight) => output + call.input.clone().matmul(weight - frozen),
             None => output,
         }
     }
@@ -69,8 +70,8 @@ pub trait LayerTuner: Debug + Send + Sync {
     /// # Shapes
     /// - `ids`: `[batch, sequence]`
     /// - `output`, returned: `[batch, sequence, dimensions]`
-    fn embed(&self, tensors: &Tensors<'_>, weight: Tensor<2>, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
-        let merged = self.merged(tensors, DynTensor::R2(weight));
+    fn embed(&self, tensors: &Tensors<'_>, weight: &FrozenWeight, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
+        let merged = self.merged(tensors, DynTensor::R2(weight.dense()));
         match merged.get::<2>() {
             Some(merged) => burn::tensor::module::embedding(merged, ids),
             None => output,
@@ -89,11 +90,22 @@ pub struct LinearCall {
     /// The layer's input, `[tokens, d_in]`.
     pub input: Tensor<2>,
     /// The frozen weight, `[d_in, d_out]`.
-    pub weight: Tensor<2>,
+    pub weight: FrozenWeight,
     /// The layer's bias, `[d_out]`.
     pub bias: Option<Tensor<1>>,
     /// Whether dropout acts.
     pub training: bool,
+}
+
+impl LinearCall {
+    /// Another input times the frozen weight, without the bias.
+    ///
+    /// # Shapes
+    /// - `input`: `[tokens, d_in]`
+    /// - returned: `[tokens, d_out]`
+    pub fn frozen(&self, input: Tensor<2>) -> Tensor<2> {
+        self.weight.linear(|x, weight, _| x.matmul(weight), input, None)
+    }
 }
 
 /// The tensors of one adapter on one layer, by their names in the file.

@@ -2,13 +2,13 @@
 
 use burn::tensor::Tensor;
 
-use crate::linear::Product;
+use crate::{FrozenWeight, linear::Product};
 
 /// How a backend computes `-log softmax(hidden W)[target]` of each row that has a target, in one operation.
 ///
 /// From hidden states `[rows, width]`, a frozen weight `[width, classes]`, a target for each row and the soft cap of the logits; none
 /// where the backend has no such operation for these tensors.
-pub type LinearCrossEntropies = fn(&Tensor<2>, &Tensor<2>, &[Option<usize>], Option<f64>) -> Option<Tensor<1>>;
+pub type LinearCrossEntropies = fn(&Tensor<2>, &FrozenWeight, &[Option<usize>], Option<f64>) -> Option<Tensor<1>>;
 
 /// Hidden states and the frozen output layer that turns them into logits.
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub struct WordLogits {
     /// `[batch, positions, width]`.
     pub hidden: Tensor<3>,
     /// `[width, classes]`.
-    pub weight: Tensor<2>,
+    pub weight: FrozenWeight,
     /// Logits become `cap · tanh(logits / cap)`.
     pub soft_cap: Option<f64>,
     /// How the output layer is computed.
@@ -52,7 +52,7 @@ impl WordLogits {
 
     fn of(&self, hidden: Tensor<3>) -> Tensor<3> {
         let [batch, positions, width] = hidden.dims();
-        let logits = (self.product)(hidden.reshape([batch * positions, width]), self.weight.clone(), None);
+        let logits = self.weight.linear(self.product, hidden.reshape([batch * positions, width]), None);
         let logits = logits.reshape([batch, positions, self.weight.dims()[1]]);
         match self.soft_cap {
             Some(cap) => (logits / cap).tanh() * cap,

@@ -2,8 +2,10 @@
 //!
 //! Weights are `model.safetensors`, or PyTorch's `pytorch_model.bin` where there is no other.
 
+mod bitsandbytes;
 mod fresh;
 mod matching;
+mod packed;
 pub(crate) mod shards;
 mod values;
 mod writing;
@@ -16,7 +18,7 @@ use peft_core::{
 };
 use serde_json::{Map, Value};
 
-use crate::gguf;
+use crate::{gguf, quantization::QuantizationConfig};
 
 pub use writing::save;
 
@@ -40,6 +42,8 @@ pub struct LoadOptions {
     pub labels: Option<LabelSet>,
     /// What fresh heads are drawn from.
     pub seed: u64,
+    /// Which weights are packed while they are loaded.
+    pub quantization: QuantizationConfig,
 }
 
 /// A loaded model and what was not simply taken over.
@@ -96,7 +100,7 @@ pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device:
 
 /// A new model of a configuration, which is a file or in a folder: every parameter is drawn from the seed.
 ///
-/// Each by the rule of its architecture, [`ModelInfo::fresh`].
+/// Each by the rule of its architecture, [`ModelInfo::fresh`]. Nothing of it is packed: it is there to be trained.
 ///
 /// # Errors
 /// As [`skeleton`].
@@ -105,10 +109,14 @@ pub fn random(config: &Path, class: &AutoClass, options: &LoadOptions, device: &
     let nothing = shards::Shards::default();
     let plan = matching::Matching::new(&skeleton, &nothing);
     let dtype = options.dtype.unwrap_or(DType::F32);
-    values::fill(skeleton, &plan, &nothing, dtype, options.seed, &device.clone().inner())
+    let packer = packed::Packer::default();
+    values::fill(skeleton, &plan, &nothing, &packer, dtype, options.seed, &device.clone().inner())
 }
 
 /// Loads a model with the head of `class`.
+///
+/// Weights that are packed, in the checkpoint or as the options say, are so one by one: there is never a dense copy of the
+/// model.
 ///
 /// Backbone names match with and without the prefix that models with a head have. Parameters are plain tensors that never
 /// require a gradient. The weights of linear layers are turned once, here: the processor's matrix product also takes them
@@ -125,6 +133,7 @@ pub fn load(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &De
         return Err(Error::Tensors { origin: folder.display().to_string(), problems: plan.problems });
     }
     let dtype = options.dtype.unwrap_or(DType::F32);
-    let base = values::fill(skeleton, &plan, &shards, dtype, options.seed, &device.clone().inner())?;
+    let packer = packed::Packer::new(&options.quantization, &plan, &skeleton.info)?;
+    let base = values::fill(skeleton, &plan, &shards, &packer, dtype, options.seed, &device.clone().inner())?;
     Ok(Loaded { base, initialised: plan.initialised, ignored: plan.ignored })
 }

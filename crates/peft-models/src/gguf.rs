@@ -1,12 +1,12 @@
 //! GGUF: one file with a model's configuration, its quantised weights and its tokenizer.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Families: Llama (and Mistral, which GGUF calls
-//! Llama), Qwen 2 and 3, Gemma 2 and 3. Weights are dequantised when a model is loaded.
+//! Llama), Qwen 2 and 3, Gemma 2 and 3. Weights are dequantised when a model is
+//! loaded, or stay as they are.
 
 pub(crate) mod config;
 mod file;
 pub(crate) mod names;
-mod quantization;
 pub(crate) mod tokenizer;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use peft_core::{Error, Result};
 
 pub(crate) use file::GgufFile;
-pub(crate) use quantization::GgmlType;
+pub(crate) use peft_backends::ops::GgmlType;
 
 /// The GGUF file that a model's path means: the file itself, or the only one in a folder that has no `config.json`.
 ///

@@ -9,6 +9,7 @@ mod chat_template;
 pub mod checkpoint;
 mod gguf;
 pub mod hub;
+pub mod quantization;
 mod tokenizer;
 mod tokenizer_files;
 
@@ -35,5 +36,6 @@ mod qwen3;
 mod roberta;
 mod t5;
 
+pub use quantization::QuantizationConfig;
 pub use tokenizer::HfTokenizer;
 pub use tokenizer_files::copy_tokenizer;

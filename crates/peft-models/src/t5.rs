@@ -3,8 +3,6 @@
 
 mod relative_bias;
 
-use std::sync::Arc;
-
 use burn::{
     module::Module,
     nn::{Dropout, Embedding, Linear},
@@ -329,7 +327,7 @@ fn build(family: &Family, config: &Map<String, Value>, class: &AutoClass, device
             past: None,
             ..info
         };
-        return Ok(BaseModel { module: Box::new(module), info: Arc::new(info) });
+        return Ok(BaseModel::new(Box::new(module), info));
     }
     let reads_twice = [AutoClass::SEQUENCE_CLASSIFICATION, AutoClass::QUESTION_ANSWERING].contains(class);
     let model = Seq2SeqModel {

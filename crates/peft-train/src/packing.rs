@@ -72,7 +72,7 @@ pub fn check_kept_apart(base: &BaseModel, examples: &[Example], pad_id: u32, dev
     let mut pair: Vec<Example> = examples.iter().take(2).map(short).collect();
     // The order in which they are packed.
     pair.sort_by_key(|example| std::cmp::Reverse(example.input_ids.len()));
-    let module = base.module.boxed_clone().set_training(false);
+    let module = base.running();
     let logits = |example: &Example| {
         let batch = collate(&[example], pad_id, false, &device.clone().inner());
         module.forward(&batch.inputs).read::<3>("logits").map(|(values, _)| values)

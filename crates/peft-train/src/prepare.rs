@@ -183,7 +183,12 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     let of_rows = |error: PeftError| about_rows(error, &source, recipe);
     let found = task.task.labels(&train, &label_column).map_err(of_rows)?;
     let labels = if has_own_classes(&config, task, found.as_ref())? { None } else { found.clone() };
-    let options = LoadOptions { dtype: recipe.model.dtype.map(Into::into), labels, seed: recipe.training.seed };
+    let options = LoadOptions {
+        dtype: recipe.model.dtype.map(Into::into),
+        labels,
+        seed: recipe.training.seed,
+        quantization: recipe.model.quantization.clone(),
+    };
     let skeleton = checkpoint::skeleton(&config, &task.auto_class, &options, device)?;
     // What the model cannot take is refused before its weights are read.
     let plan = explain::plan(&skeleton, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;

@@ -88,6 +88,7 @@ impl Recipe {
         model.check().map_err(|(key, problem)| section.error(key, problem))?;
 
         let adapter = adapter(document.section("adapter"), path, &model)?;
+        check_packed(&section, &model, &adapter)?;
 
         let mut section = document.section("data");
         let columns = take_columns(&mut section, &adapter)?;
@@ -279,6 +280,17 @@ fn located(section: &Section, error: PeftError) -> Error {
         PeftError::Config { key, problem, .. } => section.error(&key, problem),
         other => other.into(),
     }
+}
+
+/// What is packed is there to stand still.
+fn check_packed(section: &Section, model: &ModelArguments, adapter: &PeftConfig) -> Result<()> {
+    if model.quantization.packing().map_err(|error| located(section, error))?.is_none() {
+        return Ok(());
+    }
+    let key = if model.quantization.load_in_4bit { "load_in_4bit" } else { "load_in_8bit" };
+    let trains_all = model.init == Some(Init::Random) || adapter.peft_type.as_str() == "FULL";
+    let problem = "this recipe trains every weight, and packed ones cannot be: take it away, or train an adapter";
+    if trains_all { Err(section.error(key, problem)) } else { Ok(()) }
 }
 
 /// Takes the keys that name columns out of `[data]`.

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use super::{
     host::{self, lanes},
     node::{Fused, Host, Input, Kept, run},
-    product::{Before, Matrix, Target, Threads, product},
+    packed::{Frozen, HostPacked, PackedMatrix},
+    product::{Before, Matrix},
     vector_math::{exp, tanh},
 };
 
@@ -41,8 +42,26 @@ pub fn linear_cross_entropies(
     if !host::takes(hidden) || !host::takes(weight) || weight.is_tracked() || !fits {
         return None;
     }
-    let op = LinearCrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32) };
+    let op = LinearCrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32), packed: None };
     Some(run(op, [Input::new(hidden.clone()), Input::new(weight.clone())]))
+}
+
+/// The same of a weight that is packed.
+pub(super) fn packed_cross_entropies(
+    hidden: &Tensor<2>,
+    weight: &PackedMatrix,
+    targets: &[Option<usize>],
+    soft_cap: Option<f64>,
+) -> Option<Tensor<1>> {
+    let ([rows, width], [inner, classes]) = (hidden.dims(), weight.dims());
+    let fits = targets.len() == rows && width == inner && host::takes(hidden);
+    let packed = HostPacked::new(weight).filter(|_| fits)?;
+    let targets: Vec<_> = (0..).zip(targets).filter_map(|(row, target)| Some((row, (*target)?))).collect();
+    if targets.is_empty() || targets.iter().any(|(_, target)| *target >= classes) {
+        return None;
+    }
+    let op = LinearCrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32), packed: Some(packed) };
+    Some(run(op, [Input::new(hidden.clone()), Input::Absent]))
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +69,8 @@ struct LinearCrossEntropies {
     /// Rows that have a target, and which.
     targets: Vec<(usize, usize)>,
     soft_cap: Option<f32>,
+    /// The weight, where it is no tensor.
+    packed: Option<HostPacked>,
 }
 
 /// What the pass back needs.
@@ -113,7 +134,8 @@ impl Fused<2> for LinearCrossEntropies {
 
     fn forward(&self, inputs: [Option<Host>; 2], [needs_hidden, _]: [bool; 2]) -> (Host, Option<Saved>) {
         let [hidden, weight] = inputs.map(|x| x.unwrap_or_else(|| host::tensor(Vec::new(), &[0, 0])));
-        let (hidden, weight) = (host::whole(hidden), Matrix::of(&weight));
+        let hidden = host::whole(hidden);
+        let weight = self.packed.as_ref().map_or_else(|| Frozen::Dense(Matrix::of(&weight)), Frozen::Packed);
         let [width, classes] = weight.dims();
         let source = host::values(&hidden);
         let chunk = (LOGITS / classes.max(1)).clamp(64, 1024).min(self.targets.len().max(1));
@@ -129,7 +151,7 @@ impl Fused<2> for LinearCrossEntropies {
                 rows.extend_from_slice(host::part(source, row * width, width));
             }
             let states = Matrix::new(&rows, [count, width]);
-            product(Target::new(&mut logits, [count, classes]), Before::Lost, 1.0, states, weight, Threads::All);
+            weight.multiply(logits.get_mut(..count * classes).unwrap_or_default(), Before::Lost, states);
             let own = logits.par_chunks_mut(classes).zip(targets).map(|(logits, (_, target))| {
                 host::vectorised(
                     #[inline(always)]
@@ -140,7 +162,7 @@ impl Fused<2> for LinearCrossEntropies {
             if needs_hidden {
                 let (back, rest) = left.split_at_mut(count * width);
                 let dlogits = Matrix::new(&logits, [count, classes]);
-                product(Target::new(back, [count, width]), Before::Lost, 1.0, dlogits, weight.t(), Threads::All);
+                weight.multiply_back(back, dlogits);
                 left = rest;
             }
         }

@@ -16,6 +16,7 @@ use super::{
     half_precision::{narrowed, widened},
     host,
     node::{Fused, Host, Input, Kept, run},
+    packed::{Frozen, HostPacked, PackedMatrix},
     product::{Before, Matrix, Target, Threads, product},
 };
 
@@ -49,7 +50,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
         return bias.into_iter().fold(y, |y, bias| y + bias.unsqueeze());
     }
     let inputs = [Input::new(x), Input::new(weight), Input::optional(bias), Input::Absent, Input::Absent];
-    run(Linear { scale: 0.0, keep: None }, inputs)
+    run(Linear { scale: 0.0, keep: None, packed: None }, inputs)
 }
 
 /// A few rows times a weight in half precision, which is then read as it is; none for other tensors.
@@ -92,17 +93,36 @@ fn fused(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, lora: LowR
         Input::new(a),
         Input::new(b),
     ];
-    run(Linear { scale: scale as f32, keep }, inputs)
+    run(Linear { scale: scale as f32, keep, packed: None }, inputs)
+}
+
+/// A linear layer whose weight is packed, with an adapter or without; none as [`lora_linear`].
+pub(super) fn packed_linear(
+    x: &Tensor<2>,
+    weight: &PackedMatrix,
+    bias: Option<&Tensor<1>>,
+    lora: Option<LowRank>,
+) -> Option<Tensor<2>> {
+    let takes_lora = |lora: &LowRank| host::takes(&lora.a) && host::takes(&lora.b);
+    let fit = host::takes(x) && bias.is_none_or(host::takes) && lora.as_ref().is_none_or(takes_lora);
+    let packed = HostPacked::new(weight).filter(|_| fit && !x.dims().contains(&0))?;
+    let keep = lora.as_ref().filter(|lora| lora.drop > 0.0).map(|lora| Keep::draw(lora.drop, &x.device()));
+    let scale = lora.as_ref().map_or(0.0, |lora| lora.scale) as f32;
+    let [a, b] = lora.map_or([None, None], |LowRank { a, b, .. }| [Some(a), Some(b)]).map(Input::optional);
+    let inputs = [Input::new(x.clone()), Input::Absent, Input::optional(bias.cloned()), a, b];
+    Some(run(Linear { scale, keep, packed: Some(packed) }, inputs))
 }
 
 fn fit(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> bool {
     host::takes(x) && host::takes(weight) && bias.is_none_or(host::takes) && !x.dims().contains(&0)
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Linear {
     scale: f32,
     keep: Option<Keep>,
+    /// The weight, where it is no tensor.
+    packed: Option<HostPacked>,
 }
 
 #[derive(Debug, Clone)]
@@ -129,6 +149,10 @@ struct SavedLowRank {
 }
 
 impl Linear {
+    fn frozen<'a>(&'a self, weight: &'a Host) -> Frozen<'a> {
+        self.packed.as_ref().map_or_else(|| Frozen::Dense(Matrix::of(weight)), Frozen::Packed)
+    }
+
     /// Rows `from..` of the adapter's input; dropped elements need a copy.
     fn input<'a>(&self, x: &'a [f32], width: usize, from: usize, rows: usize, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
         let piece = host::part(x, from * width, rows * width);
@@ -233,7 +257,7 @@ impl Fused<5> for Linear {
         let nothing = || host::tensor(Vec::new(), &[0, 0]);
         let (x, weight) = (host::whole(x.unwrap_or_else(nothing)), weight.unwrap_or_else(nothing));
         let bias = bias.map(host::whole);
-        let frozen = Matrix::of(&weight);
+        let frozen = self.frozen(&weight);
         let [d_in, d_out] = frozen.dims();
         let tokens = host::values(&x).len() / d_in;
         let input = Matrix::new(host::values(&x), [tokens, d_in]);
@@ -253,7 +277,7 @@ impl Fused<5> for Linear {
                 }
                 None => Before::Lost,
             };
-            product(Target::new(y, [tokens, d_out]), before, 1.0, input, frozen, Threads::All);
+            frozen.multiply(y, before, input);
             if let (Some(a), Some(b)) = (&a, &b) {
                 inner = self.add_low_rank(host::values(&x), Matrix::of(a), Matrix::of(b), y);
             }
@@ -271,17 +295,13 @@ impl Fused<5> for Linear {
     fn backward(self, saved: Option<Saved>, grad: Host, needs: [bool; 5]) -> [Option<Host>; 5] {
         let Some(Saved { x, weight, low_rank }) = saved else { return [const { None }; 5] };
         let grad = host::whole(grad);
-        let frozen = Matrix::of(&weight);
+        let frozen = self.frozen(&weight);
         let [d_in, d_out] = frozen.dims();
         let values = host::values(&grad);
         let tokens = values.len() / d_out;
         let dy = Matrix::new(values, [tokens, d_out]);
         let [needs_x, needs_weight, needs_bias, needs_a, needs_b] = needs;
-        let mut dx = needs_x.then(|| {
-            host::written(tokens * d_in, |dx| {
-                product(Target::new(dx, [tokens, d_in]), Before::Lost, 1.0, dy, frozen.t(), Threads::All);
-            })
-        });
+        let mut dx = needs_x.then(|| host::written(tokens * d_in, |dx| frozen.multiply_back(dx, dy)));
         let [da, db] = match &low_rank {
             Some(low_rank) => {
                 let dx = dx.as_deref_mut();

@@ -52,6 +52,12 @@ impl<'a, E: Copy> Matrix<'a, E> {
         Self::strided(values, [to - from, self.dims[1]], self.strides)
     }
 
+    /// The columns of this range.
+    pub(super) fn columns(self, from: usize, to: usize) -> Self {
+        let values = self.values.get(from * self.strides[1]..).unwrap_or_default();
+        Self::strided(values, [self.dims[0], to - from], self.strides)
+    }
+
     /// A row whose elements lie side by side.
     #[inline(always)]
     pub(super) fn row(self, at: usize) -> &'a [E] {

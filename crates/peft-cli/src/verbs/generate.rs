@@ -27,6 +27,7 @@ use super::eval::{column, positive};
 use crate::{
     CliError, Globals,
     generation_args::GenerationArgs,
+    quantization_args::QuantizationArgs,
     session::{self, ModelArgs},
     terminal,
 };
@@ -53,6 +54,8 @@ pub(crate) struct Generate {
     /// Names of the adapters that act, comma separated; the first one given when absent.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     active: Vec<String>,
+    #[command(flatten)]
+    quantization: QuantizationArgs,
     /// The text to go on from, or the source of an encoder-decoder; may be given several times. Standard input when absent.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -182,11 +185,12 @@ impl Generate {
     fn open(&self, globals: &Globals) -> Result<PeftModel, CliError> {
         if !self.adapter.is_empty() {
             let (model, adapter, active) = (self.model.clone(), self.adapter.clone(), self.active.clone());
-            return ModelArgs { model, adapter, active }.open(globals);
+            return ModelArgs { model, adapter, active, quantization: self.quantization.clone() }.open(globals);
         }
         let device = session::device(globals)?;
         let class = class_of(checkpoint::read_config(&self.model)?.get("is_encoder_decoder"));
-        let options = LoadOptions { dtype: session::dtype(globals)?, ..LoadOptions::default() };
+        let (dtype, quantization) = (session::dtype(globals)?, self.quantization.config());
+        let options = LoadOptions { dtype, quantization, ..LoadOptions::default() };
         Ok(PeftModel::from_base(checkpoint::load(&self.model, &class, &options, &device)?.base, &device))
     }
 }

@@ -13,6 +13,9 @@ use crate::{CliError, Globals, session::ModelArgs, terminal};
 pub(crate) struct Merge {
     #[command(flatten)]
     model: ModelArgs,
+    /// Pack weights that were packed again, which rounds the sums, in place of writing them dense.
+    #[arg(long)]
+    requantize: bool,
     /// Folder to write; it must not be the model's own.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -26,7 +29,7 @@ impl Merge {
             return Err(CliError::Usage("--output is the model's own folder: the base model would be lost".to_owned()));
         }
         let mut model = self.model.open(globals)?;
-        let merged = model.merge()?;
+        let merged = if self.requantize { model.merge_repacked()? } else { model.merge()?.unpacked() };
         checkpoint::save(&merged, Some(&self.model.model), &self.output)?;
         if globals.json {
             return terminal::json(&serde_json::json!({ "output": self.output, "merged": model.active() }));

@@ -83,6 +83,7 @@ pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, TensorData>) ->
             DType::BF16 => Dtype::BF16,
             DType::I64 => Dtype::I64,
             DType::I32 => Dtype::I32,
+            DType::I8 => Dtype::I8,
             DType::U8 => Dtype::U8,
             other => return Err(file(format!("tensor `{name}`: type {other:?} cannot be written"))),
         };

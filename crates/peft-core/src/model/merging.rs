@@ -5,21 +5,36 @@ use std::{
     sync::Arc,
 };
 
-use burn::{module::Param, tensor::TensorData};
+use burn::tensor::TensorData;
 
 use super::PeftModel;
 use crate::{
-    Adapter, BaseModel, DynParam, DynTensor, Error, Result,
+    Adapter, BaseModel, DynParam, DynTensor, Error, PackedWeight, Result,
     adapter::{AdapterTensor, Role, Tie},
+    packed::base_value,
     tuner::Tensors,
 };
 
 impl PeftModel {
     /// Folds the active adapters into a copy of the base model: PEFT's `merge_and_unload(safe_merge=True)`.
     ///
+    /// Packed weights that an adapter changes are dense afterwards.
+    ///
     /// # Errors
     /// [`Error::NotFinite`] if a merged value is not finite; the model is as it was then.
     pub fn merge(&mut self) -> Result<BaseModel> {
+        self.merge_into(Merged::Dense)
+    }
+
+    /// The same with packed weights packed again as they were, which rounds the sums: what PEFT does.
+    ///
+    /// # Errors
+    /// As [`merge`](Self::merge).
+    pub fn merge_repacked(&mut self) -> Result<BaseModel> {
+        self.merge_into(Merged::Repacked)
+    }
+
+    fn merge_into(&mut self, merged: Merged) -> Result<BaseModel> {
         self.sync();
         let active = self.active.iter().filter_map(|name| Some((name, self.adapters.get(name)?)));
         if let Some((name, _)) = active.into_iter().find(|(_, adapter)| adapter.plan.prompt.is_some()) {
@@ -38,29 +53,48 @@ impl PeftModel {
         }
         let ties: HashMap<&str, (&Tie, DynTensor)> =
             self.active.iter().filter_map(|name| self.adapters.get(name)).flat_map(tied_values).collect();
+        let packed = &self.base.packed;
+        let mut still: BTreeMap<String, Arc<dyn PackedWeight>> =
+            packed.iter().map(|(name, weight)| (name.to_owned(), Arc::clone(weight))).collect();
         let module = self.base.module.boxed_clone().map_params(&|path| info.rename(path), &mut |name, param| {
             if let Some((tie, value)) = ties.get(name) {
                 let value = if tie.transposed { value.clone().transposed() } else { value.clone() };
-                return with_value(param, value);
+                return param.with_value(value);
             }
             let Some(tensors) = hung.get(name) else { return param };
-            let merged = merge_one(&param, tensors);
-            if !is_finite(&merged) {
+            let value = merge_one(base_value(&param, packed.get(name)), tensors);
+            if !is_finite(&value) {
                 broken = broken
                     .take()
                     .or_else(|| tensors.first().map(|(adapter, _)| (name.to_owned(), (*adapter).to_owned())));
             }
-            with_value(param, merged)
+            match (still.remove(name), &value, merged) {
+                (Some(weight), DynTensor::R2(matrix), Merged::Repacked) => match weight.repacked(matrix.clone()) {
+                    Some(weight) => {
+                        still.insert(name.to_owned(), weight);
+                        param
+                    }
+                    None => param.with_value(value),
+                },
+                _ => param.with_value(value),
+            }
         });
+        let packed = still.into_iter().collect();
         match broken {
             Some((parameter, adapter)) => Err(Error::NotFinite { parameter, adapter }),
-            None => Ok(BaseModel { module, info }),
+            None => Ok(BaseModel { module, info, packed }),
         }
     }
 }
 
-fn merge_one(param: &DynParam, tensors: &[(&str, &AdapterTensor)]) -> DynTensor {
-    let mut value = param.tensor().without_autodiff();
+/// What becomes of packed weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Merged {
+    Dense,
+    Repacked,
+}
+
+fn merge_one(mut value: DynTensor, tensors: &[(&str, &AdapterTensor)]) -> DynTensor {
     let mut at = 0;
     while let Some((adapter, first)) = tensors.get(at) {
         let group: Vec<(Arc<str>, DynParam)> = tensors
@@ -85,16 +119,6 @@ fn tied_values(adapter: &Adapter) -> impl Iterator<Item = (&str, (&Tie, DynTenso
         let original = adapter.tensors.iter().find(|tensor| tensor.parameter == tie.original)?;
         Some((tie.copy.as_str(), (tie, original.param.tensor().without_autodiff())))
     })
-}
-
-fn with_value(param: DynParam, value: DynTensor) -> DynParam {
-    match (param, value) {
-        (DynParam::R1(p), DynTensor::R1(t)) => DynParam::R1(Param::initialized(p.id, t)),
-        (DynParam::R2(p), DynTensor::R2(t)) => DynParam::R2(Param::initialized(p.id, t)),
-        (DynParam::R3(p), DynTensor::R3(t)) => DynParam::R3(Param::initialized(p.id, t)),
-        (DynParam::R4(p), DynTensor::R4(t)) => DynParam::R4(Param::initialized(p.id, t)),
-        (param, _) => param,
-    }
 }
 
 fn is_finite(tensor: &DynTensor) -> bool {

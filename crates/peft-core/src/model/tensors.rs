@@ -18,6 +18,7 @@ use crate::{
     adapter::{AdapterTensor, KEY_PREFIX, PROMPT_KEY_PREFIX, Role, Tie},
     explain,
     files::{ADAPTER_CONFIG, AdapterFolder, PROMPT_ENCODER_WEIGHTS},
+    packed::base_value,
     plan::Adapted,
     prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER, PromptPlan, PromptShape, PromptTuner, StoredPrompt, Words},
     tokenizer::Tokenizer,
@@ -155,13 +156,24 @@ impl PeftModel {
         let derives = |target: &&Adapted| target.layer.tensors().iter().any(|spec| spec.init == Init::Derived);
         let weights: HashSet<String> =
             plan.adapted.iter().filter(derives).map(|target| format!("{}.weight", target.module)).collect();
-        let weights = self.base_values(&weights.iter().map(String::as_str).collect());
+        // Packed ones are unpacked one by one, where they are asked for.
+        let is_dense = |name: &&String| self.base.packed.get(name).is_none();
+        let weights = self.base_values(&weights.iter().filter(is_dense).map(String::as_str).collect());
+        let weight_of = |name: &str| {
+            weights
+                .get(name)
+                .cloned()
+                .or_else(|| self.base.packed.get(name).map(|packed| DynTensor::R2(packed.dense())))
+        };
         for target in &plan.adapted {
             let mut before: Vec<(Arc<str>, DynParam)> = Vec::new();
             for spec in target.layer.tensors() {
                 let key = format!("{}.{}", target.module, spec.name);
-                let weight = weights.get(&format!("{}.weight", target.module)).filter(|_| spec.init == Init::Derived);
-                let derived = || target.layer.derived(&Tensors::new(&before), weight?.clone());
+                let derived = || {
+                    let weight =
+                        (spec.init == Init::Derived).then(|| weight_of(&format!("{}.weight", target.module)))??;
+                    target.layer.derived(&Tensors::new(&before), weight)
+                };
                 let data = value(&key, Slot::Tuned(&spec, &derived))?;
                 let id = param_id(adapter, &key);
                 let make = if spec.trainable { DynParam::trainable } else { DynParam::frozen };
@@ -223,7 +235,7 @@ impl PeftModel {
         let info = &self.base.info;
         self.base.module.boxed_clone().map_params(&|path| info.rename(path), &mut |name, param| {
             if wanted.contains(name) {
-                values.insert(name.to_owned(), param.tensor().without_autodiff());
+                values.insert(name.to_owned(), base_value(&param, self.base.packed.get(name)));
             }
             param
         });

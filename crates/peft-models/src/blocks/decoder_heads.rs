@@ -4,8 +4,6 @@
 //! [`CausalModel::with_head`]. The heads' fields are named as Llama's are; a family whose checkpoints name them differently
 //! says so in [`ModelInfo::segments`]: `[("model", "gpt_neox"), ("score", "classifier")]`.
 
-use std::sync::Arc;
-
 use burn::{
     module::{Module, ModuleDisplay},
     nn::{Dropout, Embedding, Linear},
@@ -110,27 +108,27 @@ impl<B: CausalBackbone> CausalModel<B> {
                 layers.linear(width, vocab, false)
             };
             info.output_embedding = Some(head);
-            Ok(BaseModel { module: Box::new(CausalLM { model, lm_head, soft_cap }), info: Arc::new(info) })
+            Ok(BaseModel::new(Box::new(CausalLM { model, lm_head, soft_cap }), info))
         } else if *class == AutoClass::SEQUENCE_CLASSIFICATION {
             info.head_modules = vec![info.rename("score")];
             info.pools_last_token = true;
             let (score, pad_token_id) = (layers.linear(width, labels, false), info.pad_token_id());
             let module = SequenceClassification { model, score, pad_token_id };
-            Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+            Ok(BaseModel::new(Box::new(module), info))
         } else if *class == AutoClass::TOKEN_CLASSIFICATION {
             info.head_modules = vec![info.rename("score")];
             let fields = Fields(&info.config);
             let drop = fields.probability_or("classifier_dropout", fields.probability_or("hidden_dropout", 0.1)?)?;
             let (dropout, score) = (layers.dropout(drop), layers.linear(width, labels, true));
             let module = TokenClassification { model, dropout, score };
-            Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+            Ok(BaseModel::new(Box::new(module), info))
         } else if *class == AutoClass::QUESTION_ANSWERING {
             info.head_modules = vec![info.rename("qa_outputs")];
             let module = QuestionAnswering { model, qa_outputs: layers.linear(width, 2, true) };
-            Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+            Ok(BaseModel::new(Box::new(module), info))
         } else {
             info.input_embedding = Some(words.to_owned());
-            Ok(BaseModel { module: Box::new(model), info: Arc::new(info) })
+            Ok(BaseModel::new(Box::new(model), info))
         }
     }
 }

@@ -3,8 +3,6 @@
 //! A family writes its backbone, implements [`Encoder`] and [`Forward`] for it, and builds with [`EncoderModel::with_head`].
 //! The backbone's field is `backbone` here; what checkpoints call it stands in [`ModelInfo::segments`]: `[("backbone", "bert")]`.
 
-use std::sync::Arc;
-
 use burn::{
     module::{Module, ModuleDisplay},
     nn::{Dropout, Linear},
@@ -111,7 +109,7 @@ pub fn of_class(
         head_modules: heads.iter().map(|head| (*head).to_owned()).collect(),
         ..info
     };
-    BaseModel { module: Box::new(module), info: Arc::new(info) }
+    BaseModel::new(Box::new(module), info)
 }
 
 /// Each token through `classifier`.

@@ -4,8 +4,6 @@
 //! [`Seq2SeqModel::with_head`]. The heads hold the halves in a field `model`, which
 //! [`ModelInfo::segments`] renames or leaves out; `output` is `out_proj` there.
 
-use std::sync::Arc;
-
 use burn::{
     module::{Module, ModuleDisplay, Param},
     nn::{Dropout, Embedding, Initializer, Linear},
@@ -173,7 +171,7 @@ impl<B: Seq2SeqBackbone> Seq2SeqModel<B> {
             let final_logits_bias = self.logits_bias.then(zeros);
             info.buffers = if self.logits_bias { &["final_logits_bias"] } else { &[] };
             let module = ConditionalGeneration { model, final_logits_bias, lm_head, scale };
-            return Ok(BaseModel { module: Box::new(module), info: Arc::new(info) });
+            return Ok(BaseModel::new(Box::new(module), info));
         }
         info.tied = tied;
         if *class == AutoClass::SEQUENCE_CLASSIFICATION {
@@ -186,15 +184,15 @@ impl<B: Seq2SeqBackbone> Seq2SeqModel<B> {
                 output: layers.linear(width, info.num_labels(), true),
             };
             let module = SequenceClassification { model, classification_head, eos_token_id: self.eos_token_id };
-            Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+            Ok(BaseModel::new(Box::new(module), info))
         } else if *class == AutoClass::QUESTION_ANSWERING {
             info.class_name = class_name("ForQuestionAnswering");
             info.head_modules = vec!["qa_outputs".to_owned()];
             let module = QuestionAnswering { model, qa_outputs: layers.linear(width, 2, true) };
-            Ok(BaseModel { module: Box::new(module), info: Arc::new(info) })
+            Ok(BaseModel::new(Box::new(module), info))
         } else {
             info.class_name = class_name("Model");
-            Ok(BaseModel { module: Box::new(model), info: Arc::new(info) })
+            Ok(BaseModel::new(Box::new(model), info))
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Linear layers, with adapters or without, by the fused operations where there are any.
 
 use burn::{nn::Linear, tensor::Tensor};
-use peft_backends::ops;
-use peft_core::{AdapterSet, Conv1D, Outputs, WordLogits, adapted_linear_by};
+use peft_backends::ops::{self, PackedMatrix};
+use peft_core::{AdapterSet, Conv1D, FrozenWeight, Outputs, WordLogits, adapted_linear_by};
 
 /// A linear layer and the active adapters on its weight: [`peft_core::adapted_linear`], computed by [`ops::linear`].
 ///
@@ -27,9 +27,12 @@ pub fn adapted_conv1d<const D: usize>(conv: &Conv1D, input: Tensor<D>) -> Tensor
 /// # Shapes
 /// - `hidden`: `[batch, positions, d_in]`
 pub fn word_logits(head: &Linear, hidden: Tensor<3>, soft_cap: Option<f64>) -> Outputs {
-    if head.weight.reparameterization::<AdapterSet>().is_none() && head.bias.is_none() {
-        let (product, losses) = (ops::linear, ops::linear_cross_entropies);
-        let words = WordLogits { hidden, weight: head.weight.val(), soft_cap, product, losses };
+    let weight = match head.weight.reparameterization::<AdapterSet>() {
+        None => Some(FrozenWeight::Dense(head.weight.val())),
+        Some(set) => set.packed().filter(|_| set.is_plain()).map(FrozenWeight::Packed),
+    };
+    if let Some(weight) = weight.filter(|_| head.bias.is_none()) {
+        let words = WordLogits { hidden, weight, soft_cap, product: ops::linear, losses };
         return Outputs::new().with_words("logits", words);
     }
     let logits = adapted_linear(head, hidden);
@@ -38,4 +41,18 @@ pub fn word_logits(head: &Linear, hidden: Tensor<3>, soft_cap: Option<f64>) -> O
         None => logits,
     };
     Outputs::new().with("logits", logits)
+}
+
+fn losses(
+    hidden: &Tensor<2>,
+    weight: &FrozenWeight,
+    targets: &[Option<usize>],
+    soft_cap: Option<f64>,
+) -> Option<Tensor<1>> {
+    match weight {
+        FrozenWeight::Dense(weight) => ops::linear_cross_entropies(hidden, weight, targets, soft_cap),
+        FrozenWeight::Packed(weight) => {
+            weight.as_any().downcast_ref::<PackedMatrix>()?.cross_entropies(hidden, targets, soft_cap)
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use peft_core::{BaseModel, ModelInfo, ModuleKind, ModuleTree, module_tree::is_inside};
 
-use super::shards::Shards;
+use super::shards::{Shards, StoredType};
 
 /// What a parameter is filled with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +146,10 @@ fn modern(name: &str, info: &ModelInfo) -> String {
 
 fn misfit(name: &str, key: &str, slot: &Slot, info: &ModelInfo, shards: &Shards) -> Option<String> {
     let stored = shards.get(key)?;
-    let needed = slot.stored_shape();
+    let mut needed = slot.stored_shape();
+    if matches!(stored.dtype, StoredType::Packed(_)) && !slot.is_stored_transposed() {
+        needed.reverse();
+    }
     if stored.shape != needed {
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
         let hint = if is_head(info, module) { "; this head was trained for other classes" } else { "" };

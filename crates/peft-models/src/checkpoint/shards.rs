@@ -16,32 +16,38 @@ use peft_core::{
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::{INDEX, PYTORCH_INDEX, PYTORCH_WEIGHTS, WEIGHTS};
+use super::{
+    INDEX, PYTORCH_INDEX, PYTORCH_WEIGHTS, WEIGHTS,
+    bitsandbytes::{self, PackedInfo},
+};
 use crate::gguf::{GgmlType, GgufFile, config, file_of, names};
 
 /// What the length of a safetensors header takes.
 const LENGTH_BYTES: usize = size_of::<u64>();
 
 /// How the values of a tensor are stored.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum StoredType {
     /// One after the other.
     Plain(Dtype),
     /// In blocks, and in an order of their own.
     Ggml(GgmlType, names::Layout),
+    /// By bitsandbytes, in several tensors.
+    Packed(PackedInfo),
 }
 
 impl StoredType {
     /// Whether it is a type that a parameter can be filled with.
-    pub(super) fn is_float(self) -> bool {
+    pub(super) fn is_float(&self) -> bool {
         !matches!(self, Self::Plain(dtype) if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64))
     }
 
     /// Its name.
-    pub(super) fn label(self) -> String {
+    pub(super) fn label(&self) -> String {
         match self {
             Self::Plain(dtype) => format!("{dtype:?}"),
             Self::Ggml(kind, _) => kind.label().to_owned(),
+            Self::Packed(info) => format!("{:?}", info.packing),
         }
     }
 }
@@ -70,12 +76,34 @@ pub(super) struct Stored {
 pub(super) struct Shards {
     files: Vec<MappedFile>,
     tensors: BTreeMap<String, Stored>,
+    /// Those that are part of another.
+    sides: BTreeMap<String, Stored>,
+    /// What messages call the checkpoint.
+    pub(super) origin: String,
 }
 
 impl Shards {
     /// Opens a GGUF file, or the first that there is of `model.safetensors`, the shards of its index, `pytorch_model.bin`
     /// and the shards of its index: the order of Transformers.
     pub(super) fn open(folder: &Path) -> Result<Self> {
+        let mut shards = Self::open_files(folder)?;
+        shards.origin = folder.display().to_string();
+        let (packed, problems) = bitsandbytes::gather(&shards);
+        if !problems.is_empty() {
+            return Err(Error::Tensors { origin: shards.origin, problems });
+        }
+        for (weight, info) in packed {
+            for side in PackedInfo::sides(&weight) {
+                shards.sides.extend(shards.tensors.remove_entry(&side));
+            }
+            if let Some(stored) = shards.tensors.get_mut(&weight) {
+                (stored.shape, stored.dtype) = (info.shape(), StoredType::Packed(info));
+            }
+        }
+        Ok(shards)
+    }
+
+    fn open_files(folder: &Path) -> Result<Self> {
         let mut shards = Self::default();
         if let Some(file) = file_of(folder)? {
             shards.add_gguf(GgufFile::open(&file)?)?;
@@ -154,12 +182,30 @@ impl Shards {
         self.tensors.get(name)
     }
 
+    /// A tensor that is part of another.
+    pub(super) fn side(&self, name: &str) -> Option<&Stored> {
+        self.sides.get(name)
+    }
+
+    /// Gives back the memory of a tensor's values, and of what belongs to it, after they were read.
+    pub(super) fn forget(&self, name: &str) {
+        let sides = PackedInfo::sides(name);
+        for name in sides.iter().map(String::as_str).chain([name]) {
+            let stored = self.tensors.get(name).or_else(|| self.sides.get(name));
+            if let Some(Place::Mapped(file, range)) = stored.map(|stored| &stored.place)
+                && let Some(file) = self.files.get(*file)
+            {
+                file.forget(range.clone());
+            }
+        }
+    }
+
     /// The tensor's values as they are stored; nothing for a name that is not in the checkpoint.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Io`] for a PyTorch file whose tensor cannot be read.
     pub(super) fn values(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
-        match self.tensors.get(name).map(|stored| &stored.place) {
+        match self.tensors.get(name).or_else(|| self.sides.get(name)).map(|stored| &stored.place) {
             Some(Place::Mapped(file, range)) => {
                 let file = self.files.get(*file).map(MappedFile::as_slice);
                 Ok(file.and_then(|bytes| bytes.get(range.clone())).map(Cow::Borrowed))

@@ -1,6 +1,9 @@
 //! Filling a model: from the bytes of a file to parameters on a device.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use burn::{
     module::{Param, ParamId},
@@ -11,14 +14,16 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
     vec::HalfBitsVecExt,
 };
-use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo, Result};
+use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo, ModuleKind, PackedWeight, Result, packed::placeholder};
 use safetensors::Dtype;
 
 use super::{
     fresh,
     matching::{Matching, Slot, Source},
+    packed::Packer,
     shards::{Shards, Stored, StoredType},
 };
+use crate::quantization::QUANTIZATION_CONFIG;
 
 /// Fills every parameter as the matching says. Parameters that are tied share memory.
 ///
@@ -28,18 +33,25 @@ pub(super) fn fill(
     model: BaseModel,
     plan: &Matching,
     shards: &Shards,
+    packer: &Packer,
     dtype: DType,
     seed: u64,
     device: &Device,
 ) -> Result<BaseModel> {
     let known = Arc::clone(&model.info);
-    let info = Arc::new(ModelInfo { tied: plan.tied.clone(), ..ModelInfo::clone(&known) });
+    let mut info = ModelInfo { tied: plan.tied.clone(), ..ModelInfo::clone(&known) };
+    info.config.extend(packer.config.clone().map(|config| (QUANTIZATION_CONFIG.to_owned(), config)));
+    let info = Arc::new(info);
     let read = |name: &str, slot: &Slot| -> Result<Option<DynTensor>> {
         let transposed = slot.is_stored_transposed();
         Ok(match &slot.source {
             Source::Tensor(key) => {
-                let stored = shards.get(key).zip(shards.values(key)?);
-                stored.and_then(|(stored, bytes)| on_device(floats(stored, &bytes, transposed, dtype), device))
+                let Some(stored) = shards.get(key) else { return Ok(None) };
+                if let StoredType::Packed(packed) = &stored.dtype {
+                    let weight = packed.read(shards, key)?;
+                    return Ok(Some(DynTensor::R2(packed.matrix(shards, key, weight, device)?.dense()).cast(dtype)));
+                }
+                shards.values(key)?.and_then(|bytes| on_device(floats(stored, &bytes, transposed, dtype), device))
             }
             Source::Fresh => {
                 let value = fresh::value(name, &slot.kind, &slot.stored_shape(), &info, seed).convert_dtype(dtype);
@@ -48,9 +60,32 @@ pub(super) fn fill(
             Source::Tied(_) | Source::Own => None,
         })
     };
+    // The table of words, by the names of all parameters that are it: each as its own layer has it.
+    let mut packed: BTreeMap<String, Arc<dyn PackedWeight>> = BTreeMap::new();
+    for (name, slot) in plan.slots.iter().filter(|(_, slot)| slot.kind == ModuleKind::Embedding) {
+        let copies = info.tied.iter().filter(|(_, original)| original == name).map(|(copy, _)| copy);
+        let copies: Vec<_> = copies.filter_map(|copy| Some((copy, plan.slots.get(copy)?))).collect();
+        // A table that a trained copy or another layer takes as it lies has to be dense.
+        if copies.iter().any(|(_, copy)| copy.kind != ModuleKind::Linear) {
+            continue;
+        }
+        let Some(weight) = packer.read_table(slot, shards, device)? else { continue };
+        packed.extend(
+            copies
+                .iter()
+                .map(|(copy, _)| -> (String, Arc<dyn PackedWeight>) { ((*copy).clone(), Arc::new(weight.clone())) }),
+        );
+        packed.insert(name.clone(), Arc::new(weight.as_table()));
+    }
+    let stands_for = |param: &DynParam, slot: &Slot| {
+        let dims = [0, 1].map(|side| slot.shape.get(side).copied().unwrap_or_default());
+        DynParam::R2(placeholder(param.id(), dims, dtype, device))
+    };
     let originals = info.tied.iter().map(|(_, original)| original.as_str());
     let mut shared: HashMap<&str, (&Slot, DynTensor)> = HashMap::new();
-    for (name, slot) in originals.filter_map(|name| plan.slots.get(name).map(|slot| (name, slot))) {
+    for (name, slot) in
+        originals.filter(|name| !packed.contains_key(*name)).filter_map(|name| Some((name, plan.slots.get(name)?)))
+    {
         if let Some(value) = read(name, slot)? {
             shared.insert(name, (slot, value));
         }
@@ -58,6 +93,9 @@ pub(super) fn fill(
     let mut failure = None;
     let module = model.module.map_params(&|path| info.rename(path), &mut |name, param| {
         let Some(slot) = plan.slots.get(name) else { return param };
+        if packed.contains_key(name) {
+            return stands_for(&param, slot);
+        }
         let value = match &slot.source {
             Source::Tied(original) => shared.get(original.as_str()).map(|(original, value)| {
                 let is_turned = original.is_stored_transposed() != slot.is_stored_transposed();
@@ -65,20 +103,37 @@ pub(super) fn fill(
             }),
             Source::Own => on_device(param.tensor().to_data().convert_dtype(dtype), device),
             _ if failure.is_some() => None,
-            _ => match shared.get(name) {
-                Some((_, value)) => Some(value.clone()),
-                None => read(name, slot).unwrap_or_else(|error| {
+            _ => match (shared.get(name), packer.read(name, slot, shards, device)) {
+                (Some((_, value)), _) => Some(value.clone()),
+                (None, Ok(Some(weight))) => {
+                    packed.insert(name.to_owned(), weight);
+                    if let Source::Tensor(key) = &slot.source {
+                        shards.forget(key);
+                    }
+                    return stands_for(&param, slot);
+                }
+                (None, Ok(None)) => read(name, slot).unwrap_or_else(|error| {
                     failure = Some(error);
                     None
                 }),
+                (None, Err(error)) => {
+                    failure = Some(error);
+                    None
+                }
             },
         };
+        if let Source::Tensor(key) = &slot.source {
+            shards.forget(key);
+        }
         // What the checkpoint tells apart is no longer the same parameter.
         let is_apart = |(copy, _): &&(String, String)| copy == name && !plan.tied.iter().any(|(copy, _)| copy == name);
         let id = if known.tied.iter().any(|pair| is_apart(&pair)) { ParamId::new() } else { param.id() };
         value.map_or_else(|| param.clone(), |value| parameter(id, value))
     });
-    failure.map_or(Ok(BaseModel { module, info }), Err)
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(BaseModel { module, info, packed: packed.into_iter().collect() }),
+    }
 }
 
 fn parameter(id: ParamId, value: DynTensor) -> DynParam {
@@ -102,11 +157,17 @@ fn on_device(data: TensorData, device: &Device) -> Option<DynTensor> {
     })
 }
 
+/// A tensor's values in single precision, with its two dimensions swapped or not.
+pub(super) fn singles(stored: &Stored, bytes: &[u8], transposed: bool) -> Vec<f32> {
+    floats(stored, bytes, transposed, DType::F32).try_into_vec::<f32>().unwrap_or_default()
+}
+
 /// Copies a tensor out of the file, converted, and in the orientation of memory.
 fn floats(stored: &Stored, bytes: &[u8], transposed: bool, dtype: DType) -> TensorData {
     let shape = stored.shape.as_slice();
-    let stored = match stored.dtype {
-        StoredType::Plain(stored) => stored,
+    let stored = match &stored.dtype {
+        StoredType::Plain(stored) => *stored,
+        StoredType::Packed(_) => return TensorData::new(Vec::<f32>::new(), [0]),
         StoredType::Ggml(kind, layout) => {
             let values = layout.undo(kind.dequantize(bytes), shape);
             return arranged(values, shape, transposed).convert_dtype(dtype);

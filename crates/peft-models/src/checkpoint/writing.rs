@@ -6,11 +6,12 @@ use burn::tensor::{DType, TensorData};
 use peft_core::{
     BaseModel, Error, ModuleKind, Result,
     files::{create_folder, read_bytes, write_atomically, write_safetensors},
+    packed::base_value,
 };
 use serde_json::Value;
 
 use super::{CONFIG, WEIGHTS};
-use crate::tokenizer_files::copy_tokenizer;
+use crate::{quantization::QUANTIZATION_CONFIG, tokenizer_files::copy_tokenizer};
 
 /// Writes a plain Hugging Face checkpoint: linear weights as PyTorch has them, tied parameters once.
 ///
@@ -23,6 +24,9 @@ pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()
     let info = &base.info;
     let mut tensors = stored_tensors(base);
     let mut config = info.config.clone();
+    if base.packed.is_empty() {
+        config.shift_remove(QUANTIZATION_CONFIG);
+    }
     let dtype = tensors.values().next().map(|data| data.dtype());
     // `tie_word_embeddings` is of all tables of words: where one is told apart, none may be left out.
     let is_tied = config.get("tie_word_embeddings") != Some(&Value::Bool(false));
@@ -37,7 +41,8 @@ pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()
         config.insert("dtype".to_owned(), name.into());
     }
     create_folder(folder)?;
-    let tensors = tensors.into_iter().map(|(name, data)| (info.stored(&name), data)).collect();
+    let mut tensors: BTreeMap<_, _> = tensors.into_iter().map(|(name, data)| (info.stored(&name), data)).collect();
+    tensors.extend(base.packed.iter().flat_map(|(name, weight)| weight.stored(&info.stored(name))));
     write_safetensors(&folder.join(WEIGHTS), &tensors)?;
     if let Some(source) = source {
         let generation = source.join("generation_config.json");
@@ -60,12 +65,13 @@ fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
     let tree = base.tree();
     let mut tensors = BTreeMap::new();
     base.module.boxed_clone().map_params(&|path| base.info.rename(path), &mut |name, param| {
-        if base.info.is_computed(name) {
+        let packed = base.packed.get(name);
+        if base.info.is_computed(name) || packed.is_some_and(|packed| !packed.stored(name).is_empty()) {
             return param;
         }
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
         let is_linear = tree.get(module).is_some_and(|module| module.kind == ModuleKind::Linear);
-        let value = param.tensor().without_autodiff();
+        let value = base_value(&param, packed);
         let value = if is_linear { value.transposed() } else { value };
         tensors.insert(name.to_owned(), value.to_data());
         param

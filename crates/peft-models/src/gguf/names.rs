@@ -17,8 +17,16 @@ impl Layout {
         if self.plus_one {
             values.iter_mut().for_each(|value| *value -= 1.0);
         }
-        let (Some(heads), Some(rows)) = (self.interleaved_heads, shape.first()) else { return values };
-        let (row, half) = (values.len() / rows.max(&1), rows / heads.max(1) / 2);
+        match shape.first() {
+            Some(rows) => self.ordered(values, *rows),
+            None => values,
+        }
+    }
+
+    /// Rows in the order of Transformers, of values or of the bytes that they are packed in.
+    pub(crate) fn ordered<T: Copy>(self, values: Vec<T>, rows: usize) -> Vec<T> {
+        let Some(heads) = self.interleaved_heads else { return values };
+        let (row, half) = (values.len() / rows.max(1), rows / heads.max(1) / 2);
         if row == 0 || half == 0 {
             return values;
         }

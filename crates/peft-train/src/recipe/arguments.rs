@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::DType;
-use peft::example::{Overflow, Pooling};
+use peft::{
+    example::{Overflow, Pooling},
+    models::QuantizationConfig,
+};
 use serde::{Deserialize, Serialize};
 
 /// A key and what is wrong with its value.
@@ -23,6 +26,9 @@ pub struct ModelArguments {
     pub init: Option<Init>,
     /// Type of the base model's weights in memory; `f32` when absent.
     pub dtype: Option<WeightType>,
+    /// Which of them are packed while they are loaded.
+    #[serde(flatten)]
+    pub quantization: QuantizationConfig,
 }
 
 /// Where a model's weights come from, if not from its folder.

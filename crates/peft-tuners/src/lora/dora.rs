@@ -6,7 +6,7 @@
 
 use burn::tensor::{DType, FloatDType, Int, Tensor};
 use peft_core::{
-    DynTensor,
+    DynTensor, FrozenWeight,
     tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 
@@ -37,13 +37,13 @@ impl LayerTuner for DoraLinear {
 
     /// `y + (m/‖·‖ - 1) x W + m/‖·‖ ΔW(x)`: where nothing is dropped `x W` is in `y` already.
     fn forward(&self, tensors: &Tensors<'_>, call: &LinearCall, output: Tensor<2>) -> Tensor<2> {
-        let Some(factor) = factor(tensors, &self.0.merged(tensors, DynTensor::R2(call.weight.clone()))) else {
+        let Some(factor) = factor(tensors, &self.0.merged(tensors, DynTensor::R2(call.weight.dense()))) else {
             return output;
         };
         let dtype = output.dtype();
         let (dropped, product) = self.0.product(tensors, call);
         let frozen = match dropped {
-            Some(input) => as_dtype(input, call.weight.dtype()).matmul(call.weight.clone()),
+            Some(input) => call.frozen(as_dtype(input, call.input.dtype())),
             None => match &call.bias {
                 Some(bias) => output.clone() - bias.clone().unsqueeze(),
                 None => output.clone(),
@@ -71,8 +71,8 @@ impl LayerTuner for DoraEmbedding {
         column_norms(&self.0.merged(tensors, weight)).map(flat)
     }
 
-    fn embed(&self, tensors: &Tensors<'_>, weight: Tensor<2>, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
-        let factor = factor(tensors, &self.0.merged(tensors, DynTensor::R2(weight.clone())));
+    fn embed(&self, tensors: &Tensors<'_>, weight: &FrozenWeight, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
+        let factor = factor(tensors, &self.0.merged(tensors, DynTensor::R2(weight.dense())));
         let output = self.0.embed(tensors, weight, ids, output);
         let dtype = output.dtype();
         match factor {

@@ -1,9 +1,9 @@
 //! LoRA on one layer.
 
 use burn::tensor::{DType, FloatDType, Int, Tensor, module::embedding};
-use peft_backends::ops::{self, LowRank};
+use peft_backends::ops::{self, LowRank, PackedMatrix};
 use peft_core::{
-    DynTensor,
+    DynTensor, FrozenWeight,
     tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 
@@ -58,7 +58,13 @@ impl LayerTuner for LoraLinear {
     fn linear(&self, tensors: &Tensors<'_>, call: &LinearCall) -> Option<Tensor<2>> {
         let (a, b) = (tensors.get(LORA_A), tensors.get(LORA_B));
         let drop = if call.training { self.dropout } else { 0.0 };
-        ops::lora_linear(&call.input, &call.weight, call.bias.as_ref(), LowRank { a, b, scale: self.scale, drop })
+        let (lora, bias) = (LowRank { a, b, scale: self.scale, drop }, call.bias.as_ref());
+        match &call.weight {
+            FrozenWeight::Dense(weight) => ops::lora_linear(&call.input, weight, bias, lora),
+            FrozenWeight::Packed(weight) => {
+                weight.as_any().downcast_ref::<PackedMatrix>()?.lora_linear(&call.input, bias, lora)
+            }
+        }
     }
 
     fn summary(&self) -> String {
@@ -121,7 +127,13 @@ impl LayerTuner for LoraEmbedding {
         low_rank(weight, tensors.get(LORA_EMBEDDING_A), tensors.get(LORA_EMBEDDING_B), self.scale)
     }
 
-    fn embed(&self, tensors: &Tensors<'_>, _weight: Tensor<2>, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
+    fn embed(
+        &self,
+        tensors: &Tensors<'_>,
+        _weight: &FrozenWeight,
+        ids: Tensor<2, Int>,
+        output: Tensor<3>,
+    ) -> Tensor<3> {
         let (a, b) = (tensors.get::<2>(LORA_EMBEDDING_A), tensors.get::<2>(LORA_EMBEDDING_B));
         let [batch, sequence, dimensions] = output.dims();
         let rows = embedding(a.transpose(), ids).reshape([batch * sequence, self.rank]);

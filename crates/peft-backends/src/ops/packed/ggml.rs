@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 /// How the values of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GgmlType {
+#[allow(missing_docs, reason = "their names say all that there is to say")]
+pub enum GgmlType {
     F32,
     F16,
     Bf16,
@@ -50,7 +51,7 @@ impl GgmlType {
     ///
     /// # Errors
     /// What is supported, for one that is not.
-    pub(crate) fn from_id(id: u32) -> Result<Self, String> {
+    pub fn from_id(id: u32) -> Result<Self, String> {
         let known = TYPES.iter().find(|(known, ..)| *known == id).map(|(_, kind, ..)| *kind);
         known.ok_or_else(|| {
             let names: Vec<_> = TYPES.iter().map(|(_, _, name, ..)| *name).collect();
@@ -64,62 +65,76 @@ impl GgmlType {
     }
 
     /// Its name.
-    pub(crate) fn label(self) -> &'static str {
+    pub fn label(self) -> &'static str {
         self.entry().0
     }
 
     /// The values of a block.
-    pub(crate) fn block(self) -> usize {
+    pub fn block(self) -> usize {
         self.entry().1
     }
 
     /// The bytes of so many values, which are whole blocks.
-    pub(crate) fn bytes(self, values: usize) -> Option<usize> {
+    pub fn bytes(self, values: usize) -> Option<usize> {
         let (_, block, bytes) = self.entry();
         (values / block).checked_mul(bytes)
     }
 
     /// The values of whole blocks, on all threads.
-    pub(crate) fn dequantize(self, bytes: &[u8]) -> Vec<f32> {
+    pub fn dequantize(self, bytes: &[u8]) -> Vec<f32> {
+        let (_, block, size) = self.entry();
+        let run = RUN.max(4096 / block);
+        let mut values = vec![0.0; bytes.len() / size * block];
+        values
+            .par_chunks_mut(block * run)
+            .zip(bytes.par_chunks(size * run))
+            .for_each(|(values, bytes)| self.read(bytes, values));
+        values
+    }
+
+    /// Writes the values of whole blocks.
+    #[inline(always)]
+    pub(super) fn read(self, bytes: &[u8], values: &mut [f32]) {
         match self {
-            Self::F32 => blocks::<4, 1>(bytes, |b, y| y[0] = f32::from_le_bytes(*b)),
-            Self::F16 => blocks::<2, 1>(bytes, |b, y| y[0] = half(*b)),
-            Self::Bf16 => blocks::<2, 1>(bytes, |b, y| y[0] = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)),
-            Self::F64 => blocks::<8, 1>(bytes, |b, y| y[0] = f64::from_le_bytes(*b) as f32),
-            Self::Q4_0 => blocks(bytes, q4_0),
-            Self::Q4_1 => blocks(bytes, q4_1),
-            Self::Q5_0 => blocks(bytes, q5_0),
-            Self::Q5_1 => blocks(bytes, q5_1),
-            Self::Q8_0 => blocks(bytes, q8_0),
-            Self::Q2K => blocks(bytes, q2_k),
-            Self::Q3K => blocks(bytes, q3_k),
-            Self::Q4K => blocks(bytes, q4_k),
-            Self::Q5K => blocks(bytes, q5_k),
-            Self::Q6K => blocks(bytes, q6_k),
+            Self::F32 => blocks::<4, 1>(bytes, values, |b, y| y[0] = f32::from_le_bytes(*b)),
+            Self::F16 => blocks::<2, 1>(bytes, values, |b, y| y[0] = half(*b)),
+            Self::Bf16 => blocks::<2, 1>(bytes, values, |b, y| {
+                y[0] = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+            }),
+            Self::F64 => blocks::<8, 1>(bytes, values, |b, y| y[0] = f64::from_le_bytes(*b) as f32),
+            Self::Q4_0 => blocks(bytes, values, q4_0),
+            Self::Q4_1 => blocks(bytes, values, q4_1),
+            Self::Q5_0 => blocks(bytes, values, q5_0),
+            Self::Q5_1 => blocks(bytes, values, q5_1),
+            Self::Q8_0 => blocks(bytes, values, q8_0),
+            Self::Q2K => blocks(bytes, values, q2_k),
+            Self::Q3K => blocks(bytes, values, q3_k),
+            Self::Q4K => blocks(bytes, values, q4_k),
+            Self::Q5K => blocks(bytes, values, q5_k),
+            Self::Q6K => blocks(bytes, values, q6_k),
         }
     }
 }
 
-fn blocks<const B: usize, const N: usize>(bytes: &[u8], block: impl Fn(&[u8; B], &mut [f32; N]) + Sync) -> Vec<f32> {
-    let run = RUN.max(4096 / N);
-    let mut values = vec![0.0; bytes.len() / B * N];
-    values.par_chunks_mut(N * run).zip(bytes.par_chunks(B * run)).for_each(|(values, bytes)| {
-        for (values, bytes) in values.as_chunks_mut::<N>().0.iter_mut().zip(bytes.as_chunks::<B>().0) {
-            block(bytes, values);
-        }
-    });
-    values
+#[inline(always)]
+fn blocks<const B: usize, const N: usize>(bytes: &[u8], values: &mut [f32], block: impl Fn(&[u8; B], &mut [f32; N])) {
+    for (values, bytes) in values.as_chunks_mut::<N>().0.iter_mut().zip(bytes.as_chunks::<B>().0) {
+        block(bytes, values);
+    }
 }
 
+#[inline(always)]
 fn half(bytes: [u8; 2]) -> f32 {
     f16::from_le_bytes(bytes).to_f32()
 }
 
+#[inline(always)]
 fn signed(byte: u8) -> f32 {
     f32::from(byte.cast_signed())
 }
 
 /// Two values a byte: the low halves come first.
+#[inline(always)]
 fn nibbles(bytes: &[u8], mut value: impl FnMut(usize, u8)) {
     for (at, byte) in bytes.iter().enumerate() {
         value(at, byte & 15);
@@ -127,28 +142,33 @@ fn nibbles(bytes: &[u8], mut value: impl FnMut(usize, u8)) {
     }
 }
 
+#[inline(always)]
 fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
     let d = half([b[0], b[1]]);
     nibbles(&b[2..], |at, q| y[at] = (f32::from(q) - 8.0) * d);
 }
 
+#[inline(always)]
 fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
     let (d, m) = (half([b[0], b[1]]), half([b[2], b[3]]));
     nibbles(&b[4..], |at, q| y[at] = f32::from(q) * d + m);
 }
 
+#[inline(always)]
 fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
     let d = half([b[0], b[1]]);
     let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
     nibbles(&b[6..], |at, q| y[at] = (f32::from(q) + ((high >> at) & 1) as f32 * 16.0 - 16.0) * d);
 }
 
+#[inline(always)]
 fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     let (d, m) = (half([b[0], b[1]]), half([b[2], b[3]]));
     let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
     nibbles(&b[8..], |at, q| y[at] = (f32::from(q) + ((high >> at) & 1) as f32 * 16.0) * d + m);
 }
 
+#[inline(always)]
 fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     let d = half([b[0], b[1]]);
     for (y, q) in y.iter_mut().zip(&b[2..]) {

@@ -1,0 +1,155 @@
+//! Which weights of a model are packed while it is loaded, decided before any is read.
+
+use std::{collections::HashSet, sync::Arc};
+
+use burn::tensor::Device;
+use peft_backends::ops::{PackedParts, Packing, ScaleParts, quantize};
+use peft_core::{Error, ModelInfo, ModuleKind, PackedWeight, Result, module_tree::is_inside};
+use serde_json::Value;
+
+use super::{
+    matching::{Matching, Slot, Source},
+    shards::{Shards, Stored, StoredType},
+    values::singles,
+};
+use crate::quantization::{QUANTIZATION_CONFIG, QuantizationConfig, QuantizedWeight};
+
+/// How and where weights are packed.
+#[derive(Debug, Default)]
+pub(super) struct Packer {
+    /// What dense weights of the file become; what is packed in the file stays as it is.
+    packing: Option<Packing>,
+    /// The parameters that may be.
+    names: HashSet<String>,
+    /// Whether what a GGUF file has in blocks stays so.
+    keeps_blocks: bool,
+    /// What the model's configuration says of it afterwards.
+    pub(super) config: Option<Value>,
+}
+
+impl Packer {
+    /// The linear layers' weights, but for the output layer, heads, what is tied and what is to be skipped.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the options contradict each other or the file, if a skipped module is none of the model's, and if
+    /// nothing is left to pack.
+    pub(super) fn new(asked: &QuantizationConfig, plan: &Matching, info: &ModelInfo) -> Result<Self> {
+        let packing = asked.packing()?;
+        let own = QuantizationConfig::of_model(&info.config)?;
+        let skip = asked.llm_int8_skip_modules.iter().flatten();
+        let mut names = HashSet::new();
+        let mut skipped = HashSet::new();
+        for (name, slot) in &plan.slots {
+            let Some(module) = name.strip_suffix(".weight").filter(|_| is_packable(name, slot, info)) else { continue };
+            match skip.clone().find(|entry| QuantizationConfig::is_skipped_as(entry, module)) {
+                Some(entry) => _ = skipped.insert(entry),
+                None => _ = names.insert(name.clone()),
+            }
+        }
+        // A head or the output layer may be named, though it is not packed anyway.
+        let is_whole = |entry: &String| {
+            plan.slots.keys().any(|name| {
+                name.rsplit_once('.').is_some_and(|(module, _)| QuantizationConfig::is_skipped_as(entry, module))
+            })
+        };
+        if let Some(entry) = skip.clone().find(|entry| !skipped.contains(entry) && !is_whole(entry)) {
+            let problem = format!("no module of the model is named `{entry}`");
+            return Err(Error::config("llm_int8_skip_modules", problem));
+        }
+        if packing.is_some() && own.is_some() {
+            let key = if asked.load_in_4bit { "load_in_4bit" } else { "load_in_8bit" };
+            let problem =
+                format!("the model is packed already ({QUANTIZATION_CONFIG} in its config.json): take it away");
+            return Err(Error::config(key, problem));
+        }
+        if packing.is_some() && names.is_empty() {
+            return Err(Error::config("load_in_4bit", "the model has no linear layer that could be packed"));
+        }
+        let keeps_blocks = asked.keep_gguf_packed || packing.is_some();
+        Ok(Self { packing, names, keeps_blocks, config: packing.map(|_| asked.to_value()) })
+    }
+
+    /// The table of words as the file has it, for itself and for an output layer that is tied to it; none if it is to be dense.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(super) fn read_table(&self, slot: &Slot, shards: &Shards, device: &Device) -> Result<Option<QuantizedWeight>> {
+        let Source::Tensor(key) = &slot.source else { return Ok(None) };
+        let Some(stored) = shards.get(key).filter(|_| self.keeps_blocks && slot.kind == ModuleKind::Embedding) else {
+            return Ok(None);
+        };
+        let bytes = shards.values(key)?.unwrap_or_default();
+        let Some(parts) = blocks(stored, &bytes) else { return Ok(None) };
+        weight(parts, "float32", device, key, shards).map(Some)
+    }
+
+    /// The packed weight of a parameter; none if it is dense.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`] for parts that do not fit.
+    pub(super) fn read(
+        &self,
+        name: &str,
+        slot: &Slot,
+        shards: &Shards,
+        device: &Device,
+    ) -> Result<Option<Arc<dyn PackedWeight>>> {
+        let Source::Tensor(key) = &slot.source else { return Ok(None) };
+        let Some(stored) = shards.get(key).filter(|_| self.names.contains(name)) else { return Ok(None) };
+        let (parts, dtype) = match (&stored.dtype, self.packing) {
+            (StoredType::Packed(packed), _) => (packed.read(shards, key)?, packed.dtype.clone()),
+            (_, packing) => {
+                let bytes = shards.values(key)?.unwrap_or_default();
+                let parts = match packing {
+                    Some(packing) => pack(stored, slot, &bytes, packing),
+                    None => Some(stored).filter(|_| self.keeps_blocks).and_then(|stored| blocks(stored, &bytes)),
+                };
+                let Some(parts) = parts else { return Ok(None) };
+                (parts, torch_name(stored).to_owned())
+            }
+        };
+        Ok(Some(Arc::new(weight(parts, &dtype, device, key, shards)?)))
+    }
+}
+
+fn weight(parts: PackedParts, dtype: &str, device: &Device, key: &str, shards: &Shards) -> Result<QuantizedWeight> {
+    QuantizedWeight::new(parts, dtype, device).map_err(|problem| Error::Tensors {
+        origin: shards.origin.clone(),
+        problems: vec![format!("`{key}`: {problem}")],
+    })
+}
+
+/// What a GGUF file has in blocks of several values, its rows in the order of Transformers.
+fn blocks(stored: &Stored, bytes: &[u8]) -> Option<PackedParts> {
+    let (StoredType::Ggml(kind, layout), &[d_out, d_in]) = (&stored.dtype, stored.shape.as_slice()) else {
+        return None;
+    };
+    let is_whole = kind.block() > 1 && d_in.is_multiple_of(kind.block()) && !layout.plus_one;
+    let codes = is_whole.then(|| layout.ordered(bytes.to_vec(), d_out))?;
+    let (packing, scales) = (Packing::Ggml(*kind), ScaleParts::Plain(Vec::new()));
+    Some(PackedParts { dims: [d_out, d_in], packing, block: kind.block(), codes, scales })
+}
+
+fn is_packable(name: &str, slot: &Slot, info: &ModelInfo) -> bool {
+    let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+    let is_head = info.head_modules.iter().any(|head| module == head || is_inside(module, head));
+    let is_tied = info.tied.iter().any(|(copy, original)| copy == name || original == name);
+    let is_output = info.output_embedding.as_deref() == Some(module);
+    slot.kind.is_linear() && slot.shape.len() == 2 && !is_head && !is_tied && !is_output
+}
+
+fn pack(stored: &Stored, slot: &Slot, bytes: &[u8], packing: Packing) -> Option<PackedParts> {
+    // Linear layers' weights are packed as files have them; GPT-2's projections are turned to look alike.
+    let turned = !slot.is_stored_transposed();
+    let values = singles(stored, bytes, turned);
+    let [d_in, d_out] = [0, 1].map(|side| slot.shape.get(side).copied().unwrap_or_default());
+    quantize(&values, [d_out, d_in], packing)
+}
+
+fn torch_name(stored: &Stored) -> &'static str {
+    match stored.dtype.label().as_str() {
+        "BF16" => "bfloat16",
+        "F16" => "float16",
+        _ => "float32",
+    }
+}
