@@ -150,8 +150,8 @@ impl Ours {
 impl Side for Ours {
     fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
         let (loss, _outputs) = self.model.loss(batch)?;
-        let gradients = self.model.gradients(&loss);
-        self.optimizer.step(&mut self.model, self.lr, gradients);
+        self.optimizer.accumulate(self.model.gradients(&loss));
+        self.optimizer.step(&mut self.model, self.lr);
         Ok(loss.without_autodiff())
     }
 }

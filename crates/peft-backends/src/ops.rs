@@ -4,6 +4,7 @@
 //! for the processor that uses all its threads and vector units; and a backward pass written by hand. Callers see one
 //! function and get the fastest form that the tensor's device and type have.
 
+mod adamw;
 mod attention;
 mod dropout;
 mod few_rows;
@@ -25,6 +26,7 @@ mod softmax;
 mod tests;
 mod vector_math;
 
+pub use adamw::{AdamW, Trained, Updated, adamw};
 pub use attention::{Sight, Weights, attention};
 pub use dropout::dropout;
 pub use gated::{gelu_tanh_gated, silu_gated};

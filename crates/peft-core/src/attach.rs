@@ -8,7 +8,7 @@ use burn::{
 };
 
 use crate::{
-    Adapter, AdapterSet, DynParam, PackedWeights,
+    Adapter, AdapterSet, DynParam, DynTensor, PackedWeights,
     adapter::{Entry, Role},
     prompt::PromptPlan,
 };
@@ -105,6 +105,37 @@ impl Reparameterizer for Once {
     ) -> (Param<Tensor<D>>, Option<AdapterSet>) {
         (param, self.0.take())
     }
+}
+
+/// The module with new values of those parameters that `values` has, by identity; what was trained before is so again.
+///
+/// All places of a parameter get one tensor: their gradients must go on to add up.
+pub(crate) fn assign<M: Module>(module: M, values: HashMap<ParamId, DynTensor>) -> M {
+    struct Assign {
+        values: HashMap<ParamId, DynTensor>,
+        done: HashMap<ParamId, DynTensor>,
+    }
+    impl ModuleMapper for Assign {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let id = param.id;
+            if let Some(value) = self.values.remove(&id).and_then(|value| value.get::<D>()) {
+                let tracked = tracked_like(&param.base(), value);
+                self.done.extend(DynTensor::wrap(tracked).map(|tracked| (id, tracked)));
+            }
+            match self.done.get(&id).and_then(DynTensor::get) {
+                Some(value) => param.map(|_| value),
+                None => param,
+            }
+        }
+    }
+    module.map(&mut Assign { values, done: HashMap::new() })
+}
+
+/// A value with the part in the graph that the one before had.
+fn tracked_like<const D: usize>(before: &Tensor<D>, value: Tensor<D>) -> Tensor<D> {
+    let value = value.without_autodiff();
+    let Some(strategy) = before.gradient_checkpointing_strategy() else { return value };
+    value.autodiff().with_gradient_checkpointing_strategy(strategy).set_require_grad(before.is_require_grad())
 }
 
 /// The float parameters of a module by identity: the adapters' current values after a training step.

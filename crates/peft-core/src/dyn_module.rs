@@ -8,7 +8,7 @@ use burn::{
     tensor::{Device, Gradients, Tensor},
 };
 
-use crate::{Adapter, DynParam, Inputs, ModuleTree, Outputs, PackedWeights, attach, prompted::Prompted};
+use crate::{Adapter, DynParam, DynTensor, Inputs, ModuleTree, Outputs, PackedWeights, attach, prompted::Prompted};
 
 /// What a Burn module needs to become a model of `peft`: a forward pass.
 ///
@@ -54,6 +54,8 @@ pub trait DynModule: Send + Debug {
         lr: f64,
         gradients: GradientsParams,
     ) -> Box<dyn DynModule>;
+    /// Gives what [`attach`](Self::attach) hung on it new values, by identity; others stay.
+    fn assign(self: Box<Self>, values: HashMap<ParamId, DynTensor>) -> Box<dyn DynModule>;
     /// Moves the model.
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule>;
 }
@@ -112,6 +114,10 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
         gradients: GradientsParams,
     ) -> Box<dyn DynModule> {
         Box::new(optimizer.step(lr, *self, gradients))
+    }
+
+    fn assign(self: Box<Self>, values: HashMap<ParamId, DynTensor>) -> Box<dyn DynModule> {
+        Box::new(attach::assign(*self, values))
     }
 
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule> {

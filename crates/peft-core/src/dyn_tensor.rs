@@ -76,6 +76,38 @@ impl DynTensor {
         ranks!(self, tensor => cast(tensor.clone()))
     }
 
+    /// Takes the gradient of a parameter of that rank, if there is one.
+    pub fn take_gradient(gradients: &mut GradientsParams, id: ParamId, rank: usize) -> Option<Self> {
+        match rank {
+            1 => gradients.remove::<1>(id).map(Self::R1),
+            2 => gradients.remove::<2>(id).map(Self::R2),
+            3 => gradients.remove::<3>(id).map(Self::R3),
+            4 => gradients.remove::<4>(id).map(Self::R4),
+            _ => None,
+        }
+    }
+
+    /// All elements in a row.
+    pub fn flat(self) -> Tensor<1> {
+        match self {
+            Self::R1(tensor) => tensor,
+            Self::R2(tensor) => tensor.flatten(0, 1),
+            Self::R3(tensor) => tensor.flatten(0, 2),
+            Self::R4(tensor) => tensor.flatten(0, 3),
+        }
+    }
+
+    /// A row of elements in a shape that has as many; `None` if its rank is not 1 to 4.
+    pub fn shaped(flat: Tensor<1>, shape: &[usize]) -> Option<Self> {
+        Some(match *shape {
+            [_] => Self::R1(flat),
+            [a, b] => Self::R2(flat.reshape([a, b])),
+            [a, b, c] => Self::R3(flat.reshape([a, b, c])),
+            [a, b, c, d] => Self::R4(flat.reshape([a, b, c, d])),
+            _ => return None,
+        })
+    }
+
     /// The sizes of the dimensions.
     pub fn shape(&self) -> Vec<usize> {
         ranks!(self, tensor => tensor.dims().to_vec())

@@ -18,8 +18,8 @@ use indexmap::IndexMap;
 
 pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
-    Adapter, BaseModel, Batch, DynModule, DynParam, Error, Explanation, Inputs, Labels, ModelInfo, ModuleTree, Outputs,
-    PeftConfig, Result, TaskPlugin,
+    Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, Labels, ModelInfo,
+    ModuleTree, Outputs, PeftConfig, Result, TaskPlugin,
     adapter::AdapterTensor,
     explain,
     files::AdapterFolder,
@@ -354,13 +354,19 @@ impl PeftModel {
         self.module.gradients(&mut loss.backward())
     }
 
-    /// One step of the optimiser on the active adapters.
+    /// One step of one of Burn's optimisers on the active adapters.
     pub fn step(&mut self, optimizer: &mut ModuleOptimizer, lr: f64, gradients: GradientsParams) {
         let module = std::mem::replace(&mut self.module, self.base.module.boxed_clone());
         self.module = module.step(optimizer, lr, gradients);
         if self.adapters.values().any(|adapter| !adapter.ties.is_empty()) {
             self.unify();
         }
+    }
+
+    /// Gives tensors of the active adapters new values, by identity: what an optimiser does that works out its steps by itself.
+    pub fn assign(&mut self, values: HashMap<ParamId, DynTensor>) {
+        let module = std::mem::replace(&mut self.module, self.base.module.boxed_clone());
+        self.module = module.assign(values);
     }
 
     /// Gives all places of a tied parameter the value of the first: an optimiser has one gradient for them, and so changes one.

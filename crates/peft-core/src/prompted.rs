@@ -9,7 +9,7 @@ use burn::{
 };
 
 use crate::{
-    Adapter, AdapterSet, DynModule, DynParam, Forward, Inputs, ModuleTree, Outputs, PackedWeights, attach,
+    Adapter, AdapterSet, DynModule, DynParam, DynTensor, Forward, Inputs, ModuleTree, Outputs, PackedWeights, attach,
     dyn_module::{ParamFn, with_training},
     prompt::PromptPlan,
 };
@@ -28,6 +28,13 @@ pub(crate) struct Prompted<M: Module> {
 
 impl<M: Module> Prompted<M> {
     pub(crate) fn new(model: M, prompt: AdapterSet, plan: Arc<PromptPlan>) -> Self {
+        Self { model, prompt, plan }
+    }
+
+    /// After a change of values: the prompt is pulled back to what it may be.
+    fn constrained(self) -> Self {
+        let Self { model, prompt, plan } = self;
+        let prompt = prompt.constrained(|name, value| plan.tuner.constrain(name, value));
         Self { model, prompt, plan }
     }
 }
@@ -82,9 +89,11 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
         lr: f64,
         gradients: GradientsParams,
     ) -> Box<dyn DynModule> {
-        let Self { model, prompt, plan } = optimizer.step(lr, *self, gradients);
-        let prompt = prompt.constrained(|name, value| plan.tuner.constrain(name, value));
-        Box::new(Self { model, prompt, plan })
+        Box::new(optimizer.step(lr, *self, gradients).constrained())
+    }
+
+    fn assign(self: Box<Self>, values: HashMap<ParamId, DynTensor>) -> Box<dyn DynModule> {
+        Box::new(attach::assign(*self, values).constrained())
     }
 
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule> {

@@ -1,6 +1,6 @@
 //! `checkpoint-N/`: everything that a run needs to go on to the same bits as if it had never stopped.
 //!
-//! A checkpoint holds the adapter's files, the optimiser's moments (`optimizer.burnpack`), `trainer_state.json`, and in
+//! A checkpoint holds the adapter's files, the optimiser's moments (`optimizer.safetensors`), `trainer_state.json`, and in
 //! `best/` the best adapter so far where that one is to be kept. It is written under another name and renamed, so that a
 //! kill at any moment leaves whole checkpoints only.
 
@@ -10,14 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::{
-    optim::{ModuleOptimizer, OptimizerRecord},
-    tensor::{Bytes, TensorData},
-};
+use burn::tensor::TensorData;
 use indexmap::IndexMap;
 use peft::{
     Error as PeftError, PeftConfig,
-    files::{AdapterFolder, create_folder, read_bytes, read_text, write_atomically},
+    files::{AdapterFolder, TensorFile, create_folder, read_text, write_atomically, write_safetensors},
     model::DEFAULT_ADAPTER,
     task::Metrics,
 };
@@ -28,7 +25,7 @@ use crate::{Error, Result, dataset::DataSummary, exact::Exact};
 
 const PREFIX: &str = "checkpoint-";
 const UNFINISHED: &str = ".checkpoint-";
-const OPTIMIZER: &str = "optimizer.burnpack";
+const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "trainer_state.json";
 const BEST: &str = "best";
 
@@ -88,7 +85,8 @@ pub(crate) struct Snapshot<'a> {
     pub(crate) state: &'a TrainerState,
     pub(crate) config: &'a PeftConfig,
     pub(crate) adapter: &'a BTreeMap<String, TensorData>,
-    pub(crate) optimizer: &'a ModuleOptimizer,
+    /// As [`Optimizer::state`](crate::Optimizer) gives it.
+    pub(crate) optimizer: &'a BTreeMap<String, TensorData>,
     pub(crate) best: Option<&'a BTreeMap<String, TensorData>>,
 }
 
@@ -97,7 +95,7 @@ pub(crate) struct Checkpoint {
     pub(crate) folder: PathBuf,
     pub(crate) state: TrainerState,
     pub(crate) adapter: BTreeMap<String, TensorData>,
-    pub(crate) optimizer: OptimizerRecord,
+    pub(crate) optimizer: TensorFile,
     pub(crate) best: Option<BTreeMap<String, TensorData>>,
 }
 
@@ -157,9 +155,7 @@ pub(crate) fn write(output_dir: &Path, snapshot: &Snapshot<'_>) -> Result<PathBu
     if let Some(best) = snapshot.best {
         AdapterFolder::write(&unfinished.join(BEST), DEFAULT_ADAPTER, snapshot.config, best)?;
     }
-    let broken = |problem: String| PeftError::File { path: unfinished.join(OPTIMIZER), problem };
-    let bytes = snapshot.optimizer.into_bytes().map_err(|error| broken(error.to_string()))?;
-    write_atomically(&unfinished.join(OPTIMIZER), &bytes)?;
+    write_safetensors(&unfinished.join(OPTIMIZER), snapshot.optimizer)?;
     let state = serde_json::to_string_pretty(snapshot.state).unwrap_or_default();
     write_atomically(&unfinished.join(STATE), state.as_bytes())?;
     if folder.exists() {
@@ -178,10 +174,7 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint> {
     let path = folder.join(STATE);
     let text = read_text(&path, "the state of the run")?;
     let state = serde_json::from_str(&text).map_err(|error| PeftError::File { path, problem: error.to_string() })?;
-    let path = folder.join(OPTIMIZER);
-    let bytes = read_bytes(&path, "the state of the optimiser")?;
-    let optimizer = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes))
-        .map_err(|error| PeftError::File { path, problem: error.to_string() })?;
+    let optimizer = TensorFile::read(&folder.join(OPTIMIZER), "the state of the optimiser")?;
     let best = folder.join(BEST);
     let best = if best.is_dir() { Some(AdapterFolder::read(&best)?.tensors) } else { None };
     let adapter = AdapterFolder::read(folder)?.tensors;
@@ -277,7 +270,7 @@ mod tests {
             folder: PathBuf::from("out/checkpoint-5"),
             state: TrainerState { identity: identity(0.1, 1), ..TrainerState::default() },
             adapter: BTreeMap::new(),
-            optimizer: OptimizerRecord::default(),
+            optimizer: TensorFile { path: PathBuf::new(), tensors: BTreeMap::new() },
             best: None,
         };
         assert!(checkpoint.check(&identity(0.1, 1)).is_ok());

@@ -10,7 +10,6 @@ pub mod dataset;
 pub mod error;
 pub mod evaluate;
 mod exact;
-mod gradients;
 pub mod labels;
 pub mod observer;
 pub mod optimizer;

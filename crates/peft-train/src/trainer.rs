@@ -13,10 +13,7 @@ use std::{
     time::Instant,
 };
 
-use burn::{
-    optim::GradientsParams,
-    tensor::{Device, Tensor, TensorData},
-};
+use burn::tensor::{Device, Tensor, TensorData};
 use peft::{
     Error as PeftError, PeftModel,
     example::{Example, collate_labels},
@@ -196,8 +193,7 @@ impl Run<'_> {
     fn restore(&mut self, checkpoint: checkpoint::Checkpoint) -> Result<()> {
         checkpoint.check(&self.state.identity)?;
         self.model.load_state_dict(DEFAULT_ADAPTER, checkpoint.adapter, &checkpoint.folder)?;
-        let optimizer = Optimizer::new(&self.recipe.training, &self.model.trainable());
-        self.optimizer = optimizer.restored(checkpoint.optimizer);
+        self.optimizer.restore(&checkpoint.optimizer, self.model.adapter(DEFAULT_ADAPTER)?)?;
         self.state = checkpoint.state;
         self.best_tensors = checkpoint.best;
         Ok(())
@@ -272,7 +268,6 @@ impl Run<'_> {
         self.order = Some((epoch, order));
         let total: f64 = micro_batches.iter().map(|(_, weight)| weight).sum();
 
-        let mut gradients = GradientsParams::new();
         let mut loss_sum: Option<Tensor<1>> = None;
         for (index, (examples, weight)) in micro_batches.iter().enumerate() {
             self.state.tokens += examples.iter().map(|example| example.input_ids.len() as u64).sum::<u64>();
@@ -283,7 +278,7 @@ impl Run<'_> {
             let batch = batch(examples, &*prepared.tokenizer, &prepared.info, &self.device);
             let (loss, _outputs) = self.model.loss(&batch)?;
             let loss = if *weight == total { loss } else { loss.mul_scalar(weight / total) };
-            gradients = self.optimizer.accumulate(gradients, self.model.gradients(&loss));
+            self.optimizer.accumulate(self.model.gradients(&loss));
             let loss = loss.without_autodiff();
             loss_sum = Some(match loss_sum {
                 Some(sum) => sum + loss,
@@ -293,7 +288,7 @@ impl Run<'_> {
         // Only bound examples can leave a whole step without a loss.
         let Some(loss) = loss_sum else { return Ok(None) };
         self.unread.push(loss);
-        Ok(self.optimizer.step(&mut self.model, self.schedule.at(number), gradients))
+        Ok(self.optimizer.step(&mut self.model, self.schedule.at(number)))
     }
 
     /// Reads the losses that are still on the device.
@@ -378,12 +373,12 @@ impl Run<'_> {
         // A checkpoint of a run that has diverged is worth nothing.
         self.read_losses()?;
         let adapter = self.model.state_dict(DEFAULT_ADAPTER)?;
-        let config = self.model.adapter(DEFAULT_ADAPTER)?.config.clone();
+        let whole = self.model.adapter(DEFAULT_ADAPTER)?;
         let snapshot = Snapshot {
             state: &self.state,
-            config: &config,
+            config: &whole.config,
             adapter: &adapter,
-            optimizer: self.optimizer.state(),
+            optimizer: &self.optimizer.state(whole),
             best: self.best_tensors.as_ref(),
         };
         let folder = checkpoint::write(&self.output_dir, &snapshot)?;

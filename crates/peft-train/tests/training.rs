@@ -10,8 +10,13 @@ use std::{
     },
 };
 
-use burn::tensor::Device;
-use peft::{PeftModel, files::AdapterFolder, model::DEFAULT_ADAPTER, models::checkpoint};
+use burn::tensor::{Device, TensorData};
+use peft::{
+    PeftModel,
+    files::{AdapterFolder, TensorFile, write_safetensors},
+    model::DEFAULT_ADAPTER,
+    models::checkpoint,
+};
 use peft_train::{
     Error, Event, Observer, Recipe, Silent, TrainOptions, TrainReport, checkpoint as checkpoints, labels, prepare,
     train,
@@ -281,6 +286,46 @@ fn virtual_tokens_take_positions_from_the_text() {
 }
 
 #[test]
+fn a_state_of_the_optimiser_that_does_not_fit_is_named_key_by_key() {
+    let bench = Bench::new();
+    bench.stop_after("out", 3, &[]);
+    let path = bench.out("out").join("checkpoint-3/optimizer.safetensors");
+    let whole = TensorFile::read(&path, "state").unwrap().tensors;
+    let key = whole.keys().find_map(|key| key.strip_suffix("lora_A.weight.step")).unwrap().to_owned();
+    // As the adapter's file has it: `[rank, d_in]`.
+    let adapter = AdapterFolder::read(path.parent().unwrap()).unwrap().tensors;
+    for (name, value) in &adapter {
+        assert_eq!(whole[&format!("{name}.exp_avg")].shape(), value.shape(), "{name}");
+        assert_eq!(whole[&format!("{name}.step")].clone().try_to_vec::<i64>().unwrap(), [3], "{name}");
+    }
+    assert_eq!(whole.len(), 3 * adapter.len());
+
+    let mut broken = whole.clone();
+    broken.remove(&format!("{key}lora_A.weight.exp_avg"));
+    broken.insert(format!("{key}lora_A.weight.exp_avg_sq"), TensorData::from([1.0_f32]));
+    broken.insert(format!("{key}lora_B.weight.step"), TensorData::from([-1_i64]));
+    broken.insert("other.step".to_owned(), TensorData::from([1_i64]));
+    write_safetensors(&path, &broken).unwrap();
+    let error = bench.resume("out", &[]).unwrap_err();
+    let message = error.to_string();
+    for says in [
+        "checkpoint-3/optimizer.safetensors".to_owned(),
+        format!("`{key}lora_A.weight.exp_avg`: is missing, should be F32 [2, "),
+        format!("`{key}lora_A.weight.exp_avg_sq`: is F32 [1], should be F32 [2, "),
+        format!("`{key}lora_B.weight.step`: is no number of steps"),
+        "`other.step`: nothing that is trained has this".to_owned(),
+    ] {
+        assert!(message.contains(&says), "{message}");
+    }
+    assert_eq!(error.exit_code(), 4);
+    fs::remove_file(&path).unwrap();
+    let error = bench.resume("out", &[]).unwrap_err();
+    assert!(error.to_string().contains("optimizer.safetensors") && error.exit_code() == 6, "{error}");
+    write_safetensors(&path, &whole).unwrap();
+    bench.resume("out", &[]).unwrap();
+}
+
+#[test]
 fn a_changed_recipe_or_changed_rows_are_not_resumed() {
     let bench = Bench::new();
     bench.stop_after("out", 3, &[]);
@@ -415,8 +460,7 @@ fn a_new_model_is_trained_whole_and_is_a_base_model_then() {
     let first = bench.log("base").iter().find_map(|line| line.get("eval_loss")?.as_f64()).unwrap();
     assert!(report.metrics["eval_loss"] < first / 2.0, "{first} {:?}", report.metrics);
     // A table of words, one layer of nine tensors, a norm; the output layer is the table still.
-    let written =
-        peft::files::TensorFile::read(&bench.out("base").join("model.safetensors"), "weights").unwrap().tensors;
+    let written = TensorFile::read(&bench.out("base").join("model.safetensors"), "weights").unwrap().tensors;
     assert_eq!(written.len(), 11);
     assert!(!written.contains_key("lm_head.weight") && !bench.out("base").join("adapter_config.json").exists());
     let total: usize = written.values().map(|data| data.num_elements()).sum();

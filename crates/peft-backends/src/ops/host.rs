@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::node::Host;
 
 /// Elements that one thread takes at a time: enough to outweigh handing them over, few enough to stay in its cache.
-const PIECE: usize = 1 << 14;
+pub(super) const PIECE: usize = 1 << 14;
 
 static FUSED: AtomicBool = AtomicBool::new(true);
 
