@@ -19,6 +19,7 @@ mod parquet;
 mod past;
 mod prompts;
 mod pytorch;
+mod recompute;
 mod registry;
 mod text_metrics;
 mod tidiness;
