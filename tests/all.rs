@@ -21,6 +21,7 @@ mod past;
 mod prompts;
 mod pytorch;
 mod quantization;
+mod recompute;
 mod registry;
 mod text_metrics;
 mod tidiness;

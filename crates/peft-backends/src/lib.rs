@@ -3,6 +3,8 @@
 pub mod device;
 mod mapped_file;
 pub mod ops;
+mod recompute;
 
 pub use device::{DeviceError, DeviceReport};
 pub use mapped_file::MappedFile;
+pub use recompute::recomputed;

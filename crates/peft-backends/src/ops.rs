@@ -28,7 +28,8 @@ mod vector_math;
 
 pub use adamw::{AdamW, Trained, Updated, adamw};
 pub use attention::{Sight, Weights, attention};
-pub use dropout::dropout;
+pub(crate) use dropout::{Draws, recorded, replayed};
+pub use dropout::{dropout, runs_twice};
 pub use gated::{gelu_tanh_gated, silu_gated};
 pub use gelu::{gelu, gelu_tanh};
 pub use host::set_fused;

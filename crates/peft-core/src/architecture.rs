@@ -80,6 +80,8 @@ pub struct ModelInfo {
     pub word_scale: f64,
     /// Keys and values that its layers can have before those of the input; none where the attention takes none.
     pub past: Option<PastShape>,
+    /// Whether its layers can compute anew what they did not keep ([`Inputs::forgetful_layers`](crate::Inputs::forgetful_layers)).
+    pub forgets: bool,
     /// Whether vectors can stand before the embedded input ([`Inputs::prompt`](crate::Inputs::prompt)).
     pub takes_prompt: bool,
     /// Virtual tokens before the text, which take positions from it.
@@ -131,6 +133,7 @@ impl ModelInfo {
             fresh: FreshValues::default(),
             word_scale: 1.0,
             past: None,
+            forgets: false,
             takes_prompt: false,
             virtual_tokens: 0,
             virtual_outputs: 0,

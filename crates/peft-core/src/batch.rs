@@ -37,9 +37,18 @@ pub struct Inputs {
     /// What stands before the input (before the decoder's, where there is one). The attention mask covers it too:
     /// `[batch, past + sequence]`.
     pub past_key_values: Option<PastKeyValues>,
+    /// How many layers, counted from the first that runs, keep their input alone and compute the rest anew when gradients are
+    /// due: activation checkpointing. Heeded by models that say so ([`ModelInfo::forgets`](crate::ModelInfo::forgets)).
+    pub forgetful_layers: usize,
 }
 
 impl Inputs {
+    /// [`forgetful_layers`](Self::forgetful_layers), of which there are none behind keys and values from elsewhere: a layer that
+    /// ran again would add its own to them twice, and they would get no gradient.
+    pub fn forgetful_layers(&self) -> usize {
+        if self.past_key_values.is_some() { 0 } else { self.forgetful_layers }
+    }
+
     /// How many rows there are; none without input.
     pub fn batch(&self) -> Option<usize> {
         let ids = self.input_ids.as_ref().or(self.decoder_input_ids.as_ref()).map(|ids| ids.dims()[0]);

@@ -25,6 +25,7 @@ mod pre_norm_layer;
 mod rms_norm;
 mod rotary;
 mod rotary_attention;
+mod run_layers;
 mod sandwich_layer;
 
 pub use activation::Activation;
@@ -53,4 +54,5 @@ pub use pre_norm_layer::PreNormLayer;
 pub use rms_norm::RmsNorm;
 pub use rotary::{Rotary, RotaryTables};
 pub use rotary_attention::{AttentionOptions, RotaryAttention, RotaryHeads};
+pub use run_layers::run_layers;
 pub use sandwich_layer::SandwichLayer;

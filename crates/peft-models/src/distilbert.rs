@@ -1,5 +1,7 @@
 //! DistilBERT: BERT without segments and without a pooler, under names of its own.
 
+use std::sync::Arc;
+
 use burn::{
     module::Module,
     nn::{Dropout, Linear},
@@ -13,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, BertEmbeddings, BertSizes, Encoder, EncoderModel, Fields, Heads, LayerNorm, Layers,
-    adapted_linear, dropout, first_token, self_attention,
+    adapted_linear, dropout, first_token, run_layers, self_attention,
 };
 
 inventory::submit! {
@@ -83,7 +85,10 @@ impl Encoder for DistilBert {
     fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let hidden = self.embeddings.forward(inputs)?;
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
-        Some(self.transformer.layer.iter().fold(hidden, |hidden, block| block.forward(hidden, &mask)))
+        let mask = Arc::new(mask);
+        Some(run_layers(&self.transformer.layer, inputs.forgetful_layers(), hidden, [], move |block, _, hidden, []| {
+            block.forward(hidden, &mask)
+        }))
     }
 }
 
@@ -136,6 +141,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         },
         info: ModelInfo {
             model_type: "distilbert".to_owned(),
+            forgets: true,
             config: config.clone(),
             segments: &[("backbone", "distilbert"), ("layer_norm", "LayerNorm")],
             base_model_prefix: "distilbert",

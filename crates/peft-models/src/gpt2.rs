@@ -1,5 +1,7 @@
 //! GPT-2: a causal decoder with learned positions, norms before each block, and linear layers whose files hold `[d_in, d_out]`.
 
+use std::sync::Arc;
+
 use burn::{
     module::Module,
     nn::{Dropout, Embedding},
@@ -13,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Scores, adapted_conv1d,
-    attend, dropout, embed, past_length, positions,
+    attend, dropout, embed, past_length, positions, run_layers,
 };
 
 inventory::submit! {
@@ -82,9 +84,11 @@ impl CausalBackbone for Gpt2 {
             hidden = hidden + adapted_embedding(&self.wte, types);
         }
         let mask = AttentionMask::causal(inputs.attention_mask.as_ref(), &hidden, past_length(inputs));
-        let past = inputs.past_key_values.as_ref();
+        let (mask, past) = (Arc::new(mask), inputs.past_key_values.clone());
         let hidden = dropout(&self.drop, hidden);
-        let hidden = self.h.iter().fold(hidden, |hidden, block| block.forward(hidden, &mask, past));
+        let hidden = run_layers(&self.h, inputs.forgetful_layers(), hidden, [], move |block, _, hidden, []| {
+            block.forward(hidden, &mask, past.as_ref())
+        });
         Some(self.ln_f.forward(hidden))
     }
 
@@ -151,6 +155,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let backbone = backbone(fields, &layers)?;
     let info = ModelInfo {
         model_type: "gpt2".to_owned(),
+        forgets: true,
         class_name: class_name.to_owned(),
         config: config.clone(),
         segments,

@@ -1,5 +1,7 @@
 //! GPT-NeoX: a causal decoder with rotary positions on part of each head and, mostly, attention beside the feed-forward block.
 
+use std::sync::Arc;
+
 use burn::{
     module::Module,
     nn::{Dropout, Embedding, Linear},
@@ -12,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Rotary, RotaryTables,
-    Scores, adapted_linear, attend, class_name, dropout, embed, past_length, positions,
+    Scores, adapted_linear, attend, class_name, dropout, embed, past_length, positions, run_layers,
 };
 
 inventory::submit! {
@@ -72,21 +74,23 @@ struct GptNeoXMlp {
 }
 
 /// What all layers of one forward pass share.
-struct Context<'a> {
+struct Context {
     mask: AttentionMask,
     tables: RotaryTables,
-    past: Option<&'a PastKeyValues>,
+    past: Option<PastKeyValues>,
 }
 
 impl CausalBackbone for GptNeoX {
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let hidden = dropout(&self.emb_dropout, embed(&self.embed_in, inputs)?);
-        let context = Context {
+        let context = Arc::new(Context {
             mask: AttentionMask::causal(inputs.attention_mask.as_ref(), &hidden, past_length(inputs)),
             tables: self.rotary.tables(positions(inputs, &hidden), hidden.dtype(), &hidden.device().inner()),
-            past: inputs.past_key_values.as_ref(),
-        };
-        let hidden = self.layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &context));
+            past: inputs.past_key_values.clone(),
+        });
+        let hidden = run_layers(&self.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
+            layer.forward(hidden, &context)
+        });
         Some(self.final_layer_norm.forward(hidden))
     }
 
@@ -102,7 +106,7 @@ impl Forward for GptNeoX {
 }
 
 impl GptNeoXLayer {
-    fn forward(&self, hidden: Tensor<3>, context: &Context<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, context: &Context) -> Tensor<3> {
         let attended = self.attention.forward(self.input_layernorm.forward(hidden.clone()), context);
         let attended = dropout(&self.dropout, attended) + hidden.clone();
         let source = if self.parallel { hidden } else { attended.clone() };
@@ -111,7 +115,7 @@ impl GptNeoXLayer {
 }
 
 impl GptNeoXAttention {
-    fn forward(&self, hidden: Tensor<3>, context: &Context<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, context: &Context) -> Tensor<3> {
         let [batch, length, _] = hidden.dims();
         let Heads { count, dim } = self.heads;
         // Query, key and value of one head lie beside each other.
@@ -119,7 +123,7 @@ impl GptNeoXAttention {
         let part = |at: usize| joint.clone().slice([0..batch, 0..length, 0..count, at * dim..(at + 1) * dim]);
         let (q, k) = (context.tables.rotate(part(0)).swap_dims(1, 2), context.tables.rotate(part(1)).swap_dims(1, 2));
         let v = part(2).swap_dims(1, 2);
-        let (k, v) = match context.past {
+        let (k, v) = match &context.past {
             Some(past) => past.extend(self.layer, k, v),
             None => (k, v),
         };
@@ -142,6 +146,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let backbone = backbone(fields, &layers)?;
     let info = ModelInfo {
         model_type: "gpt_neox".to_owned(),
+        forgets: true,
         class_name: class_name("GPTNeoX", class),
         config: config.clone(),
         segments: if is_tagger { &[BACKBONE, ("score", "classifier")] } else { &[BACKBONE] },

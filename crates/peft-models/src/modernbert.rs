@@ -1,6 +1,8 @@
 //! ModernBERT: an encoder with rotary positions, norms before each block, gated feed-forwards, and layers of which most look
 //! at a window only.
 
+use std::sync::Arc;
+
 use burn::{
     module::Module,
     nn::{Dropout, Embedding, Linear},
@@ -14,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, Encoder, Fields, Heads, LayerNorm, LayerType, Layers, Rotary, RotaryTables, Scores,
-    adapted_linear, attend, dropout, embed, first_token, of_class, positions, split_span_logits,
+    adapted_linear, attend, dropout, embed, first_token, of_class, positions, run_layers, split_span_logits,
 };
 
 inventory::submit! {
@@ -130,9 +132,12 @@ impl Encoder for ModernBert {
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
         let sliding = View { mask: mask.within(self.reach), tables: tables(&self.sliding_rotary) };
         let full = View { mask, tables: tables(&self.full_rotary) };
-        let hidden = self.layers.iter().fold(hidden, |hidden, layer| match layer.layer_type {
-            LayerType::Full => layer.forward(hidden, &full),
-            LayerType::Sliding => layer.forward(hidden, &sliding),
+        let views = Arc::new((full, sliding));
+        let hidden = run_layers(&self.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
+            match layer.layer_type {
+                LayerType::Full => layer.forward(hidden, &views.0),
+                LayerType::Sliding => layer.forward(hidden, &views.1),
+            }
         });
         Some(self.final_norm.forward(hidden))
     }
@@ -218,6 +223,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let layers = Layers::new(fields, device)?;
     let info = ModelInfo {
         model_type: "modernbert".to_owned(),
+        forgets: true,
         config: config.clone(),
         segments: &[("backbone", "model"), ("wqkv", "Wqkv"), ("wi", "Wi"), ("wo", "Wo")],
         base_model_prefix: "model",

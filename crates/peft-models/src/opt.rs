@@ -1,5 +1,7 @@
 //! OPT: a causal decoder with learned positions that do not count padding, and norms before or after each block.
 
+use std::sync::Arc;
+
 use burn::{
     module::Module,
     nn::{Dropout, Embedding, Linear},
@@ -13,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Scores, adapted_linear,
-    attend, class_name, dropout, embed, past_length, positions,
+    attend, class_name, dropout, embed, past_length, positions, run_layers,
 };
 
 inventory::submit! {
@@ -86,8 +88,10 @@ impl CausalBackbone for Opt {
         };
         let hidden = adapted_embedding(&decoder.embed_positions, places(inputs, &words)) + words;
         let mask = AttentionMask::causal(inputs.attention_mask.as_ref(), &hidden, past_length(inputs));
-        let past = inputs.past_key_values.as_ref();
-        let hidden = decoder.layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &mask, past));
+        let (mask, past) = (Arc::new(mask), inputs.past_key_values.clone());
+        let hidden = run_layers(&decoder.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
+            layer.forward(hidden, &mask, past.as_ref())
+        });
         let hidden = match &decoder.final_layer_norm {
             Some(norm) => norm.forward(hidden),
             None => hidden,
@@ -162,6 +166,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let decoder = decoder(fields, &layers)?;
     let info = ModelInfo {
         model_type: "opt".to_owned(),
+        forgets: true,
         class_name: class_name("OPT", class),
         config: config.clone(),
         fresh: FreshValues::with_std(layers.std).with_zero_row("embed_tokens.weight", fields.padding_row(Some(1))?),

@@ -55,7 +55,7 @@ struct Phi3Mlp {
 }
 
 impl DecoderLayer for Phi3Layer {
-    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext) -> Tensor<3> {
         let attended = self.self_attn.forward(self.input_layernorm.forward(hidden.clone()), context);
         let hidden = hidden + dropout(&self.dropout, attended);
         let inner = self.mlp.forward(self.post_attention_layernorm.forward(hidden.clone()));
@@ -64,7 +64,7 @@ impl DecoderLayer for Phi3Layer {
 }
 
 impl Phi3Attention {
-    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext) -> Tensor<3> {
         let [batch, length, _] = hidden.dims();
         let RotaryHeads { queries, keys, .. } = self.heads;
         let fused = adapted_linear(&self.qkv_proj, hidden);

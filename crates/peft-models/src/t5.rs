@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, Layers, RmsNorm,
-    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, dropout, embed, past_length, target_ids,
+    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, dropout, embed, past_length, run_layers, target_ids,
 };
 use relative_bias::Buckets;
 
@@ -156,25 +156,28 @@ impl T5Encoder {
     fn forward(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let hidden = dropout(&self.dropout, embed(&self.embed_tokens, inputs)?);
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
-        let bias = self.block.first().and_then(|block| block.layer_0.self_attention.bias(&hidden, 0));
-        let hidden = self.block.iter().fold(hidden, |hidden, block| {
-            let hidden = block.layer_0.forward(hidden, &mask, None, bias.clone());
-            block.layer_1.forward(hidden)
-        });
+        let bias = bias(self.block.first().map(|block| &block.layer_0.self_attention), &hidden, 0);
+        let mask = Arc::new(mask);
+        let run = move |block: &T5EncoderBlock, _, hidden, [bias]: [Tensor<3>; 1]| {
+            block.layer_1.forward(block.layer_0.forward(hidden, &mask, None, bias))
+        };
+        let hidden = run_layers(&self.block, inputs.forgetful_layers(), hidden, [bias], run);
         Some(dropout(&self.dropout, self.final_layer_norm.forward(hidden)))
     }
 }
 
 impl T5Decoder {
-    fn forward(&self, words: Tensor<3>, inputs: &Inputs, states: &Tensor<3>) -> Tensor<3> {
+    /// `forgetful` of its layers keep their inputs alone.
+    fn forward(&self, words: Tensor<3>, inputs: &Inputs, states: &Tensor<3>, forgetful: usize) -> Tensor<3> {
         let hidden = dropout(&self.dropout, words);
-        let context = CrossContext::new(inputs, &hidden, states);
-        let first = self.block.first();
-        let bias = first.and_then(|block| block.layer_0.self_attention.bias(&hidden, past_length(inputs)));
-        let hidden = self.block.iter().fold(hidden, |hidden, block| {
-            let hidden = block.layer_0.forward(hidden, &context.own, context.past, bias.clone());
-            block.layer_2.forward(block.layer_1.forward(hidden, &context))
-        });
+        let context = Arc::new(CrossContext::new(inputs, &hidden, states));
+        let first = self.block.first().map(|block| &block.layer_0.self_attention);
+        let bias = bias(first, &hidden, past_length(inputs));
+        let run = move |block: &T5DecoderBlock, _, hidden, [states, bias]: [Tensor<3>; 2]| {
+            let hidden = block.layer_0.forward(hidden, &context.own, context.past.as_ref(), bias);
+            block.layer_2.forward(block.layer_1.forward(hidden, &states, &context))
+        };
+        let hidden = run_layers(&self.block, forgetful, hidden, [states.clone(), bias], run);
         dropout(&self.dropout, self.final_layer_norm.forward(hidden))
     }
 }
@@ -185,26 +188,26 @@ impl T5SelfLayer {
         hidden: Tensor<3>,
         mask: &AttentionMask,
         past: Option<&PastKeyValues>,
-        bias: Option<Tensor<4>>,
+        bias: Tensor<3>,
     ) -> Tensor<3> {
         let normed = self.layer_norm.forward(hidden.clone());
+        let bias = Some(bias.unsqueeze());
         hidden + dropout(&self.dropout, self.self_attention.projections.own(normed, mask, past, bias))
     }
 }
 
-impl T5SelfAttention {
-    /// What each pair of tokens adds to the scores of all layers, `[1, heads, queries, past + queries]`.
-    fn bias(&self, hidden: &Tensor<3>, past: usize) -> Option<Tensor<4>> {
-        let buckets = self.buckets.of_pairs(past, hidden.dims()[1], &hidden.device().inner());
-        let table = self.relative_attention_bias.as_ref()?;
-        Some(adapted_embedding(table, buckets).permute([2, 0, 1]).unsqueeze())
-    }
+/// What each pair of tokens adds to the scores of all layers, `[heads, queries, past + queries]`, from the first one's table.
+fn bias(first: Option<&T5SelfAttention>, hidden: &Tensor<3>, past: usize) -> Tensor<3> {
+    let table = first.and_then(|first| Some((first.relative_attention_bias.as_ref()?, first.buckets)));
+    let Some((table, buckets)) = table else { return Tensor::zeros([1, 1, 1], &hidden.device().inner()) };
+    let buckets = buckets.of_pairs(past, hidden.dims()[1], &hidden.device().inner());
+    adapted_embedding(table, buckets).permute([2, 0, 1])
 }
 
 impl T5CrossLayer {
-    fn forward(&self, hidden: Tensor<3>, context: &CrossContext<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, states: &Tensor<3>, context: &CrossContext) -> Tensor<3> {
         let normed = self.layer_norm.forward(hidden.clone());
-        hidden + dropout(&self.dropout, self.enc_dec_attention.across(normed, context))
+        hidden + dropout(&self.dropout, self.enc_dec_attention.across(normed, states, context))
     }
 }
 
@@ -233,7 +236,8 @@ impl Seq2SeqBackbone for T5Model {
     fn decode(&self, inputs: &Inputs, states: &Tensor<3>) -> Option<Tensor<3>> {
         let words = || target_ids(inputs, self.shift.as_ref()).map(|ids| adapted_embedding(self.target_words(), ids));
         let words = inputs.decoder_inputs_embeds.clone().or_else(words)?;
-        Some(self.decoder.forward(behind_prompt(inputs.decoder_prompt.as_ref(), words), inputs, states))
+        let forgetful = inputs.forgetful_layers().saturating_sub(self.encoder.block.len());
+        Some(self.decoder.forward(behind_prompt(inputs.decoder_prompt.as_ref(), words), inputs, states, forgetful))
     }
 
     fn target_words(&self) -> &Embedding {
@@ -304,6 +308,7 @@ fn build(family: &Family, config: &Map<String, Value>, class: &AutoClass, device
         ignored_tensors: &["EncDecAttention.relative_attention_bias.weight"],
         fresh: sizes.fresh(),
         past: Some(sizes.attention.heads.past(sizes.decoder_layers)),
+        forgets: true,
         shift_right: Some(shift),
         ..ModelInfo::custom()
     };

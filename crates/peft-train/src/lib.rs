@@ -3,6 +3,7 @@
 //! [`train`] turns a [`Recipe`] into an adapter folder; [`evaluate`](evaluate::evaluate) and [`predict`](evaluate::predict)
 //! use one. Everything that a recipe decides is resolved and judged before the first step.
 
+pub mod activations;
 mod best_metric;
 pub mod checkpoint;
 pub mod data;

@@ -29,6 +29,7 @@ use peft::{
 
 use crate::{
     Error, Event, Observer, Optimizer, Prepared, Recipe, Result, TrainReport,
+    activations::Activations,
     best_metric::chosen_metric,
     checkpoint::{self, BestEvaluation, Identity, Snapshot, TrainerState},
     dataset::batch,
@@ -75,6 +76,7 @@ impl TrainOptions {
 /// `stop` was set; [`Error::Diverged`] or [`Error::NotFinite`] if the loss or the result is no number any more.
 pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observer) -> Result<TrainReport> {
     let prepared = prepare(recipe, &options.device)?;
+    let activations = Activations::choose(recipe, &prepared, &options.device)?;
     observer.observe(&Event::Prepared(&prepared));
     let seed = recipe.training.seed;
     let mut model = PeftModel::from_base(prepared.base.clone(), &options.device);
@@ -86,6 +88,9 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     model.set_active(&[DEFAULT_ADAPTER])?;
     let explanation = model.explanation()?;
     observer.observe(&Event::Adapted(&explanation));
+    if let Some(activations) = &activations {
+        observer.observe(&Event::Note(&activations.to_string()));
+    }
     let lost = lost_heads(&prepared.initialised, &explanation.saved);
     if !lost.is_empty() {
         // As in PEFT, which does not say so.
@@ -117,6 +122,7 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
         optimizer,
         unread: Vec::new(),
         order: None,
+        forgetful_layers: activations.map_or(0, |activations| activations.forgetful_layers),
         best_tensors: None,
         metrics: None,
         step_seconds: Vec::new(),
@@ -146,6 +152,8 @@ struct Run<'a> {
     unread: Vec<Tensor<1>>,
     /// An epoch and its order.
     order: Option<(usize, Vec<usize>)>,
+    /// How many layers keep their input alone.
+    forgetful_layers: usize,
     /// The adapter of the best evaluation, where it is to be the result.
     best_tensors: Option<BTreeMap<String, TensorData>>,
     /// The last evaluation.
@@ -275,7 +283,8 @@ impl Run<'_> {
                 continue;
             }
             self.device.seed(seeds::derive(arguments.seed, &[DROPOUT, number as u64, index as u64]));
-            let batch = batch(examples, &*prepared.tokenizer, &prepared.info, &self.device);
+            let mut batch = batch(examples, &*prepared.tokenizer, &prepared.info, &self.device);
+            batch.inputs.forgetful_layers = self.forgetful_layers;
             let (loss, _outputs) = self.model.loss(&batch)?;
             let loss = if *weight == total { loss } else { loss.mul_scalar(weight / total) };
             self.optimizer.accumulate(self.model.gradients(&loss));

@@ -498,3 +498,55 @@ fn a_loss_that_is_no_number_ends_the_run_without_a_result() {
     let error = train(&bench.recipe("out", &last), &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
     assert!(matches!(error, Error::NotFinite { step: 1, .. }), "{error}");
 }
+
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Observer for Notes {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Note(note) = event {
+            self.0.push((*note).to_owned());
+        }
+    }
+}
+
+/// The note on the layers that run again.
+fn recomputing(bench: &Bench, name: &str, overrides: &[&str]) -> String {
+    let mut notes = Notes::default();
+    train(&bench.recipe(name, overrides), &TrainOptions::new(Device::flex()), &mut notes).unwrap();
+    notes.0.into_iter().find(|note| note.starts_with("recomputing")).unwrap()
+}
+
+#[test]
+fn layers_that_run_again_train_the_same_adapter_and_a_note_says_how_many() {
+    let bench = Bench::new();
+    bench.run("kept", &[]);
+    // The lowest of the three has no gradient to hand on, the last is what the pass back begins with.
+    let note = recomputing(&bench, "again", &["training.gradient_checkpointing=true"]);
+    assert!(note.starts_with("recomputing 1 of 3 layers: about "), "{note}");
+    assert_eq!(bench.weights("kept"), bench.weights("again"));
+    // A prompt has gradients below the lowest layer.
+    with_adapter(&bench, "peft_type = \"P_TUNING\"\nencoder_hidden_size = 4");
+    bench.run("kept", &[]);
+    let note = recomputing(&bench, "again", &["training.gradient_checkpointing=true"]);
+    assert!(note.starts_with("recomputing 2 of 3 layers: about "), "{note}");
+    assert_eq!(bench.weights("kept"), bench.weights("again"));
+    let note = recomputing(&bench, "roomy", &["training.activation_memory_mb=1000"]);
+    assert!(note.starts_with("recomputing none of 3 layers: about "), "{note}");
+}
+
+#[test]
+fn what_cannot_run_again_is_refused() {
+    let bench = Bench::new();
+    with_adapter(&bench, "peft_type = \"PREFIX_TUNING\"");
+    let recipe = bench.recipe("out", &["training.activation_memory_mb=10"]);
+    let error = train(&recipe, &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("activation_memory_mb") && message.contains("PREFIX_TUNING does not work"), "{message}");
+    assert_eq!(error.exit_code(), 2);
+    let both =
+        ["training.output_dir=\"out\"", "training.gradient_checkpointing=true", "training.activation_memory_mb=1"];
+    let both = both.map(str::to_owned);
+    let error = Recipe::read(&bench.folder.path().join("recipe.toml"), &both).unwrap_err().to_string();
+    assert!(error.contains("keep one of the two"), "{error}");
+}

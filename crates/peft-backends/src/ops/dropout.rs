@@ -1,5 +1,7 @@
 //! Dropout that keeps no mask: the backward pass works it out again.
 
+use std::{cell::RefCell, collections::VecDeque};
+
 use burn::tensor::{Device, Distribution, Tensor};
 
 use super::{
@@ -17,8 +19,15 @@ pub fn dropout<const D: usize>(x: Tensor<D>, drop: f64) -> Tensor<D> {
     if !host::takes(&x) {
         let keep = 1.0 - drop;
         // The mask is scaled, not the product: that keeps one operation out of the backward pass.
-        let mask = x.clone().without_autodiff().random_like(Distribution::Bernoulli(keep)) / keep;
-        return x * mask;
+        let mask = || x.clone().without_autodiff().random_like(Distribution::Bernoulli(keep)).flatten(0, D - 1);
+        let draw = || Draw::Mask(Box::new(mask()));
+        return match drawn(draw) {
+            Draw::Mask(mask) => {
+                let mask = mask.reshape(x.dims()) / keep;
+                x * mask
+            }
+            Draw::Seed(_) => unreachable!("a layer that runs again draws in the order that it drew in"),
+        };
     }
     let keep = Keep::draw(drop, &x.device());
     kept(x, keep)
@@ -27,6 +36,67 @@ pub fn dropout<const D: usize>(x: Tensor<D>, drop: f64) -> Tensor<D> {
 /// What `keep` leaves of a tensor that [`takes`](host::takes) has said yes to.
 pub(super) fn kept<const D: usize>(x: Tensor<D>, keep: Keep) -> Tensor<D> {
     run(Dropout(keep), [Input::new(x)])
+}
+
+/// What dropout drew while a layer ran, so that the layer can run again with the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Draws(VecDeque<Draw>);
+
+#[derive(Debug, Clone)]
+enum Draw {
+    Seed(u64),
+    /// Zeros and ones, where a mask does not follow from a seed alone.
+    Mask(Box<Tensor<1>>),
+}
+
+/// Where draws go to or come from.
+enum Tape {
+    Recorded(Draws),
+    Replayed(Draws),
+}
+
+thread_local! {
+    static TAPE: RefCell<Option<Tape>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`; also what dropout drew meanwhile.
+pub(crate) fn recorded<R>(f: impl FnOnce() -> R) -> (R, Draws) {
+    let (result, tape) = with_tape(Tape::Recorded(Draws::default()), f);
+    match tape {
+        Some(Tape::Recorded(draws)) => (result, draws),
+        _ => (result, Draws::default()),
+    }
+}
+
+/// Runs `f`, in which dropout draws the same again.
+pub(crate) fn replayed<R>(draws: Draws, f: impl FnOnce() -> R) -> R {
+    with_tape(Tape::Replayed(draws), f).0
+}
+
+fn with_tape<R>(tape: Tape, f: impl FnOnce() -> R) -> (R, Option<Tape>) {
+    let before = TAPE.replace(Some(tape));
+    let result = f();
+    (result, TAPE.replace(before))
+}
+
+/// Whether a layer runs that runs twice: without a graph now and with one later, or the other way round. What would be computed
+/// one way without a graph and another way with one has to be computed as with one both times.
+pub fn runs_twice() -> bool {
+    TAPE.with_borrow(Option::is_some)
+}
+
+fn drawn(draw: impl FnOnce() -> Draw) -> Draw {
+    let again = TAPE.with_borrow_mut(|tape| match tape {
+        Some(Tape::Replayed(draws)) => draws.0.pop_front(),
+        _ => None,
+    });
+    let draw = again.unwrap_or_else(draw);
+    TAPE.with_borrow_mut(|tape| {
+        if let Some(Tape::Recorded(draws)) = tape {
+            draws.0.push_back(draw.clone());
+        }
+    });
+    draw
 }
 
 /// Which elements are kept, and what they are multiplied with.
@@ -42,10 +112,15 @@ pub(super) struct Keep {
 impl Keep {
     /// Draws from the device's random numbers what is kept of one tensor.
     pub(super) fn draw(drop: f64, device: &Device) -> Self {
-        let draw = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), &device.clone().inner());
-        let draw = draw.into_data().try_to_vec::<f32>().unwrap_or_default();
-        let seed = draw.iter().fold(0, |seed, part| seed << 24 | (f64::from(*part) * f64::from(1 << 24)) as u64);
-        Self::new(seed, drop)
+        let draw = || {
+            let draw = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), &device.clone().inner());
+            let draw = draw.into_data().try_to_vec::<f32>().unwrap_or_default();
+            Draw::Seed(draw.iter().fold(0, |seed, part| seed << 24 | (f64::from(*part) * f64::from(1 << 24)) as u64))
+        };
+        match drawn(draw) {
+            Draw::Seed(seed) => Self::new(seed, drop),
+            Draw::Mask(_) => unreachable!("a layer that runs again draws in the order that it drew in"),
+        }
     }
 
     /// What is kept follows from the seed alone.
@@ -149,6 +224,21 @@ mod tests {
         let gradients = y.clone().sum().backward();
         let passed = leaf.grad(&gradients).unwrap().into_data();
         passed.assert_eq(&y.without_autodiff().into_data(), true);
+    }
+
+    #[test]
+    fn what_was_drawn_is_drawn_again() {
+        let device = Device::flex();
+        let double = Tensor::<2>::ones([70, 9], (&device, burn::tensor::DType::F64));
+        let both = || {
+            assert!(runs_twice());
+            let single = dropout(Tensor::<2>::ones([70, 9], &device), 0.3);
+            [single.into_data(), dropout(double.clone(), 0.3).into_data(), dropout(double.clone(), 0.3).into_data()]
+        };
+        let (first, draws) = recorded(both);
+        assert_ne!(first[1], first[2]);
+        assert_eq!(replayed(draws, both), first);
+        assert!(!runs_twice());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use burn::{
 use rayon::prelude::*;
 
 use super::{
-    dropout::Keep,
+    dropout::{Keep, runs_twice},
     few_rows,
     half_precision::{narrowed, widened},
     host,
@@ -55,7 +55,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
 
 /// A few rows times a weight in half precision, which is then read as it is; none for other tensors.
 fn in_half(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
-    let is_plain = |x: &Tensor<2>| x.dtype() == DType::BF16 && !x.is_autodiff();
+    let is_plain = |x: &Tensor<2>| x.dtype() == DType::BF16 && !x.is_autodiff() && !runs_twice();
     let [rows, columns] = [x.dims()[0], weight.dims()[1]];
     if !is_plain(x) || !is_plain(weight) || !few_rows::are_few(rows, weight.dims()) {
         return None;

@@ -13,8 +13,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use peft::{Explanation, models::hub::Needed, task::Metrics};
 use peft_train::{
-    Event, Observer, Prepared, Recipe, TrainOptions, TrainReport, dataset::DataSummary, prepare::prepare,
-    schedule::Schedule, step_plan::StepPlan,
+    Event, Observer, Prepared, Recipe, TrainOptions, TrainReport, activations::Activations, dataset::DataSummary,
+    prepare::prepare, schedule::Schedule, step_plan::StepPlan,
 };
 use serde_json::json;
 
@@ -57,7 +57,8 @@ impl Train {
         session::fetch(&recipe, Needed::Model, globals)?;
         if self.dry_run {
             let prepared = prepare(&recipe, &device)?;
-            return dry_run(&recipe, &prepared, globals);
+            let activations = Activations::choose(&recipe, &prepared, &device)?;
+            return dry_run(&recipe, &prepared, activations, globals);
         }
         let options = TrainOptions { resume: self.resume, device, stop: stop_on_ctrl_c()? };
         let mut progress = Progress { globals, bar: None };
@@ -81,7 +82,12 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, CliError> {
     Ok(stop)
 }
 
-fn dry_run(recipe: &Recipe, prepared: &Prepared, globals: &Globals) -> Result<(), CliError> {
+fn dry_run(
+    recipe: &Recipe,
+    prepared: &Prepared,
+    activations: Option<Activations>,
+    globals: &Globals,
+) -> Result<(), CliError> {
     let explanation = Explanation::new(&prepared.base, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
     let plan = StepPlan::new(&recipe.training, &prepared.train);
     let schedule = Schedule::new(&recipe.training, plan.total);
@@ -94,6 +100,7 @@ fn dry_run(recipe: &Recipe, prepared: &Prepared, globals: &Globals) -> Result<()
             "max_length": prepared.options.max_length,
             "steps": plan.total,
             "warmup_steps": schedule.warmup,
+            "activations": activations,
             "recipe": recipe.to_map(),
         }));
     }
@@ -106,6 +113,9 @@ fn dry_run(recipe: &Recipe, prepared: &Prepared, globals: &Globals) -> Result<()
         "steps: {} ({} each epoch), warmup {}, learning rate {:e} at its highest",
         plan.total, plan.steps_per_epoch, schedule.warmup, schedule.peak
     ))?;
+    if let Some(activations) = activations {
+        terminal::result(activations)?;
+    }
     terminal::result(format!("\n{}", recipe.to_toml().trim_end()))
 }
 

@@ -93,7 +93,7 @@ pub fn attend(
     let is_plain = ![&q, &k, &v].into_iter().chain(&scores.bias).any(|tensor| tensor.is_autodiff());
     let drops = drop.training.is_enabled() && drop.prob > 0.0;
     // Burn's kernel shares key heads between query heads on the processor only.
-    if is_plain && !drops && (heads == key_heads || is_host(&q.device())) {
+    if is_plain && !drops && !ops::runs_twice() && (heads == key_heads || is_host(&q.device())) {
         let is_causal = mask.only_causal() && queries == keys;
         let options = AttentionModuleOptions { is_causal, scale: scores.scale, softcap: scores.soft_cap };
         let (hidden, bias) = match mask.additive(q.dtype()) {

@@ -1,6 +1,8 @@
 //! The encoder and decoder of BART, mBART, Marian and others: attentions and a feed-forward, a residual around each, and a
 //! norm before or after it.
 
+use std::sync::Arc;
+
 use burn::{
     module::{Module, Param, ParamId},
     nn::{Dropout, Embedding, Linear},
@@ -14,7 +16,8 @@ use serde_json::{Map, Value};
 
 use super::{
     Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, LayerNorm, Layers,
-    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, counted, dropout, past_length, target_ids,
+    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, counted, dropout, past_length, run_layers,
+    target_ids,
 };
 
 /// What one family has and another has not.
@@ -182,13 +185,13 @@ impl BartEncoderLayer {
 }
 
 impl BartDecoderLayer {
-    fn forward(&self, hidden: Tensor<3>, context: &CrossContext<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, states: &Tensor<3>, context: &CrossContext) -> Tensor<3> {
         let around = |hidden, norm, inner: &dyn Fn(Tensor<3>) -> Tensor<3>| {
             residual(hidden, norm, self.norm_first, &self.dropout, inner)
         };
-        let hidden =
-            around(hidden, &self.self_attn_layer_norm, &|x| self.self_attn.own(x, &context.own, context.past, None));
-        let hidden = around(hidden, &self.encoder_attn_layer_norm, &|x| self.encoder_attn.across(x, context));
+        let past = context.past.as_ref();
+        let hidden = around(hidden, &self.self_attn_layer_norm, &|x| self.self_attn.own(x, &context.own, past, None));
+        let hidden = around(hidden, &self.encoder_attn_layer_norm, &|x| self.encoder_attn.across(x, states, context));
         around(hidden, &self.final_layer_norm, &|x| self.feed_forward.forward(x))
     }
 }
@@ -214,7 +217,10 @@ impl Seq2SeqBackbone for Bart {
         let words = inputs.inputs_embeds.clone().or_else(words)?;
         let hidden = embeddings.forward(behind_prompt(inputs.prompt.as_ref(), words), 0);
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
-        let hidden = layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &mask));
+        let mask = Arc::new(mask);
+        let hidden = run_layers(layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
+            layer.forward(hidden, &mask)
+        });
         Some(finished(layer_norm.as_ref(), hidden))
     }
 
@@ -224,8 +230,12 @@ impl Seq2SeqBackbone for Bart {
         let words = inputs.decoder_inputs_embeds.clone().or_else(words)?;
         let words = behind_prompt(inputs.decoder_prompt.as_ref(), words);
         let hidden = embeddings.forward(words, past_length(inputs));
-        let context = CrossContext::new(inputs, &hidden, states);
-        let hidden = layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &context));
+        let context = Arc::new(CrossContext::new(inputs, &hidden, states));
+        let forgetful = inputs.forgetful_layers().saturating_sub(self.encoder.layers.len());
+        let run = move |layer: &BartDecoderLayer, _, hidden, [states]: [Tensor<3>; 1]| {
+            layer.forward(hidden, &states, &context)
+        };
+        let hidden = run_layers(layers, forgetful, hidden, [states.clone()], run);
         Some(finished(layer_norm.as_ref(), hidden))
     }
 
@@ -281,6 +291,7 @@ impl BartFamily {
                     .fold(FreshValues::with_std(std), |fresh, words| fresh.with_zero_row(words, padding)),
                 word_scale,
                 past: Some(decoder.attention.heads.past(decoder.layers)),
+                forgets: true,
                 max_positions: Some(fields.size("max_position_embeddings")?),
                 shift_right: Some(shift),
                 ..ModelInfo::custom()

@@ -1,6 +1,8 @@
 //! The layers of BERT, of which RoBERTa, XLM-RoBERTa and ELECTRA are made as well; the embeddings also serve ALBERT and
 //! DistilBERT.
 
+use std::sync::Arc;
+
 use burn::{
     module::Module,
     nn::{Dropout, Embedding, Linear},
@@ -10,7 +12,7 @@ use peft_core::{Inputs, PastKeyValues, PastShape, Result, adapted_embedding};
 
 use super::{
     Activation, AttentionMask, Fields, Heads, LayerNorm, Layers, adapted_linear, attention_of, dropout, embed,
-    first_token, past_length, positions,
+    first_token, past_length, positions, run_layers,
 };
 
 /// The numbers of `config.json` that the layers are built from.
@@ -206,9 +208,11 @@ impl BertEncoder {
     /// What the first `count` layers make of a hidden state.
     fn first(&self, count: usize, hidden: Tensor<3>, inputs: &Inputs) -> Tensor<3> {
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
-        let past = inputs.past_key_values.as_ref();
-        let layers = self.layer.iter().take(count).enumerate();
-        layers.fold(hidden, |hidden, (at, layer)| layer.forward(hidden, &mask, past.map(|past| (past, at))))
+        let (mask, past) = (Arc::new(mask), inputs.past_key_values.clone());
+        let layers = self.layer.get(..count).unwrap_or(&self.layer);
+        run_layers(layers, inputs.forgetful_layers(), hidden, [], move |layer, at, hidden, []| {
+            layer.forward(hidden, &mask, past.as_ref().map(|past| (past, at)))
+        })
     }
 }
 

@@ -82,9 +82,10 @@ impl CrossAttention {
     ///
     /// # Shapes
     /// - `hidden`, returned: `[batch, target, width]`
-    pub fn across(&self, hidden: Tensor<3>, context: &CrossContext<'_>) -> Tensor<3> {
-        let make = || self.keys_and_values(context.states);
-        let seen = match context.past {
+    /// - `states`: `[batch, sequence, width]`
+    pub fn across(&self, hidden: Tensor<3>, states: &Tensor<3>, context: &CrossContext) -> Tensor<3> {
+        let make = || self.keys_and_values(states);
+        let seen = match &context.past {
             Some(past) => past.cross(self.layer, make),
             None => make(),
         };

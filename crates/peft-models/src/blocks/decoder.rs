@@ -1,5 +1,7 @@
 //! The trunk of decoders with rotary positions: words, layers, a last norm, and what all layers of a pass share.
 
+use std::sync::Arc;
+
 use burn::{
     module::{Module, ModuleDisplay},
     nn::Embedding,
@@ -9,7 +11,7 @@ use peft_core::{Forward, FreshValues, Inputs, ModelInfo, Outputs, PastKeyValues,
 
 use super::{
     AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables,
-    embed_scaled, past_length, positions,
+    embed_scaled, past_length, positions, run_layers,
 };
 
 /// The sizes of a decoder, as the configurations of Llama and its kin have them.
@@ -67,7 +69,7 @@ pub trait DecoderLayer: Module + ModuleDisplay + 'static {
     ///
     /// # Shapes
     /// - `hidden`, returned: `[batch, sequence, hidden]`
-    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext<'_>) -> Tensor<3>;
+    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext) -> Tensor<3>;
 }
 
 /// The backbone: `LlamaModel` and its kin, by the names of their tensors.
@@ -127,6 +129,7 @@ impl<L: DecoderLayer> Decoder<L> {
             fresh: FreshValues::default().with_zero_row("embed_tokens.weight", fields.padding_row(None)?),
             word_scale: self.word_scale,
             past: Some(self.past),
+            forgets: true,
             max_positions: Some(self.sight.rotary.reach(fields.size("max_position_embeddings")?)),
             ..ModelInfo::custom()
         };
@@ -138,8 +141,10 @@ impl<L: DecoderLayer> Decoder<L> {
 impl<L: DecoderLayer> CausalBackbone for Decoder<L> {
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let hidden = embed_scaled(&self.embed_tokens, self.word_scale, inputs)?;
-        let context = DecoderContext::new(&self.sight, inputs, &hidden);
-        let hidden = self.layers.iter().fold(hidden, |hidden, layer| layer.forward(hidden, &context));
+        let context = Arc::new(DecoderContext::new(&self.sight, inputs, &hidden));
+        let hidden = run_layers(&self.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
+            layer.forward(hidden, &context)
+        });
         Some(self.norm.forward(hidden))
     }
 
@@ -156,11 +161,11 @@ impl<L: DecoderLayer> Forward for Decoder<L> {
 
 /// What all layers of one forward pass share.
 #[derive(Debug)]
-pub struct DecoderContext<'a> {
+pub struct DecoderContext {
     full: View,
     sliding: Option<View>,
     /// Keys and values of what stands before the input.
-    pub past: Option<&'a PastKeyValues>,
+    pub past: Option<PastKeyValues>,
 }
 
 /// What a layer may look at, and where that is.
@@ -172,8 +177,8 @@ pub struct View {
     pub tables: RotaryTables,
 }
 
-impl<'a> DecoderContext<'a> {
-    fn new(sight: &Sight, inputs: &'a Inputs, hidden: &Tensor<3>) -> Self {
+impl DecoderContext {
+    fn new(sight: &Sight, inputs: &Inputs, hidden: &Tensor<3>) -> Self {
         let places = positions(inputs, hidden);
         let tables = |rotary: &Rotary| rotary.tables(places.clone(), hidden.dtype(), &hidden.device().inner());
         let full = View {
@@ -184,7 +189,7 @@ impl<'a> DecoderContext<'a> {
             mask: full.mask.within(window),
             tables: sight.sliding_rotary.as_ref().map_or_else(|| full.tables.clone(), tables),
         });
-        Self { full, sliding, past: inputs.past_key_values.as_ref() }
+        Self { full, sliding, past: inputs.past_key_values.clone() }
     }
 
     /// What a layer of this type looks at.

@@ -45,25 +45,22 @@ pub trait Seq2SeqBackbone: Module + ModuleDisplay + Forward + 'static {
 
 /// What a decoder's layers share in one forward pass.
 #[derive(Debug)]
-pub struct CrossContext<'a> {
+pub struct CrossContext {
     /// What a position of the target sees of the target.
     pub own: AttentionMask,
     /// What it sees of the source.
     pub across: AttentionMask,
-    /// The encoder's states, `[batch, sequence, hidden]`.
-    pub states: &'a Tensor<3>,
     /// What was decoded before.
-    pub past: Option<&'a PastKeyValues>,
+    pub past: Option<PastKeyValues>,
 }
 
-impl<'a> CrossContext<'a> {
-    /// For a decoder whose embedded input is `hidden`.
-    pub fn new(inputs: &'a Inputs, hidden: &Tensor<3>, states: &'a Tensor<3>) -> Self {
+impl CrossContext {
+    /// For a decoder whose embedded input is `hidden` and that looks at these states.
+    pub fn new(inputs: &Inputs, hidden: &Tensor<3>, states: &Tensor<3>) -> Self {
         Self {
             own: AttentionMask::causal(inputs.decoder_attention_mask.as_ref(), hidden, past_length(inputs)),
             across: AttentionMask::cross(inputs.attention_mask.as_ref(), hidden, states.dims()[1]),
-            states,
-            past: inputs.past_key_values.as_ref(),
+            past: inputs.past_key_values.clone(),
         }
     }
 }

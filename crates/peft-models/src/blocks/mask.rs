@@ -1,6 +1,6 @@
 //! Which positions a token may look at, worked out once for all layers of a forward pass.
 
-use std::{cell::OnceCell, sync::Arc};
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use peft_backends::{device::is_host, ops::Sight};
@@ -19,9 +19,9 @@ pub struct AttentionMask {
     queries: usize,
     keys: usize,
     device: Device,
-    hidden: OnceCell<Option<Tensor<4, Bool>>>,
-    additive: OnceCell<Option<Tensor<4>>>,
-    sight: OnceCell<Sight>,
+    hidden: OnceLock<Option<Tensor<4, Bool>>>,
+    additive: OnceLock<Option<Tensor<4>>>,
+    sight: OnceLock<Sight>,
 }
 
 impl AttentionMask {
@@ -66,9 +66,9 @@ impl AttentionMask {
             examples: self.examples.clone(),
             window: Some(window),
             device: self.device.clone(),
-            hidden: OnceCell::new(),
-            additive: OnceCell::new(),
-            sight: OnceCell::new(),
+            hidden: OnceLock::new(),
+            additive: OnceLock::new(),
+            sight: OnceLock::new(),
             ..*self
         }
     }
@@ -80,7 +80,7 @@ impl AttentionMask {
         let padding = attention_mask.map(|mask| mask.clone().equal_scalar(0));
         // Most batches of equal length have no padding. On a GPU asking would cost more than a mask that hides nothing.
         let padding = padding.filter(|padding| !is_host(&device) || padding.clone().any().into_scalar::<bool>());
-        let (hidden, additive, sight) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        let (hidden, additive, sight) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
         Self { padding, examples: None, causal, window: None, batch, queries, keys, device, hidden, additive, sight }
     }
 

@@ -36,12 +36,12 @@ impl RotaryHeads {
         k: Tensor<4>,
         v: Tensor<4>,
         drop: &Dropout,
-        context: &DecoderContext<'_>,
+        context: &DecoderContext,
     ) -> Tensor<3> {
         let view = context.view(self.layer_type);
         let rotated = |x| view.tables.rotate(x).swap_dims(1, 2);
         let (q, k, v) = (rotated(q), rotated(k), v.swap_dims(1, 2));
-        let (k, v) = match context.past {
+        let (k, v) = match &context.past {
             Some(past) => past.extend(self.layer, k, v),
             None => (k, v),
         };
@@ -114,7 +114,7 @@ impl RotaryAttention {
 
     /// # Shapes
     /// - `hidden`, returned: `[batch, sequence, hidden]`
-    pub fn forward(&self, hidden: Tensor<3>, context: &DecoderContext<'_>) -> Tensor<3> {
+    pub fn forward(&self, hidden: Tensor<3>, context: &DecoderContext) -> Tensor<3> {
         let [batch, length, _] = hidden.dims();
         let project = |linear, heads: Heads, norm: Option<&RmsNorm>| {
             let x = adapted_linear(linear, hidden.clone()).reshape([batch, length, heads.count, heads.dim]);

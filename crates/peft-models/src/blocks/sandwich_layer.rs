@@ -22,7 +22,7 @@ pub struct SandwichLayer {
 }
 
 impl DecoderLayer for SandwichLayer {
-    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext<'_>) -> Tensor<3> {
+    fn forward(&self, hidden: Tensor<3>, context: &DecoderContext) -> Tensor<3> {
         let attended = self.self_attn.forward(self.input_layernorm.forward(hidden.clone()), context);
         let hidden = hidden + self.post_attention_layernorm.forward(attended);
         let inner = self.mlp.forward(self.pre_feedforward_layernorm.forward(hidden.clone()));

@@ -167,6 +167,10 @@ pub struct TrainingArguments {
     pub per_device_eval_batch_size: usize,
     /// Batches of an optimiser step. The loss is divided by the loss tokens of all of them.
     pub gradient_accumulation_steps: usize,
+    /// Whether every layer but the last runs again in the pass back instead of keeping what it computes.
+    pub gradient_checkpointing: bool,
+    /// The most that layers may keep of a batch, in MB: as many of them run again as that takes.
+    pub activation_memory_mb: Option<u64>,
     /// Highest learning rate.
     pub learning_rate: f64,
     /// How the learning rate changes.
@@ -224,6 +228,8 @@ impl Default for TrainingArguments {
             per_device_train_batch_size: 8,
             per_device_eval_batch_size: 8,
             gradient_accumulation_steps: 1,
+            gradient_checkpointing: false,
+            activation_memory_mb: None,
             learning_rate: 5e-5,
             lr_scheduler_type: SchedulerType::Linear,
             warmup_ratio: 0.0,
@@ -255,6 +261,8 @@ impl Default for TrainingArguments {
 pub(crate) const FREE_ON_RESUME: &[&str] = &[
     "output_dir",
     "per_device_eval_batch_size",
+    "gradient_checkpointing",
+    "activation_memory_mb",
     "logging_steps",
     "eval_strategy",
     "eval_on_start",
@@ -301,6 +309,13 @@ impl TrainingArguments {
         ];
         if let Some((key, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
             return wrong(key, "must be at least 1", &0);
+        }
+        if self.activation_memory_mb == Some(0) {
+            return wrong("activation_memory_mb", "must be at least 1", &0);
+        }
+        if self.gradient_checkpointing && self.activation_memory_mb.is_some() {
+            let problem = "gradient_checkpointing has all layers but the last run again already; keep one of the two";
+            return Err(("activation_memory_mb", problem.to_owned()));
         }
         let writing = [
             ("generation_max_length", self.generation_max_length.is_some()),

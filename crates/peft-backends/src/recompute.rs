@@ -1,0 +1,189 @@
+//! Activation checkpointing: a layer that keeps its input alone and computes the rest anew when its gradients are due.
+
+use std::{fmt, marker::PhantomData};
+
+use burn::{
+    backend::{
+        Autodiff, Flex,
+        autodiff::{
+            NodeId,
+            checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
+            grads::Gradients,
+            ops::{Backward, NodeGuard, Ops, OpsKind},
+        },
+        tensor::FloatTensor,
+    },
+    module::{Module, ModuleMapper, Param},
+    tensor::{Device, Gradients as InnerGradients, Tensor},
+};
+
+use crate::ops::{Draws, recorded, replayed};
+
+/// `run(layer, hidden, others)` as one node of the graph. Going forward the layer runs without a graph; going back it runs
+/// again with one, from its inputs and with the same dropout. The gradients are those that it would have given anyway, bit for
+/// bit; only those of `others`, to which many layers add, may be added up in another order.
+///
+/// What `run` takes from elsewhere (masks, rotations) must be no part of a graph: it would get no gradient. A layer of which no
+/// input is part of a graph (the lowest with something to train, and those below it) simply runs, and so does every layer on
+/// another device than the processor.
+///
+/// # Shapes
+/// - `hidden`: `[batch, sequence, width]`, the layer's input
+/// - `others`: at most two tensors that layers share, as an encoder's states are
+/// - returned: `[batch, sequence, width]`
+pub fn recomputed<M, F, const K: usize>(layer: &M, hidden: Tensor<3>, others: [Tensor<3>; K], run: F) -> Tensor<3>
+where
+    M: Module + 'static,
+    F: Fn(&M, Tensor<3>, [Tensor<3>; K]) -> Tensor<3> + Clone + Send + 'static,
+{
+    const { assert!(K <= 2, "a node has three inputs") };
+    if hidden.device().inner() != Device::flex() {
+        return run(layer, hidden, others);
+    }
+    let mut rest = others.clone().into_iter();
+    let given = [Some(hidden.clone()), rest.next(), rest.next()];
+    let needs = given.each_ref().map(|input| input.as_ref().is_some_and(is_tracked));
+    let inputs = given.clone().map(|input| input.map(Tensor::without_autodiff));
+    let parents = given.map(|input| node(input.unwrap_or_else(|| Tensor::zeros([0, 0, 0], &Device::flex()))));
+    let (true, [Some(first), Some(second), Some(third)], Some((plain, plain_others))) =
+        (needs.contains(&true), parents, split(inputs.clone()))
+    else {
+        return run(layer, hidden, others);
+    };
+    let frozen = layer.clone().map(&mut Freeze);
+    drop((hidden, others));
+    let (output, draws) = recorded(|| run(&frozen, plain, plain_others));
+    let output = match output.without_autodiff().try_into_primitive::<Flex>() {
+        Ok(output) => output,
+        Err(error) => unreachable!("the layer's input is on this device: {error:?}"),
+    };
+    let state = Again { layer: layer.clone(), inputs, needs, run, draws };
+    let step = Recompute::<M, F, K>(PhantomData);
+    let output = match step.prepare::<NoCheckpointing>([first, second, third]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(state, output),
+        OpsKind::UnTracked(prep) => prep.finish(output),
+    };
+    Tensor::from_primitive::<Autodiff<Flex>>(output)
+}
+
+/// The first input and the `K` others.
+fn split<const K: usize>([hidden, second, third]: [Option<Tensor<3>>; 3]) -> Option<(Tensor<3>, [Tensor<3>; K])> {
+    let others: Vec<_> = [second, third].into_iter().flatten().collect();
+    Some((hidden?, others.try_into().ok()?))
+}
+
+fn graph<const D: usize>(x: Tensor<D>) -> Option<FloatTensor<Autodiff<Flex>>> {
+    x.autodiff().try_into_primitive::<Autodiff<Flex>>().ok()
+}
+
+fn is_tracked<const D: usize>(x: &Tensor<D>) -> bool {
+    x.is_autodiff() && graph(x.clone()).is_some_and(|x| x.is_tracked())
+}
+
+fn node(x: Tensor<3>) -> Option<NodeGuard> {
+    graph(x).map(|x| x.into_parts().1)
+}
+
+/// What the layer is run again from.
+#[derive(Clone)]
+struct Again<M, F> {
+    layer: M,
+    inputs: [Option<Tensor<3>>; 3],
+    /// Which inputs get gradients.
+    needs: [bool; 3],
+    run: F,
+    draws: Draws,
+}
+
+impl<M, F> fmt::Debug for Again<M, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Again").field("needs", &self.needs).finish_non_exhaustive()
+    }
+}
+
+/// The step back of a layer of type `M`.
+struct Recompute<M, F, const K: usize>(PhantomData<fn() -> (M, F)>);
+
+impl<M, F, const K: usize> fmt::Debug for Recompute<M, F, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recompute")
+    }
+}
+
+impl<M, F, const K: usize> Backward<Flex, 3> for Recompute<M, F, K>
+where
+    M: Module + 'static,
+    F: Fn(&M, Tensor<3>, [Tensor<3>; K]) -> Tensor<3> + Clone + Send + 'static,
+{
+    type State = Again<M, F>;
+
+    fn backward(self, ops: Ops<Again<M, F>, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = Tensor::<3>::from_primitive::<Flex>(grads.consume::<Flex>(&ops.node));
+        let Again { layer, inputs, needs, run, draws } = ops.state;
+        let mut anew = Anew { trained: Vec::new() };
+        // New leaves, so that this graph has no node of the one that is being walked through.
+        let layer = layer.map(&mut anew);
+        let mut tracked = needs.into_iter();
+        let inputs = inputs.map(|input| match tracked.next() {
+            Some(true) => input.map(|input| input.autodiff().require_grad()),
+            _ => input,
+        });
+        let Some((hidden, others)) = split(inputs.clone()) else { return };
+        let output = replayed(draws, || run(&layer, hidden, others));
+        if !output.is_autodiff() {
+            return;
+        }
+        let mut found = (output * grad).sum().backward();
+        for ((parent, input), needed) in ops.parents.into_iter().zip(inputs).zip(needs) {
+            let grad = input.filter(|_| needed).and_then(|input| input.grad_remove(&mut found));
+            let grad = grad.and_then(|grad| grad.try_into_primitive::<Flex>().ok());
+            if let (Some(parent), Some(grad)) = (parent, grad) {
+                grads.register::<Flex>(parent.id, grad);
+            }
+        }
+        for hand_over in anew.trained {
+            hand_over(&mut found, grads);
+        }
+    }
+}
+
+/// Takes what is trained out of the graph.
+struct Freeze;
+
+impl ModuleMapper for Freeze {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if is_trained(&param) { param.map(Tensor::without_autodiff) } else { param }
+    }
+}
+
+/// Hands the gradient of a new leaf over to the one that it stands for.
+type HandOver = Box<dyn FnOnce(&mut InnerGradients, &mut Gradients)>;
+
+/// Puts new leaves in the place of what is trained.
+struct Anew {
+    trained: Vec<HandOver>,
+}
+
+impl ModuleMapper for Anew {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if !is_trained(&param) {
+            return param;
+        }
+        let Some(own) = graph(param.base()).map(|own| own.id()) else { return param };
+        let leaf = param.base().without_autodiff().autodiff().require_grad();
+        let kept = leaf.clone();
+        self.trained.push(Box::new(move |found, grads| hand_over(own, &kept, found, grads)));
+        param.map(|_| leaf)
+    }
+}
+
+fn hand_over<const D: usize>(own: NodeId, leaf: &Tensor<D>, found: &mut InnerGradients, grads: &mut Gradients) {
+    if let Some(grad) = leaf.grad_remove(found).and_then(|grad| grad.try_into_primitive::<Flex>().ok()) {
+        grads.register::<Flex>(own, grad);
+    }
+}
+
+fn is_trained<const D: usize>(param: &Param<Tensor<D>>) -> bool {
+    // Asked lazily: an untouched weight that is still to be read or drawn is not trained.
+    param.is_initialized() && param.base().is_require_grad()
+}
