@@ -42,7 +42,13 @@ impl LayerTuner for Spy {
         self.inner.forward(tensors, call, output)
     }
 
-    fn embed(&self, tensors: &Tensors<'_>, weight: Tensor<2>, ids: Tensor<2, Int>, output: Tensor<3>) -> Tensor<3> {
+    fn embed(
+        &self,
+        tensors: &Tensors<'_>,
+        weight: &peft::FrozenWeight,
+        ids: Tensor<2, Int>,
+        output: Tensor<3>,
+    ) -> Tensor<3> {
         self.inner.embed(tensors, weight, ids, output)
     }
 }
@@ -73,7 +79,8 @@ impl Run {
             }
         }
         let base = model.base();
-        let module = base.module.attach(&|path| base.info.rename(path), &[(DEFAULT_ADAPTER, &adapter)], true);
+        let module =
+            base.module.attach(&|path| base.info.rename(path), &base.packed, &[(DEFAULT_ADAPTER, &adapter)], true);
         model.set_active(&[DEFAULT_ADAPTER]).unwrap();
         let batch = model.complete(batch(case)).unwrap();
         Self { model, adapter, module: module.set_training(true), calls, batch }

@@ -3,6 +3,8 @@
 
 mod relative_bias;
 
+use std::sync::Arc;
+
 use burn::{
     module::Module,
     nn::{Dropout, Embedding, Linear},
