@@ -70,6 +70,9 @@ pub(super) fn fill(
             continue;
         }
         let Some(weight) = packer.read_table(slot, shards, device)? else { continue };
+        if let Source::Tensor(key) = &slot.source {
+            shards.forget(key);
+        }
         packed.extend(
             copies
                 .iter()
