@@ -45,7 +45,7 @@ pub struct Weights {
     pub drop: f64,
 }
 
-/// `dropout(softmax(scale · q kᵀ)) v` where `sight` says; none if these tensors are not the processor's in single precision.
+/// `dropout(softmax(scale · q kᵀ)) v` where `sight` says; none if these tensors are not the processor's in single or half precision.
 ///
 /// A query that sees no key looks at all alike, as in PyTorch.
 ///

@@ -19,7 +19,7 @@ const LOGITS: usize = 1 << 24;
 
 /// `-log softmax(hidden W)[target]` of each row that has a target.
 ///
-/// None if these tensors are not the processor's in single precision, or if the weight needs a gradient.
+/// None if these tensors are not the processor's in single or half precision, or if the weight needs a gradient.
 ///
 /// # Shapes
 /// - `hidden`: `[rows, width]`

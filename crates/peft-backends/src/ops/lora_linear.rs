@@ -70,7 +70,7 @@ fn in_half(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
     Some(Tensor::from_primitive::<Flex>(narrowed(host::tensor(y, &[rows, columns]), DType::BF16)))
 }
 
-/// `x W + b + scale · drop(x) Aᵀ Bᵀ`; none if these tensors are not the processor's in single precision.
+/// `x W + b + scale · drop(x) Aᵀ Bᵀ`; none if these tensors are not the processor's in single or half precision.
 ///
 /// # Shapes
 /// - `x`: `[tokens, d_in]`

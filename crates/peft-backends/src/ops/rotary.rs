@@ -9,7 +9,7 @@ use super::{
 
 /// Turns the first `half` dimensions of each head against the next `half`: `x₁ cos - x₂ sin`, `x₂ cos + x₁ sin`; those beyond
 /// are multiplied with their cosine (Su et al. 2021, arXiv:2104.09864, with halves for pairs as in Transformers). None if these
-/// tensors are not the processor's in single precision.
+/// tensors are not the processor's in single or half precision.
 ///
 /// # Shapes
 /// - `x`, returned: `[batch, sequence, heads, dim]`
