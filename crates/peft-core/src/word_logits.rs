@@ -54,9 +54,14 @@ impl WordLogits {
         let [batch, positions, width] = hidden.dims();
         let logits = self.weight.linear(self.product, hidden.reshape([batch * positions, width]), None);
         let logits = logits.reshape([batch, positions, self.weight.dims()[1]]);
-        match self.soft_cap {
-            Some(cap) => (logits / cap).tanh() * cap,
-            None => logits,
-        }
+        soft_capped(logits, self.soft_cap)
+    }
+}
+
+/// Logits as `cap · tanh(logits / cap)`, or as they are without a cap.
+pub fn soft_capped(logits: Tensor<3>, cap: Option<f64>) -> Tensor<3> {
+    match cap {
+        Some(cap) => (logits / cap).tanh() * cap,
+        None => logits,
     }
 }

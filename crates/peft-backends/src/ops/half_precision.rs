@@ -5,12 +5,10 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
-    host::{self, part, vectorised},
+    few_rows::Wide,
+    host::{self, PIECE, part, vectorised},
     node::Host,
 };
-
-/// Elements that one thread takes at a time.
-const PIECE: usize = 1 << 14;
 
 /// Whether elements of this type are half as wide as those that are computed with.
 pub(super) fn is_half(dtype: DType) -> bool {
@@ -35,7 +33,7 @@ pub(super) fn widened(tensor: &Host) -> Host {
                 |start, wide| {
                     let source = source.get(start..start + wide.len()).unwrap_or_default();
                     for (wide, x) in wide.iter_mut().zip(source) {
-                        *wide = f32::from_bits(u32::from(x.to_bits()) << 16);
+                        *wide = x.wide();
                     }
                 },
             );

@@ -2,7 +2,7 @@
 
 use burn::{nn::Linear, tensor::Tensor};
 use peft_backends::ops::{self, PackedMatrix};
-use peft_core::{AdapterSet, Conv1D, FrozenWeight, Outputs, WordLogits, adapted_linear_by};
+use peft_core::{AdapterSet, Conv1D, FrozenWeight, Outputs, WordLogits, adapted_linear_by, word_logits::soft_capped};
 
 /// A linear layer and the active adapters on its weight: [`peft_core::adapted_linear`], computed by [`ops::linear`].
 ///
@@ -35,12 +35,7 @@ pub fn word_logits(head: &Linear, hidden: Tensor<3>, soft_cap: Option<f64>) -> O
         let words = WordLogits { hidden, weight, soft_cap, product: ops::linear, losses };
         return Outputs::new().with_words("logits", words);
     }
-    let logits = adapted_linear(head, hidden);
-    let logits = match soft_cap {
-        Some(cap) => (logits / cap).tanh() * cap,
-        None => logits,
-    };
-    Outputs::new().with("logits", logits)
+    Outputs::new().with("logits", soft_capped(adapted_linear(head, hidden), soft_cap))
 }
 
 fn losses(
