@@ -110,6 +110,16 @@ pub fn is_host(device: &Device) -> bool {
     *device == Device::flex()
 }
 
+/// Makes the random numbers of a device, and those that dropout draws, follow from `seed` alone.
+///
+/// What is dropped is drawn on the processor whatever the device: a GPU's numbers would have to be waited for.
+pub fn seed(device: &Device, seed: u64) {
+    device.seed(seed);
+    if !is_host(&device.clone().inner()) {
+        Device::flex().seed(seed);
+    }
+}
+
 /// A device of this machine, as `peft doctor` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceReport {

@@ -6,6 +6,8 @@
 
 mod adamw;
 mod attention;
+#[cfg(feature = "gpu")]
+mod cube;
 mod dropout;
 mod few_rows;
 mod gated;
@@ -20,6 +22,8 @@ mod packed;
 mod product;
 mod rms_norm;
 mod rotary;
+mod self_test;
+mod sight;
 mod softmax;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
@@ -27,7 +31,7 @@ mod tests;
 mod vector_math;
 
 pub use adamw::{AdamW, Trained, Updated, adamw};
-pub use attention::{Sight, Weights, attention};
+pub use attention::{Weights, attention};
 pub(crate) use dropout::{Draws, recorded, replayed};
 pub use dropout::{dropout, runs_twice};
 pub use gated::{gelu_tanh_gated, silu_gated};
@@ -39,4 +43,6 @@ pub use lora_linear::{LowRank, linear, lora_linear};
 pub use packed::{FourBit, GgmlType, PackedMatrix, PackedParts, Packing, ScaleParts, quantize};
 pub use rms_norm::rms_norm;
 pub use rotary::rotate;
+pub use self_test::{SelfTest, self_test};
+pub use sight::Sight;
 pub use softmax::softmax;

@@ -16,6 +16,7 @@ use std::{
 use burn::tensor::{Device, Tensor, TensorData};
 use peft::{
     Error as PeftError, PeftModel,
+    backends::device,
     example::{Example, collate_labels},
     files::{ADAPTER_CONFIG, AdapterFolder, create_folder, write_atomically},
     model::DEFAULT_ADAPTER,
@@ -282,7 +283,7 @@ impl Run<'_> {
             if *weight <= 0.0 {
                 continue;
             }
-            self.device.seed(seeds::derive(arguments.seed, &[DROPOUT, number as u64, index as u64]));
+            device::seed(&self.device, seeds::derive(arguments.seed, &[DROPOUT, number as u64, index as u64]));
             let mut batch = batch(examples, &*prepared.tokenizer, &prepared.info, &self.device);
             batch.inputs.forgetful_layers = self.forgetful_layers;
             let (loss, _outputs) = self.model.loss(&batch)?;

@@ -6,6 +6,8 @@ use burn::{
 };
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::cube;
 use super::{
     host::{self, PIECE, lanes2, vectorised},
     node::Host,
@@ -68,8 +70,17 @@ pub fn adamw(rule: &AdamW, tensors: Vec<Trained>) -> (Vec<Updated>, Option<Tenso
     }
     let dtypes: Vec<DType> = tensors.iter().map(|trained| trained.value.dtype()).collect();
     let tensors: Vec<Trained> = tensors.into_iter().map(Trained::single).collect();
-    let fits = tensors.iter().all(Trained::fits);
-    let (updated, norm) = if fits { fused(rule, tensors) } else { plain(rule, tensors) };
+    let fits = |takes: fn(&Tensor<1>) -> bool| tensors.iter().all(|trained| trained.fits(takes));
+    #[cfg(feature = "gpu")]
+    let is_on_gpu = fits(cube::takes);
+    #[cfg(not(feature = "gpu"))]
+    let is_on_gpu = false;
+    let (updated, norm) = match (fits(host::takes), is_on_gpu) {
+        (true, _) => fused(rule, tensors),
+        #[cfg(feature = "gpu")]
+        (false, true) => on_gpu(rule, tensors),
+        _ => plain(rule, tensors),
+    };
     let back = |(updated, dtype): (Updated, _)| Updated { value: cast(updated.value, dtype), ..updated };
     (updated.into_iter().zip(dtypes).map(back).collect(), Some(norm))
 }
@@ -86,10 +97,10 @@ impl Trained {
         Self { value: single(value), gradient: single(gradient), moments: moments.map(single), step }
     }
 
-    fn fits(&self) -> bool {
+    fn fits(&self, takes: fn(&Tensor<1>) -> bool) -> bool {
         let [first, second] = &self.moments;
         let all = [&self.value, &self.gradient, first, second];
-        all.into_iter().all(|x| host::takes(x) && x.dims() == self.value.dims())
+        all.into_iter().all(|x| takes(x) && x.dims() == self.value.dims())
     }
 }
 
@@ -141,6 +152,20 @@ fn plain(rule: &AdamW, tensors: Vec<Trained>) -> (Vec<Updated>, Tensor<1>) {
         Updated { value, moments: [first, second] }
     };
     (tensors.into_iter().map(update).collect(), norm)
+}
+
+/// A launch for the norm and one for the rest, for each tensor.
+#[cfg(feature = "gpu")]
+fn on_gpu(rule: &AdamW, tensors: Vec<Trained>) -> (Vec<Updated>, Tensor<1>) {
+    let max_norm = rule.max_grad_norm.unwrap_or_default() as f32;
+    let tensors = tensors.into_iter().map(|Trained { value, gradient, moments, step }| {
+        let Constants { keep, betas, size, scale, epsilon } = Constants::new(rule, step);
+        let [keep, size, scale, epsilon] = [keep, size, scale, epsilon].map(|x| x as f32);
+        let formula = cube::Formula { keep, betas: betas.map(|beta| beta as f32), size, scale, epsilon, max_norm };
+        cube::OnDevice { value, gradient, moments, formula }
+    });
+    let (updated, norm) = cube::adamw(tensors.collect());
+    (updated.into_iter().map(|(value, moments)| Updated { value, moments }).collect(), norm)
 }
 
 /// One pass for the norm, one for the rest.

@@ -3,16 +3,17 @@
 //! Kept for the pass back are the inputs, the result and one number a query, the logarithm of the sum of its powers (Dao et al.
 //! 2022, arXiv:2205.14135); scores and what dropout took of them are worked out again.
 
-use std::sync::Arc;
-
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::cube;
 use super::{
     dropout::Keep,
     host::{self, lanes, lanes2},
     node::{Fused, Host, Input, Kept, run},
     product::{Before, Matrix, Shared, Target, Threads, product},
+    sight::{KeysOfRow, Sight},
     vector_math::{exp, tanh},
 };
 
@@ -20,19 +21,6 @@ use super::{
 const SCORES: usize = 1 << 14;
 /// Most queries at a time where a query does not see all keys.
 const TILE: usize = 64;
-
-/// Which keys a query sees: of all those that no field hides.
-#[derive(Debug, Clone, Default)]
-pub struct Sight {
-    /// Keys later than the query are hidden; the last query stands where the last key does.
-    pub causal: bool,
-    /// How many positions before and after its own it sees.
-    pub window: Option<[usize; 2]>,
-    /// Which keys are hidden from all, `[batch · keys]`.
-    pub hidden: Option<Arc<[bool]>>,
-    /// To which of several examples in a row a position belongs, `[batch · keys]`: a query sees its own, and queries are keys.
-    pub examples: Option<Arc<[i64]>>,
-}
 
 /// How scores become weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,9 +44,6 @@ pub struct Weights {
 /// - returned: `[batch, heads, queries, value dim]`, in memory with the heads of a position side by side
 pub fn attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, sight: &Sight, weights: Weights) -> Option<Tensor<4>> {
     let all = [q, k, v];
-    if !all.into_iter().all(host::takes) || all.iter().any(|x| x.dims().contains(&0)) {
-        return None;
-    }
     let [batch, _, keys, _] = k.dims();
     let fits = |length: usize| length == batch * keys;
     if !sight.hidden.as_ref().is_none_or(|hidden| fits(hidden.len()))
@@ -66,7 +51,15 @@ pub fn attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, sight: &Sight, wei
     {
         return None;
     }
-    let keep = (weights.drop > 0.0).then(|| Keep::draw(weights.drop, &q.device()));
+    let draw = || (weights.drop > 0.0).then(|| Keep::draw(weights.drop));
+    #[cfg(feature = "gpu")]
+    if all.into_iter().all(cube::takes) {
+        return cube::Attention::run(sight, weights, draw, all);
+    }
+    if !all.into_iter().all(host::takes) || all.iter().any(|x| x.dims().contains(&0)) {
+        return None;
+    }
+    let keep = draw();
     Some(run(Attention::new(sight, weights, keep), all.map(|x| Input::new(x.clone()))))
 }
 
@@ -164,28 +157,6 @@ impl Attention {
         Self { sight: sight.clone(), scale: weights.scale as f32, soft_cap, keep }
     }
 
-    fn keys_of_row(&self, batch: usize, keys: usize) -> KeysOfRow<'_> {
-        let part = batch * keys..(batch + 1) * keys;
-        KeysOfRow {
-            hidden: self.sight.hidden.as_deref().and_then(|hidden| hidden.get(part.clone())),
-            examples: self.sight.examples.as_deref().and_then(|examples| examples.get(part)),
-        }
-    }
-
-    /// The keys that a query at this place may see, as far as causality and the window say.
-    fn range(&self, query: usize, queries: usize, keys: usize) -> [usize; 2] {
-        let place = query + keys.saturating_sub(queries);
-        let mut range = [0, keys];
-        if self.sight.causal {
-            range[1] = keys.min(place + 1);
-        }
-        if let Some([before, after]) = self.sight.window {
-            range[0] = place.saturating_sub(before);
-            range[1] = range[1].min(place.saturating_add(after).saturating_add(1));
-        }
-        range
-    }
-
     /// The scores of a few queries of one head, as they go into the exponential; what they do not see is minus infinity.
     fn scores(&self, tile: &Tile<'_>, out: &mut [f32]) {
         let [from, to] = tile.range;
@@ -216,7 +187,7 @@ impl Attention {
                     *x = cap * tanh(*x / cap);
                 }
             }
-            let [first, end] = self.range(tile.first + index, tile.count, tile.keys.dims()[0]);
+            let [first, end] = self.sight.range(tile.first + index, tile.count, tile.keys.dims()[0]);
             let (first, end) = (first.clamp(from, to) - from, end.clamp(from, to) - from);
             row.iter_mut().take(first).for_each(|x| *x = f32::NEG_INFINITY);
             row.iter_mut().skip(end).for_each(|x| *x = f32::NEG_INFINITY);
@@ -237,26 +208,6 @@ impl Attention {
         }
     }
 
-    /// The queries of each row of the batch that see nothing.
-    fn blind(&self, batch: usize, queries: usize, keys: usize) -> Vec<bool> {
-        let row = self.keys_of_row(batch, keys);
-        let Some(hidden) = row.hidden else { return Vec::new() };
-        let mut seen = Vec::with_capacity(keys + 1);
-        let mut sum = 0_usize;
-        seen.push(sum);
-        for hidden in hidden {
-            sum += usize::from(!hidden);
-            seen.push(sum);
-        }
-        let blind = |query: usize| {
-            // Of packed examples every query that is no padding sees itself.
-            let own = row.examples.is_some() && hidden.get(query) == Some(&true);
-            let [from, to] = self.range(query, queries, keys);
-            own || from >= to || seen.get(from) == seen.get(to)
-        };
-        (0..queries).map(blind).collect()
-    }
-
     /// Queries whose scores are in memory at a time. Where a query does not see all keys, fewer queries leave out more of them.
     fn tile_rows(&self, keys: usize) -> usize {
         let most = if self.sight.causal || self.sight.window.is_some() { TILE } else { 4 * TILE };
@@ -268,17 +219,10 @@ impl Attention {
         if blind.get(from..to).unwrap_or_default().contains(&true) {
             return [0, keys];
         }
-        let ([first, _], [_, end]) = (self.range(from, queries, keys), self.range(to - 1, queries, keys));
+        let ([first, _], [_, end]) = (self.sight.range(from, queries, keys), self.sight.range(to - 1, queries, keys));
         // An empty range would be no matrix.
         if first < end { [first, end] } else { [0, keys] }
     }
-}
-
-/// What is hidden of the keys of one row of the batch.
-#[derive(Debug, Clone, Copy)]
-struct KeysOfRow<'a> {
-    hidden: Option<&'a [bool]>,
-    examples: Option<&'a [i64]>,
 }
 
 /// A few queries of one head and the keys they see.
@@ -306,7 +250,7 @@ impl Fused<3> for Attention {
         let [_, key_heads, key_count, _] = keys.dims;
         let places = Places::of([batch, heads, count, values.dims[3]]);
         let group = heads / key_heads;
-        let blind: Vec<Vec<bool>> = (0..batch).map(|row| self.blind(row, count, key_count)).collect();
+        let blind: Vec<Vec<bool>> = (0..batch).map(|row| self.sight.blind(row, count, key_count)).collect();
         let tile_rows = self.tile_rows(key_count);
         let mut log_sums = vec![0.0; batch * heads * count];
         let output = host::written(batch * count * places.stride(), |output| {
@@ -322,7 +266,7 @@ impl Fused<3> for Attention {
                     let range = self.tile_range(from, to, count, key_count, blind);
                     let width = range[1] - range[0];
                     scratch.resize(tile_rows * width, 0.0);
-                    let row_keys = self.keys_of_row(row, key_count);
+                    let row_keys = self.sight.keys_of_row(row, key_count);
                     let queries = queries.rows(from, to);
                     let tile = Tile { queries, keys, range, first: from, count, row: row_keys, blind };
                     self.scores(&tile, scratch);
@@ -370,7 +314,7 @@ impl Fused<3> for Attention {
         let mut dk = zeros(needs_k, k_places);
         let mut dv = zeros(needs_v, v_places);
         let (to_q, to_k, to_v) = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv));
-        let blind: Vec<Vec<bool>> = (0..batch).map(|row| self.blind(row, count, key_count)).collect();
+        let blind: Vec<Vec<bool>> = (0..batch).map(|row| self.sight.blind(row, count, key_count)).collect();
         let tile_rows = self.tile_rows(key_count);
         (0..batch * key_heads).into_par_iter().for_each_init(
             || (Vec::new(), Vec::new()),
@@ -387,7 +331,7 @@ impl Fused<3> for Attention {
                         let width = end - first;
                         scratch.resize(tile_rows * width, 0.0);
                         dscratch.resize(tile_rows * width, 0.0);
-                        let row_keys = self.keys_of_row(row, key_count);
+                        let row_keys = self.sight.keys_of_row(row, key_count);
                         let tile_queries = queries.rows(from, to);
                         let tile =
                             Tile { queries: tile_queries, keys, range, first: from, count, row: row_keys, blind };

@@ -4,6 +4,8 @@ use std::{cell::RefCell, collections::VecDeque};
 
 use burn::tensor::{Device, Distribution, Tensor};
 
+#[cfg(feature = "gpu")]
+use super::{cube, node::apply};
 use super::{
     host,
     node::{Fused, Host, Input, run},
@@ -15,6 +17,11 @@ use super::{
 pub fn dropout<const D: usize>(x: Tensor<D>, drop: f64) -> Tensor<D> {
     if drop <= 0.0 {
         return x;
+    }
+    #[cfg(feature = "gpu")]
+    if cube::takes(&x) {
+        let keep = Keep::draw(drop);
+        return apply(cube::Dropout(keep), [Input::new(x)]);
     }
     if !host::takes(&x) {
         let keep = 1.0 - drop;
@@ -29,7 +36,7 @@ pub fn dropout<const D: usize>(x: Tensor<D>, drop: f64) -> Tensor<D> {
             Draw::Seed(_) => unreachable!("a layer that runs again draws in the order that it drew in"),
         };
     }
-    let keep = Keep::draw(drop, &x.device());
+    let keep = Keep::draw(drop);
     kept(x, keep)
 }
 
@@ -100,7 +107,7 @@ fn drawn(draw: impl FnOnce() -> Draw) -> Draw {
 }
 
 /// Which elements are kept, and what they are multiplied with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Keep {
     low: u32,
     high: u32,
@@ -110,10 +117,10 @@ pub(super) struct Keep {
 }
 
 impl Keep {
-    /// Draws from the device's random numbers what is kept of one tensor.
-    pub(super) fn draw(drop: f64, device: &Device) -> Self {
+    /// Draws what is kept of one tensor from the processor's random numbers: a GPU's own would have to be waited for.
+    pub(super) fn draw(drop: f64) -> Self {
         let draw = || {
-            let draw = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), &device.clone().inner());
+            let draw = Tensor::<1>::random([2], Distribution::Uniform(0.0, 1.0), &Device::flex());
             let draw = draw.into_data().try_to_vec::<f32>().unwrap_or_default();
             Draw::Seed(draw.iter().fold(0, |seed, part| seed << 24 | (f64::from(*part) * f64::from(1 << 24)) as u64))
         };
@@ -148,6 +155,14 @@ impl Keep {
         for (offset, x) in piece.iter_mut().enumerate() {
             *x *= self.factor(start.wrapping_add(offset as u32));
         }
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl Keep {
+    /// The numbers that a kernel takes: the seed's halves, the bound and the scale.
+    pub(super) fn parts(self) -> (u32, u32, u32, f32) {
+        (self.low, self.high, self.bound, self.scale)
     }
 }
 

@@ -2,6 +2,11 @@
 
 use burn::tensor::{Tensor, activation};
 
+#[cfg(feature = "gpu")]
+use super::{
+    cube::{self, Curve, Gated},
+    node::apply,
+};
 use super::{
     gelu::{gelu_tanh, tanh_gelu_and_slope},
     host::{self, part},
@@ -11,11 +16,19 @@ use super::{
 
 /// `gate σ(gate) · up` (Shazeer 2020, arXiv:2002.05202).
 pub fn silu_gated<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(&gate) && cube::takes(&up) && gate.dims() == up.dims() {
+        return apply(Gated(Curve::Silu), [Input::new(gate), Input::new(up)]);
+    }
     if fit(&gate, &up) { run(Gate::Silu, [Input::new(gate), Input::new(up)]) } else { activation::silu(gate) * up }
 }
 
 /// [`gelu_tanh`]`(gate) · up`, as in Gemma.
 pub fn gelu_tanh_gated<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(&gate) && cube::takes(&up) && gate.dims() == up.dims() {
+        return apply(Gated(Curve::GeluTanh), [Input::new(gate), Input::new(up)]);
+    }
     if fit(&gate, &up) { run(Gate::GeluTanh, [Input::new(gate), Input::new(up)]) } else { gelu_tanh(gate) * up }
 }
 

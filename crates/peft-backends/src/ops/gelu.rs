@@ -2,6 +2,11 @@
 
 use burn::tensor::{Tensor, activation};
 
+#[cfg(feature = "gpu")]
+use super::{
+    cube::{self, Activation, Curve},
+    node::apply,
+};
 use super::{
     host,
     node::{Fused, Host, Input, run},
@@ -10,6 +15,10 @@ use super::{
 
 /// `x Φ(x)`, with Φ the normal distribution's function (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(&x) {
+        return apply(Activation(Curve::Gelu), [Input::new(x)]);
+    }
     if !host::takes(&x) {
         return activation::gelu(x);
     }
@@ -18,6 +27,10 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, which is close to [`gelu`] and what GPT-2 and Gemma were trained with.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(&x) {
+        return apply(Activation(Curve::GeluTanh), [Input::new(x)]);
+    }
     if !host::takes(&x) {
         return plain_gelu_tanh(x);
     }

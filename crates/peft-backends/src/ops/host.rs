@@ -23,6 +23,12 @@ pub fn set_fused(fused: bool) {
     FUSED.store(fused, Ordering::Relaxed);
 }
 
+/// Whether [`set_fused`] has not said no.
+#[cfg(feature = "gpu")]
+pub(super) fn is_fused() -> bool {
+    FUSED.load(Ordering::Relaxed)
+}
+
 /// Whether the processor's version can take the tensor: others go through the plain operations.
 pub(super) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     let device = x.device();

@@ -2,6 +2,11 @@
 
 use burn::tensor::{DType, Tensor};
 
+#[cfg(feature = "gpu")]
+use super::{
+    cube::{self, Kind, Norm},
+    node::apply,
+};
 use super::{
     dropout::{Keep, dropout},
     host::{self, lanes, lanes2, part, width},
@@ -22,6 +27,16 @@ pub fn layer_norm<const D: usize>(
     beta: Option<Tensor<1>>,
     epsilon: f64,
 ) -> Tensor<D> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(&x)
+        && residual.as_ref().is_none_or(|r| cube::takes(r) && r.dims() == x.dims())
+        && cube::takes(&gamma)
+        && beta.as_ref().is_none_or(cube::takes)
+    {
+        let keep = (drop > 0.0).then(|| Keep::draw(drop));
+        let norm = Norm { kind: Kind::Layer, epsilon: epsilon as f32, keep };
+        return apply(norm, [Input::new(x), Input::optional(residual), Input::new(gamma), Input::optional(beta)]);
+    }
     let fits = host::takes(&x)
         && residual.as_ref().is_none_or(|r| host::takes(r) && r.dims() == x.dims())
         && host::takes(&gamma)
@@ -35,7 +50,7 @@ pub fn layer_norm<const D: usize>(
         };
         return plain(z, gamma, beta, epsilon);
     }
-    let keep = (drop > 0.0).then(|| Keep::draw(drop, &x.device()));
+    let keep = (drop > 0.0).then(|| Keep::draw(drop));
     fused(x, residual, keep, gamma, beta, epsilon)
 }
 

@@ -6,6 +6,8 @@
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::{cube, node::apply};
 use super::{
     host::{self, lanes},
     node::{Fused, Host, Input, Kept, run},
@@ -39,7 +41,15 @@ pub fn linear_cross_entropies(
         return None;
     };
     let fits = width == inner && !targets.is_empty() && targets.iter().all(|(_, target)| *target < classes);
-    if !host::takes(hidden) || !host::takes(weight) || weight.is_tracked() || !fits {
+    if weight.is_tracked() || !fits {
+        return None;
+    }
+    #[cfg(feature = "gpu")]
+    if cube::takes(hidden) && cube::takes(weight) {
+        let op = cube::CrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32) };
+        return Some(apply(op, [Input::new(hidden.clone()), Input::new(weight.clone())]));
+    }
+    if !host::takes(hidden) || !host::takes(weight) {
         return None;
     }
     let op = LinearCrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32), packed: None };

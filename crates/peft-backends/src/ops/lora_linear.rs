@@ -10,6 +10,8 @@ use burn::{
 };
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::{cube, node::apply};
 use super::{
     dropout::{Keep, runs_twice},
     few_rows,
@@ -77,10 +79,20 @@ fn in_half(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
 /// - `weight`: `[d_in, d_out]`
 /// - returned: `[tokens, d_out]`
 pub fn lora_linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, lora: LowRank) -> Option<Tensor<2>> {
+    #[cfg(feature = "gpu")]
+    if [x, weight, &lora.a, &lora.b].into_iter().all(cube::takes) && bias.is_none_or(cube::takes) {
+        let keep = (lora.drop > 0.0).then(|| Keep::draw(lora.drop));
+        let op = cube::LoraLinear { scale: lora.scale as f32, keep };
+        let bias = Input::optional(bias.cloned());
+        return Some(apply(
+            op,
+            [Input::new(x.clone()), Input::new(weight.clone()), bias, Input::new(lora.a), Input::new(lora.b)],
+        ));
+    }
     if !fit(x, weight, bias) || !host::takes(&lora.a) || !host::takes(&lora.b) {
         return None;
     }
-    let keep = (lora.drop > 0.0).then(|| Keep::draw(lora.drop, &x.device()));
+    let keep = (lora.drop > 0.0).then(|| Keep::draw(lora.drop));
     Some(fused(x, weight, bias, lora, keep))
 }
 
@@ -106,7 +118,7 @@ pub(super) fn packed_linear(
     let takes_lora = |lora: &LowRank| host::takes(&lora.a) && host::takes(&lora.b);
     let fit = host::takes(x) && bias.is_none_or(host::takes) && lora.as_ref().is_none_or(takes_lora);
     let packed = HostPacked::new(weight).filter(|_| fit && !x.dims().contains(&0))?;
-    let keep = lora.as_ref().filter(|lora| lora.drop > 0.0).map(|lora| Keep::draw(lora.drop, &x.device()));
+    let keep = lora.as_ref().filter(|lora| lora.drop > 0.0).map(|lora| Keep::draw(lora.drop));
     let scale = lora.as_ref().map_or(0.0, |lora| lora.scale) as f32;
     let [a, b] = lora.map_or([None, None], |LowRank { a, b, .. }| [Some(a), Some(b)]).map(Input::optional);
     let inputs = [Input::new(x.clone()), Input::Absent, Input::optional(bias.cloned()), a, b];

@@ -1,10 +1,10 @@
-//! One node of the graph for an operation on the processor: a pass forward over host memory and a pass back.
+//! One node of the graph for an operation with a pass forward and a pass back, on whatever backend.
 
 use std::{fmt::Debug, sync::Arc};
 
 use burn::{
     backend::{
-        Autodiff, Flex,
+        Autodiff, Backend, DispatchKindConversion, DispatchTensor, Flex,
         autodiff::{
             checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
             grads::Gradients,
@@ -70,23 +70,38 @@ impl<K: Kept> Kept for Option<K> {
     }
 }
 
+/// An operation of `N` inputs, some of which may be absent, on the primitives of a backend.
+pub(super) trait Node<B: Backend, const N: usize>: Debug + Clone + Send + 'static {
+    /// What the pass back needs of the pass forward.
+    type Saved: Debug + Clone + Send + 'static;
+
+    /// The result, and what to keep; `needs` says which inputs will be asked for their gradients.
+    fn forward(&self, inputs: [Option<FloatTensor<B>>; N], needs: [bool; N]) -> (FloatTensor<B>, Self::Saved);
+
+    /// The gradients of the inputs that need them; what others get is dropped.
+    fn backward(self, saved: Self::Saved, grad: FloatTensor<B>, needs: [bool; N]) -> [Option<FloatTensor<B>>; N];
+}
+
 /// An input of an operation.
 #[derive(Debug)]
-pub(super) enum Input {
+pub(super) enum Input<B: Backend = Flex> {
     /// There is none.
     Absent,
     /// A constant.
-    Plain(Host),
+    Plain(FloatTensor<B>),
     /// Part of a graph.
-    Graph(FloatTensor<Autodiff<Flex>>),
+    Graph(FloatTensor<Autodiff<B>>),
 }
 
-impl Input {
-    /// A tensor that [`takes`](super::host::takes) has said yes to.
+impl<B: Backend> Input<B>
+where
+    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B>>,
+{
+    /// A tensor that is known to be on this backend.
     pub(super) fn new<const D: usize>(x: Tensor<D>) -> Self {
         let input = match x.is_autodiff() {
-            true => x.try_into_primitive::<Autodiff<Flex>>().map(Self::Graph),
-            false => x.try_into_primitive::<Flex>().map(Self::Plain),
+            true => x.try_into_primitive::<Autodiff<B>>().map(Self::Graph),
+            false => x.try_into_primitive::<B>().map(Self::Plain),
         };
         match input {
             Ok(input) => input,
@@ -97,15 +112,26 @@ impl Input {
     pub(super) fn optional<const D: usize>(x: Option<Tensor<D>>) -> Self {
         x.map_or(Self::Absent, Self::new)
     }
+}
 
+impl<B: Backend> Input<B> {
     fn needs_gradient(&self) -> bool {
         matches!(self, Self::Graph(x) if x.is_tracked())
     }
 
-    fn into_parts(self) -> (Option<Host>, NodeGuard) {
-        let constant = |x| FloatTensor::<Autodiff<Flex>>::new(x);
+    /// Any primitive at all, to make a node of where there is no input.
+    fn primitive(&self) -> Option<FloatTensor<B>> {
         match self {
-            Self::Absent => (None, constant(Host::zeros([0].into(), DType::F32)).node()),
+            Self::Absent => None,
+            Self::Plain(x) => Some(x.clone()),
+            Self::Graph(x) => Some(x.clone().into_primitive()),
+        }
+    }
+
+    fn into_parts(self, other: &FloatTensor<B>) -> (Option<FloatTensor<B>>, NodeGuard) {
+        let constant = |x| FloatTensor::<Autodiff<B>>::new(x);
+        match self {
+            Self::Absent => (None, constant(other.clone()).node()),
             Self::Plain(x) => {
                 let (x, guard) = constant(x).into_parts();
                 (Some(x), guard)
@@ -118,79 +144,109 @@ impl Input {
     }
 }
 
-/// Does the operation, and makes it part of the graph if one of its inputs is.
+/// Does the operation of the processor, and makes it part of the graph if one of its inputs is.
 pub(super) fn run<const N: usize, const D: usize, F: Fused<N>>(op: F, inputs: [Input; N]) -> Tensor<D> {
+    apply(InSingle(op), inputs)
+}
+
+/// Does the operation, and makes it part of the graph if one of its inputs is.
+pub(super) fn apply<B, const N: usize, const D: usize, F>(op: F, inputs: [Input<B>; N]) -> Tensor<D>
+where
+    B: Backend,
+    F: Node<B, N>,
+    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B>>,
+{
     if !inputs.iter().any(|input| matches!(input, Input::Graph(_))) {
         let inputs = inputs.map(|input| match input {
             Input::Plain(x) => Some(x),
             Input::Absent | Input::Graph(_) => None,
         });
-        return Tensor::from_primitive::<Flex>(forward(&op, inputs, [false; N]).0);
+        return Tensor::from_primitive::<B>(op.forward(inputs, [false; N]).0);
     }
     let needs = inputs.each_ref().map(Input::needs_gradient);
-    let mut values: [Option<Host>; N] = std::array::from_fn(|_| None);
+    let Some(some) = inputs.iter().find_map(Input::primitive) else { unreachable!("one of them is part of a graph") };
+    let mut values: [Option<FloatTensor<B>>; N] = std::array::from_fn(|_| None);
     let mut places = values.iter_mut();
     let guards = inputs.map(|input| {
-        let (value, guard) = input.into_parts();
+        let (value, guard) = input.into_parts(&some);
         if let Some(place) = places.next() {
             *place = value;
         }
         guard
     });
-    let dtypes = values.each_ref().map(|value| value.as_ref().map_or(DType::F32, Host::dtype));
-    let output = match Step(op.clone(), dtypes).prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
+    // A second handle would make a change in place a copy.
+    drop(some);
+    let output = match Step(op.clone()).prepare::<NoCheckpointing>(guards).compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
-            let (output, saved) = forward(&op, values, needs);
+            let (output, saved) = op.forward(values, needs);
             prep.finish(saved, output)
         }
-        OpsKind::UnTracked(prep) => prep.finish(forward(&op, values, needs).0),
+        OpsKind::UnTracked(prep) => prep.finish(op.forward(values, needs).0),
     };
-    Tensor::from_primitive::<Autodiff<Flex>>(output)
+    Tensor::from_primitive::<Autodiff<B>>(output)
 }
 
-/// The pass forward of an operation, whatever the precision of its inputs.
-fn forward<const N: usize, F: Fused<N>>(op: &F, inputs: [Option<Host>; N], needs: [bool; N]) -> (Host, F::Saved) {
-    if !inputs.iter().flatten().any(|input| is_half(input.dtype())) {
-        return op.forward(inputs, needs);
+/// An operation as a step of the pass back.
+#[derive(Debug)]
+struct Step<F>(F);
+
+impl<B: Backend, F: Node<B, N>, const N: usize> Backward<B, N> for Step<F> {
+    type State = F::Saved;
+
+    fn backward(self, ops: Ops<F::Saved, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let needs = ops.parents.each_ref().map(Option::is_some);
+        let found = self.0.backward(ops.state, grad, needs);
+        for (parent, grad) in ops.parents.into_iter().zip(found) {
+            if let (Some(parent), Some(grad)) = (parent, grad) {
+                grads.register::<B>(parent.id, grad);
+            }
+        }
     }
-    let dtype = inputs.iter().flatten().next().map_or(DType::F32, Host::dtype);
-    let wide = inputs.each_ref().map(|input| input.as_ref().map(widened));
-    // A second handle keeps an operation from changing an input in its place, by which it is known again.
-    let (output, mut saved) = op.forward(wide.clone(), needs);
-    for kept in saved.tensors() {
-        let input = wide
-            .iter()
-            .zip(&inputs)
-            .find_map(|(wide, input)| wide.as_ref().filter(|wide| is_same(wide, kept)).and(input.clone()));
-        *kept = input.unwrap_or_else(|| narrowed(kept.clone(), dtype));
+}
+
+/// An operation of the processor as it sees its inputs: in single precision.
+#[derive(Debug, Clone)]
+struct InSingle<F>(F);
+
+impl<const N: usize, F: Fused<N>> Node<Flex, N> for InSingle<F> {
+    /// What the operation keeps, and the types of its inputs.
+    type Saved = (F::Saved, [DType; N]);
+
+    fn forward(&self, inputs: [Option<Host>; N], needs: [bool; N]) -> (Host, Self::Saved) {
+        let Self(op) = self;
+        let dtypes = inputs.each_ref().map(|value| value.as_ref().map_or(DType::F32, Host::dtype));
+        if !inputs.iter().flatten().any(|input| is_half(input.dtype())) {
+            let (output, saved) = op.forward(inputs, needs);
+            return (output, (saved, dtypes));
+        }
+        let dtype = inputs.iter().flatten().next().map_or(DType::F32, Host::dtype);
+        let wide = inputs.each_ref().map(|input| input.as_ref().map(widened));
+        // A second handle keeps an operation from changing an input in its place, by which it is known again.
+        let (output, mut saved) = op.forward(wide.clone(), needs);
+        for kept in saved.tensors() {
+            let input = wide
+                .iter()
+                .zip(&inputs)
+                .find_map(|(wide, input)| wide.as_ref().filter(|wide| is_same(wide, kept)).and(input.clone()));
+            *kept = input.unwrap_or_else(|| narrowed(kept.clone(), dtype));
+        }
+        (narrowed(output, op.result(dtype)), (saved, dtypes))
     }
-    (narrowed(output, op.result(dtype)), saved)
+
+    fn backward(self, (mut saved, dtypes): Self::Saved, grad: Host, needs: [bool; N]) -> [Option<Host>; N] {
+        let grad = widened(&grad);
+        for kept in saved.tensors().into_iter().filter(|kept| is_half(kept.dtype())) {
+            *kept = widened(kept);
+        }
+        let mut dtypes = dtypes.into_iter();
+        self.0.backward(saved, grad, needs).map(|grad| {
+            let dtype = dtypes.next().unwrap_or(DType::F32);
+            grad.map(|grad| narrowed(grad, dtype))
+        })
+    }
 }
 
 fn is_same(a: &Host, b: &Host) -> bool {
     Arc::ptr_eq(&a.data_arc(), &b.data_arc()) && a.layout() == b.layout()
-}
-
-/// The operation, and the types of its inputs.
-#[derive(Debug)]
-struct Step<F, const N: usize>(F, [DType; N]);
-
-impl<F: Fused<N>, const N: usize> Backward<Flex, N> for Step<F, N> {
-    type State = F::Saved;
-
-    fn backward(self, ops: Ops<F::Saved, N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let Self(op, dtypes) = self;
-        let grad = widened(&grads.consume::<Flex>(&ops.node));
-        let needs = ops.parents.each_ref().map(Option::is_some);
-        let mut saved = ops.state;
-        for kept in saved.tensors().into_iter().filter(|kept| is_half(kept.dtype())) {
-            *kept = widened(kept);
-        }
-        let found = op.backward(saved, grad, needs);
-        for ((parent, grad), dtype) in ops.parents.into_iter().zip(found).zip(dtypes) {
-            if let (Some(parent), Some(grad)) = (parent, grad) {
-                grads.register::<Flex>(parent.id, narrowed(grad, dtype));
-            }
-        }
-    }
 }

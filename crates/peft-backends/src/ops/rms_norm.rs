@@ -2,6 +2,11 @@
 
 use burn::tensor::{DType, Tensor};
 
+#[cfg(feature = "gpu")]
+use super::{
+    cube::{self, Kind, Norm},
+    node::apply,
+};
 use super::{
     host::{self, lanes2, part, width},
     node::{Fused, Host, Input, Kept, run},
@@ -16,6 +21,11 @@ use super::{
 /// - `x`, returned: `[..., dimensions]`
 /// - `weight`: `[dimensions]`
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, offset: f64, epsilon: f64) -> Tensor<D> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(&x) && cube::takes(&weight) {
+        let norm = Norm { kind: Kind::Rms { offset: offset as f32 }, epsilon: epsilon as f32, keep: None };
+        return apply(norm, [Input::new(x), Input::Absent, Input::new(weight), Input::Absent]);
+    }
     if !host::takes(&x) || !host::takes(&weight) || x.dims().contains(&0) {
         return plain(x, weight, offset, epsilon);
     }

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "gpu")]
+use super::{cube, node::apply};
 use super::{
     host,
     node::{Fused, Host, Input, run},
@@ -18,9 +20,18 @@ pub fn rotate(x: &Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>, half: usize) -> O
     let [batch, length, _, dim] = x.dims();
     let fits = |table: &Tensor<4>| {
         let [rows, positions, one, columns] = table.dims();
-        host::takes(table) && (rows == 1 || rows == batch) && [positions, one, columns] == [length, 1, dim]
+        (rows == 1 || rows == batch) && [positions, one, columns] == [length, 1, dim]
     };
-    if !host::takes(x) || !fits(cos) || !fits(sin) || x.dims().contains(&0) || 2 * half > dim {
+    #[cfg(feature = "gpu")]
+    if [x, cos, sin].into_iter().all(cube::takes) && fits(cos) && fits(sin) && 2 * half <= dim {
+        return Some(apply(cube::Rotate { half }, [x, cos, sin].map(|x| Input::new(x.clone()))));
+    }
+    if ![x, cos, sin].into_iter().all(host::takes)
+        || !fits(cos)
+        || !fits(sin)
+        || x.dims().contains(&0)
+        || 2 * half > dim
+    {
         return None;
     }
     Some(run(Rotate { half }, [x, cos, sin].map(|x| Input::new(x.clone()))))

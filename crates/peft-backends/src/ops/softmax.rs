@@ -2,6 +2,8 @@
 
 use burn::tensor::{Tensor, activation};
 
+#[cfg(feature = "gpu")]
+use super::{cube, node::apply};
 use super::{
     host::{self, lanes, lanes2, width},
     node::{Fused, Host, Input, run},
@@ -10,6 +12,10 @@ use super::{
 
 /// `exp(x) / Σ exp(x)` over the last dimension; its backward pass keeps the result only.
 pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(&x) {
+        return apply(cube::Softmax, [Input::new(x)]);
+    }
     if !host::takes(&x) {
         return activation::softmax(x, D - 1);
     }

@@ -1,134 +1,18 @@
 //! What all operations have in common: results and gradients in single precision are those in double precision, those gradients
 //! are the slopes of the results, half precision is rounded once, and the bits are the same on any number of threads.
 
-use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor, TensorData, activation};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use proptest::prelude::*;
 
 use super::{
-    LowRank, Sight, Weights, attention, gelu, gelu_tanh, gelu_tanh_gated, layer_norm, linear, linear_cross_entropies,
-    lora_linear, rms_norm, rotate, silu_gated, softmax,
+    linear,
+    self_test::{CASES, Case, Operation, random, row},
 };
 
-/// Three matrices of one shape, with a multiple of four columns, to one.
-type Operation = fn(&[Tensor<2>; 3]) -> Tensor<2>;
-
-struct Case {
-    name: &'static str,
-    fast: Operation,
-    /// The same of Burn's own operations.
-    plain: Operation,
-}
-
-impl Case {
-    /// An operation that does the plain one itself where it has no fast one, as in double precision.
-    const fn new(name: &'static str, both: Operation) -> Self {
-        Self { name, fast: both, plain: both }
-    }
-}
-
-const SCALE: f64 = 0.5;
-
-const CASES: [Case; 12] = [
-    Case::new("gelu", |x| gelu(x[0].clone())),
-    Case::new("gelu_tanh", |x| gelu_tanh(x[0].clone())),
-    Case::new("silu_gated", |x| silu_gated(x[0].clone(), x[1].clone())),
-    Case::new("gelu_tanh_gated", |x| gelu_tanh_gated(x[0].clone(), x[1].clone())),
-    Case::new("softmax", |x| softmax(x[0].clone())),
-    Case::new("rms_norm", |x| rms_norm(x[0].clone(), row(&x[1]), 1.0, 1e-6)),
-    Case::new("layer_norm", |x| layer_norm(x[0].clone(), Some(x[1].clone()), 0.0, row(&x[2]), Some(row(&x[1])), 1e-3)),
-    Case::new("linear", |x| linear(x[0].clone(), x[1].clone().transpose(), None)),
-    Case {
-        name: "lora_linear",
-        fast: |x| {
-            let [a, b] = factors(x);
-            lora_linear(&x[0], &x[1].clone().transpose(), None, LowRank { a, b, scale: SCALE, drop: 0.0 }).unwrap()
-        },
-        plain: |x| {
-            let [a, b] = factors(x);
-            x[0].clone().matmul(x[1].clone().transpose())
-                + x[0].clone().matmul(a.transpose()).matmul(b.transpose()) * SCALE
-        },
-    },
-    Case {
-        name: "attention",
-        fast: |x| {
-            let [q, k, v] = x.each_ref().map(heads);
-            let weights = Weights { scale: SCALE, soft_cap: None, drop: 0.0 };
-            let sight = Sight { causal: true, ..Sight::default() };
-            attention(&q, &k, &v, &sight, weights).unwrap().swap_dims(1, 2).reshape(x[0].dims())
-        },
-        plain: |x| {
-            let [q, k, v] = x.each_ref().map(heads);
-            let [_, _, length, _] = q.dims();
-            let later = Tensor::<2>::ones([length, length], &Device::flex()).triu(1).bool().unsqueeze::<4>();
-            let scores = (q.matmul(k.transpose()) * SCALE).mask_fill(later, f64::NEG_INFINITY);
-            activation::softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape(x[0].dims())
-        },
-    },
-    Case {
-        name: "rotate",
-        fast: |x| {
-            let [rows, columns] = x[0].dims();
-            let [cos, sin] = tables(x);
-            rotate(&x[0].clone().reshape([1, rows, columns / 4, 4]), &cos, &sin, 2).unwrap().reshape([rows, columns])
-        },
-        plain: |x| {
-            let [rows, columns] = x[0].dims();
-            let [cos, sin] = tables(x);
-            let heads = x[0].clone().reshape([1, rows, columns / 4, 4]);
-            let turned = Tensor::cat(vec![-heads.clone().narrow(3, 2, 2), heads.clone().narrow(3, 0, 2)], 3);
-            (heads * cos + turned * sin).reshape([rows, columns])
-        },
-    },
-    Case {
-        name: "linear_cross_entropies",
-        fast: |x| {
-            let targets: Vec<_> = (0..x[0].dims()[0]).map(|row| (row % 3 != 1).then_some(row)).collect();
-            let weight = x[1].clone().transpose().without_autodiff();
-            linear_cross_entropies(&x[0], &weight, &targets, None).unwrap().unsqueeze()
-        },
-        plain: |x| {
-            let rows: Vec<i64> = (0..x[0].dims()[0] as i64).filter(|row| row % 3 != 1).collect();
-            let count = rows.len();
-            let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &Device::flex());
-            let logits = x[0].clone().matmul(x[1].clone().transpose().without_autodiff()).select(0, rows.clone());
-            -activation::log_softmax(logits, 1).gather(1, rows.reshape([count, 1])).reshape([1, count])
-        },
-    },
-];
-
-fn row(x: &Tensor<2>) -> Tensor<1> {
-    x.clone().narrow(0, 0, 1).squeeze_dim(0)
-}
-
-/// Heads of four dimensions.
-fn heads(x: &Tensor<2>) -> Tensor<4> {
-    let [rows, columns] = x.dims();
-    x.clone().reshape([1, rows, columns / 4, 4]).swap_dims(1, 2)
-}
-
-/// An adapter's, which stays in single precision beside a model that is not.
-fn factors(x: &[Tensor<2>; 3]) -> [Tensor<2>; 2] {
-    let own = |x: &Tensor<2>| if x.dtype() == DType::F64 { x.clone() } else { x.clone().cast(FloatDType::F32) };
-    [own(&x[2]), own(&x[2]).matmul(own(&x[1]).transpose()) * 0.01]
-}
-
-/// Cosines and sines of angles that both halves of a head have.
-fn tables(x: &[Tensor<2>; 3]) -> [Tensor<4>; 2] {
-    let rows = x[0].dims()[0];
-    let angles = x[1].clone().without_autodiff().slice([0..rows, 0..2]);
-    let angles = Tensor::cat(vec![angles.clone(), angles], 1).reshape([1, rows, 1, 4]);
-    [angles.clone().cos(), angles.sin()]
-}
-
-fn random(rows: usize, columns: usize) -> [Tensor<2>; 3] {
-    [(); 3].map(|()| Tensor::random([rows, columns], Distribution::Normal(0.0, 1.0), &Device::flex()))
-}
-
 /// The result in double precision, its type, and the gradients of the sum of its sines.
-fn run(operation: Operation, inputs: [Tensor<2>; 3]) -> (Tensor<2>, DType, [Option<Tensor<2>>; 3]) {
+pub(super) fn run(operation: Operation, inputs: [Tensor<2>; 3]) -> (Tensor<2>, DType, [Option<Tensor<2>>; 3]) {
     let leaves = inputs.map(|x| x.autodiff().require_grad());
-    let y = operation(&leaves);
+    let y = operation(&leaves).unwrap();
     let dtype = y.dtype();
     let gradients = y.clone().sin().sum().backward();
     (y.without_autodiff().cast(FloatDType::F64), dtype, leaves.map(|x| x.grad(&gradients)))
@@ -138,13 +22,18 @@ fn length(x: Tensor<2>) -> f64 {
     x.cast(FloatDType::F64).square().sum().sqrt().into_scalar::<f64>()
 }
 
-fn close(name: &str, found: Tensor<2>, expected: Tensor<2>, within: f64) {
+pub(super) fn close(name: &str, found: Tensor<2>, expected: Tensor<2>, within: f64) {
     let (found, expected) = (found.cast(FloatDType::F64), expected.cast(FloatDType::F64));
     let (off, whole) = (length(found - expected.clone()), length(expected));
     assert!(off <= within * whole + within, "{name}: off by {off} of {whole}");
 }
 
-fn gradients_close(name: &str, found: [Option<Tensor<2>>; 3], expected: [Option<Tensor<2>>; 3], within: f64) {
+pub(super) fn gradients_close(
+    name: &str,
+    found: [Option<Tensor<2>>; 3],
+    expected: [Option<Tensor<2>>; 3],
+    within: f64,
+) {
     for (found, expected) in found.into_iter().zip(expected) {
         assert_eq!(found.is_some(), expected.is_some(), "{name}");
         if let (Some(found), Some(expected)) = (found, expected) {
@@ -199,7 +88,7 @@ fn gradients_are_slopes() {
                     let place = [index / 8..index / 8 + 1, index % 8..index % 8 + 1];
                     moved[which] =
                         moved[which].clone().slice_assign(place.clone(), moved[which].clone().slice(place) + step);
-                    plain(&moved).sin().sum().into_scalar::<f64>()
+                    plain(&moved).unwrap().sin().sum().into_scalar::<f64>()
                 };
                 let slope = (value(STEP) - value(-STEP)) / (2.0 * STEP);
                 assert!((slope - found).abs() <= 1e-7 * slope.abs().max(1.0), "{name}: {found} for {slope}");
@@ -242,4 +131,11 @@ proptest! {
         let exact = x.cast(FloatDType::F64).matmul(weight.cast(FloatDType::F64)) + bias.cast(FloatDType::F64).unsqueeze();
         close("linear", y, exact, if half { 8e-3 } else { 1e-5 });
     }
+}
+
+#[test]
+fn the_processor_passes_its_self_test() {
+    let found = super::self_test(&Device::flex());
+    assert_eq!(found.len(), CASES.len());
+    assert!(found.iter().all(super::SelfTest::passes), "{found:?}");
 }

@@ -1,7 +1,10 @@
 //! `peft doctor`: what works on this machine and what does not.
 
 use clap::Args;
-use peft::models::hub::Hub;
+use peft::{
+    backends::ops::{SelfTest, self_test},
+    models::hub::Hub,
+};
 use serde_json::json;
 
 use crate::{CliError, Globals, terminal};
@@ -16,11 +19,9 @@ impl Doctor {
         let devices = peft::backends::device::report();
         let built_in = peft::backends::device::built_in();
         let absent: Vec<_> = ["wgpu", "cuda"].into_iter().filter(|b| !built_in.contains(b)).collect();
-        // A device counts as working when it multiplies two matrices.
         let chosen = crate::session::device(globals)?;
-        let product =
-            burn::tensor::Tensor::<2>::ones([8, 8], &chosen).matmul(burn::tensor::Tensor::ones([8, 8], &chosen));
-        let works = product.sum().into_scalar::<f32>() == 512.0;
+        let tests = self_test(&chosen);
+        let works = tests.iter().all(SelfTest::passes);
         let hub = Hub::from_env();
         if globals.json {
             let hub = json!({
@@ -31,8 +32,10 @@ impl Doctor {
                 .iter()
                 .map(|d| json!({ "name": d.name, "kind": d.kind, "note": d.note, "works": d.works }))
                 .collect();
+            let tests: Vec<_> = tests.iter().map(test_as_json).collect();
             return terminal::json(&json!({
                 "version": env!("CARGO_PKG_VERSION"), "backends": built_in, "devices": rows, "hub": hub, "self_test": works,
+                "operations": tests,
             }));
         }
         let mut lines = vec![format!("peft {}", env!("CARGO_PKG_VERSION")), "devices".to_owned()];
@@ -45,9 +48,26 @@ impl Doctor {
         }
         lines.push(format!("hub cache  {}", hub.cache.display()));
         lines.push(format!("downloads  {}", downloads(&hub)));
-        lines.push(format!("self-test  {}", if works { "a matrix product gives the right value" } else { "FAILED" }));
+        lines.push(format!("self-test  {}", summary(&tests)));
+        lines.extend(tests.iter().filter(|test| !test.passes()).map(|test| match &test.found {
+            Ok(off) => format!("  {:<24} WRONG: off by {off:.1e}, {:.0e} is allowed", test.operation, SelfTest::WITHIN),
+            Err(reason) => format!("  {:<24} WRONG: {reason}", test.operation),
+        }));
         terminal::result(lines.join("\n"))
     }
+}
+
+/// What came out of the operations' tests.
+fn summary(tests: &[SelfTest]) -> String {
+    let right = tests.iter().filter(|test| test.passes()).count();
+    let most = tests.iter().filter_map(|test| test.found.as_ref().ok()).fold(0.0_f64, |most, off| most.max(*off));
+    let all = tests.len();
+    format!("{right} of {all} operations right, forward and backward, to {most:.0e} of double precision")
+}
+
+fn test_as_json(test: &SelfTest) -> serde_json::Value {
+    let (off, error) = (test.found.as_ref().ok(), test.found.as_ref().err());
+    json!({ "operation": test.operation, "right": test.passes(), "off": off, "error": error })
 }
 
 /// Where models come from that are not on this machine.

@@ -1,0 +1,370 @@
+//! The kernels as operations of the backend.
+
+use burn::{
+    backend::{
+        Backend, backend_extension,
+        fusion::custom::TensorSpec,
+        tensor::{FloatTensor, IntTensor},
+    },
+    tensor::{DType, Shape},
+};
+use burn_cubecl::CubeBackend;
+
+use super::{
+    activation::{self, Curve},
+    adamw::{self, Formula},
+    attention::{self, Backward, Scores},
+    cross_entropies, dropout,
+    norm::{self, Kind},
+    product::{self, Drops, Onto},
+    rotary, softmax,
+};
+use crate::ops::dropout::Keep;
+
+/// What every CubeCL runtime does by a kernel of ours.
+#[backend_extension(Cube, Fusion)]
+pub(super) trait Kernels: Backend {
+    /// `curve(x)`.
+    #[fusion(dtype = x, shape = x)]
+    fn activation(x: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self>;
+
+    /// `grad · curve'(x)`.
+    #[fusion(dtype = x, shape = x)]
+    fn activation_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self>;
+
+    /// `curve(gate) · up`.
+    #[fusion(dtype = gate, shape = gate)]
+    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self>;
+
+    /// The gradients of `gate` and `up`.
+    #[fusion(meta = |gate, up, _grad, _curve| (gate.clone(), up.clone()))]
+    fn gated_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        curve: Curve,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// What dropout leaves of `x`.
+    #[fusion(dtype = x, shape = x)]
+    fn dropout(x: FloatTensor<Self>, keep: Keep) -> FloatTensor<Self>;
+
+    /// What dropout leaves of `x`, and `residual`.
+    #[fusion(dtype = x, shape = x)]
+    fn dropout_add(x: FloatTensor<Self>, residual: FloatTensor<Self>, keep: Keep) -> FloatTensor<Self>;
+
+    /// The normalisation over the last dimension, and each row's mean and inverse deviation, `[2, rows]`.
+    #[fusion(meta = |z, _weight, _bias, _biased, _kind, _epsilon| (z.clone(), two_each(z)))]
+    fn norm(
+        z: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        biased: bool,
+        kind: Kind,
+        epsilon: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The gradient of `z`.
+    #[fusion(dtype = z, shape = z)]
+    fn norm_backward(
+        z: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        kind: Kind,
+    ) -> FloatTensor<Self>;
+
+    /// The gradients of the weight and of the bias.
+    #[fusion(meta = |_z, weight, _rows, _grad, _kind| (weight.clone(), weight.clone()))]
+    fn norm_backward_weights(
+        z: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        kind: Kind,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Softmax over the last dimension.
+    #[fusion(dtype = x, shape = x)]
+    fn row_softmax(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The gradient of its input.
+    #[fusion(dtype = y, shape = y)]
+    fn row_softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Rotary positions, or back.
+    #[fusion(dtype = x, shape = x)]
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        half: usize,
+        back: bool,
+    ) -> FloatTensor<Self>;
+
+    /// `scale · a b`, of which one side is thin.
+    #[fusion(meta = |a, b, _scale, _drops, dtype| TensorSpec::new(Shape::new([a.shape[0], b.shape[1]]), *dtype))]
+    fn thin_product(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f32,
+        drops: Option<(Drops, Keep)>,
+        dtype: DType,
+    ) -> FloatTensor<Self>;
+
+    /// `y + scale · a b`, in the place of `y` if nobody else holds it.
+    #[fusion(dtype = y, shape = y)]
+    fn add_thin_product(
+        y: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f32,
+        drops: Option<(Drops, Keep)>,
+    ) -> FloatTensor<Self>;
+
+    /// The gradients of the losses by the logits, and the losses.
+    #[fusion(meta = |logits, targets, _cap| (logits.clone(), TensorSpec::new(targets.shape.clone(), DType::F32)))]
+    fn cross_entropy_rows(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        cap: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The result as `[batch, queries, heads, width]`, and the logarithms of the sums of the scores' powers.
+    #[fusion(meta = |q, _k, v, _marks, _scores| (heads_last(q, v), one_each(q)))]
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        marks: IntTensor<Self>,
+        scores: Scores,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `Σ y · grad` over each vector.
+    #[fusion(meta = |y, _grad| one_each(y))]
+    fn attention_along(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The sums of the squares of a few elements each.
+    #[fusion(meta = |x| TensorSpec::new(Shape::new([adamw::parts(x.shape.num_elements())]), DType::F32))]
+    fn parts_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// A step of AdamW: the value and both moments.
+    #[fusion(meta = |value, _gradient, first, second, _norm, _formula| (value.clone(), first.clone(), second.clone()))]
+    fn adamw_step(
+        value: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        formula: Formula,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The gradient of `q` as `[batch, queries, heads, dim]`.
+    #[fusion(meta = |q, _k, _v, _grad, _log_sums, _along, _marks, _scores| heads_last(q, q))]
+    fn attention_backward_queries(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        along: FloatTensor<Self>,
+        marks: IntTensor<Self>,
+        scores: Scores,
+    ) -> FloatTensor<Self>;
+
+    /// The gradients of `k` and `v` as `[batch, keys, key heads, ..]`.
+    #[fusion(meta = |_q, k, v, _grad, _log_sums, _along, _marks, _scores| (heads_last(k, k), heads_last(v, v)))]
+    fn attention_backward_keys(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        along: FloatTensor<Self>,
+        marks: IntTensor<Self>,
+        scores: Scores,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+fn vectors(x: &TensorSpec) -> usize {
+    x.shape.num_elements() / x.shape.last().copied().unwrap_or(1).max(1)
+}
+
+/// A number in single precision for each vector.
+fn one_each(x: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(Shape::new([vectors(x)]), DType::F32)
+}
+
+fn two_each(x: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(Shape::new([2, vectors(x)]), DType::F32)
+}
+
+/// The shape of `x` with its second and third dimensions swapped, and the last of `like`.
+fn heads_last(x: &TensorSpec, like: &TensorSpec) -> TensorSpec {
+    let [batch, heads, positions, _] = x.shape.dims::<4>();
+    let [.., width] = like.shape.dims::<4>();
+    TensorSpec::new(Shape::new([batch, positions, heads, width]), x.dtype)
+}
+
+impl Kernels for CubeBackend {
+    fn activation(x: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self> {
+        activation::forward(x, curve)
+    }
+
+    fn activation_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self> {
+        activation::backward(x, grad, curve)
+    }
+
+    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self> {
+        activation::gated(gate, up, curve)
+    }
+
+    fn gated_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        curve: Curve,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        activation::gated_backward(gate, up, grad, curve)
+    }
+
+    fn dropout(x: FloatTensor<Self>, keep: Keep) -> FloatTensor<Self> {
+        dropout::dropout(x, keep)
+    }
+
+    fn dropout_add(x: FloatTensor<Self>, residual: FloatTensor<Self>, keep: Keep) -> FloatTensor<Self> {
+        norm::dropout_add(x, residual, keep)
+    }
+
+    fn norm(
+        z: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        biased: bool,
+        kind: Kind,
+        epsilon: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        norm::forward(z, weight, bias, biased, kind, epsilon)
+    }
+
+    fn norm_backward(
+        z: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        kind: Kind,
+    ) -> FloatTensor<Self> {
+        norm::backward(z, weight, rows, grad, kind)
+    }
+
+    fn norm_backward_weights(
+        z: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        kind: Kind,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        norm::backward_weights(z, weight, rows, grad, kind)
+    }
+
+    fn row_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        softmax::forward(x)
+    }
+
+    fn row_softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        softmax::backward(y, grad)
+    }
+
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        half: usize,
+        back: bool,
+    ) -> FloatTensor<Self> {
+        rotary::rotate(x, cos, sin, half, back)
+    }
+
+    fn thin_product(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f32,
+        drops: Option<(Drops, Keep)>,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        product::product(a, b, scale, drops, Onto::New(dtype))
+    }
+
+    fn add_thin_product(
+        y: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f32,
+        drops: Option<(Drops, Keep)>,
+    ) -> FloatTensor<Self> {
+        product::product(a, b, scale, drops, Onto::Sum(y))
+    }
+
+    fn cross_entropy_rows(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        cap: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cross_entropies::rows(logits, targets, cap)
+    }
+
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        marks: IntTensor<Self>,
+        scores: Scores,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        attention::forward(q, k, v, marks, scores)
+    }
+
+    fn attention_along(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        attention::along(y, grad)
+    }
+
+    fn parts_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        adamw::parts_of_squares(x)
+    }
+
+    fn adamw_step(
+        value: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        formula: Formula,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        adamw::step([value, gradient, first, second], norm, formula)
+    }
+
+    fn attention_backward_queries(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        along: FloatTensor<Self>,
+        marks: IntTensor<Self>,
+        scores: Scores,
+    ) -> FloatTensor<Self> {
+        Backward { q, k, v, grad, log_sums, along, marks, scores }.queries()
+    }
+
+    fn attention_backward_keys(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        along: FloatTensor<Self>,
+        marks: IntTensor<Self>,
+        scores: Scores,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        Backward { q, k, v, grad, log_sums, along, marks, scores }.keys()
+    }
+}

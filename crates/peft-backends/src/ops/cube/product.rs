@@ -1,0 +1,216 @@
+//! Products with one thin side: those of an adapter's factors.
+//!
+//! A tile of the result belongs to one cube; where the sum is long and the result small, parts of the sum go to different cubes
+//! and are added up in a second pass, in fixed order.
+
+use burn::{
+    backend::cubecl::dtype_to_storage_type,
+    tensor::{DType, Shape},
+};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::{
+    dropout::{Seed, factor},
+    launch,
+};
+use crate::ops::dropout::Keep;
+
+/// Units of a cube.
+const UNITS: usize = 256;
+/// Terms of the sum that are in shared memory at a time.
+const DEPTH: usize = 16;
+/// Terms of the sum for which a cube of its own is worth it.
+const PART: usize = 256;
+/// Cubes that keep a device busy.
+const CUBES: usize = 128;
+
+/// Which numbers dropout takes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::ops) enum Drops {
+    /// The first factor, `[m, k]`.
+    Left,
+    /// The second, `[k, n]`.
+    Right,
+    /// The product, `[m, n]`.
+    Product,
+}
+
+/// What a kernel is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Plan {
+    /// Of a tile.
+    rows: usize,
+    columns: usize,
+    drops: Option<Drops>,
+    adds: bool,
+}
+
+/// Numbers that kernels are given.
+#[derive(CubeLaunch, CubeType)]
+struct Numbers {
+    /// Terms of a part of the sum.
+    part: u32,
+    scale: f32,
+    seed: Seed,
+}
+
+/// Where a product goes.
+#[expect(clippy::large_enum_variant, reason = "it lives as long as a call")]
+pub(super) enum Onto {
+    /// To a tensor of its own.
+    New(DType),
+    /// To this one, to which it is added.
+    Sum(CubeTensor),
+}
+
+/// `scale · a b`. What dropout takes must lie in memory row by row.
+pub(super) fn product(
+    a: CubeTensor,
+    b: CubeTensor,
+    scale: f32,
+    drops: Option<(Drops, Keep)>,
+    onto: Onto,
+) -> CubeTensor {
+    let ([m, k], [_, n]) = (launch::dims(&a), launch::dims(&b));
+    let adds = matches!(onto, Onto::Sum(_));
+    let [rows, columns] = if n <= 16 {
+        [64, 16]
+    } else if m <= 16 {
+        [16, 64]
+    } else {
+        [32, 32]
+    };
+    let tiles = m.div_ceil(rows) * n.div_ceil(columns);
+    let wanted = if adds || tiles >= CUBES { 1 } else { (CUBES / tiles).min(k.div_ceil(PART)).max(1) };
+    let part = k.div_ceil(wanted).next_multiple_of(DEPTH);
+    let parts = k.div_ceil(part).max(1);
+    let (out, dtype) = match onto {
+        Onto::Sum(onto) => {
+            let dtype = onto.dtype;
+            let onto = launch::whole(onto);
+            // Somebody else may hold it: then the sum is a copy.
+            (if onto.can_mut() { onto } else { onto.copy() }, dtype)
+        }
+        Onto::New(dtype) if parts == 1 => (launch::empty(&a, [m, n], dtype), dtype),
+        Onto::New(dtype) => (launch::empty(&a, [parts, m, n], DType::F32), dtype),
+    };
+    let plan = Plan { rows, columns, drops: drops.map(|(drops, _)| drops), adds };
+    let seed = Seed::launch(drops.map(|(_, keep)| keep));
+    let dtypes = [a.dtype, b.dtype, out.dtype].map(dtype_to_storage_type);
+    product_kernel::launch(
+        &out.client.clone(),
+        CubeCount::Static(launch::small(n.div_ceil(columns)), launch::small(m.div_ceil(rows)), launch::small(parts)),
+        CubeDim::new_1d(launch::small(UNITS)),
+        a.into_tensor_arg(),
+        b.into_tensor_arg(),
+        out.clone().into_buffer_arg(),
+        NumbersLaunch::new(launch::small(part), scale, seed),
+        plan,
+        dtypes,
+    );
+    if parts == 1 { out } else { sum_of_parts(out, [m, n], dtype) }
+}
+
+/// The sum over the first dimension.
+pub(super) fn sum_of_parts(parts: CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    let out = launch::empty(&parts, shape, dtype);
+    let client = out.client.clone();
+    let (count, dim) = launch::units(&client, out.meta.num_elements());
+    let element = launch::element(&out);
+    sum_kernel::launch(&client, count, dim, parts.into_buffer_arg(), out.clone().into_buffer_arg(), element);
+    out
+}
+
+#[cube(launch)]
+fn product_kernel<A: Float, B: Float, O: Float>(
+    a: &Tensor<A>,
+    b: &Tensor<B>,
+    out: &mut [O],
+    numbers: Numbers,
+    #[comptime] plan: Plan,
+    #[define(A, B, O)] _dtypes: [ElemType; 3],
+) {
+    let (rows, columns) = comptime!((plan.rows, plan.columns));
+    let each = comptime!(rows * columns / UNITS);
+    let (m, n, k) = (a.shape(0), b.shape(1), a.shape(1));
+    let unit = UNIT_POS_X as usize;
+    let (first_row, first_column) = (CUBE_POS_Y as usize * rows, CUBE_POS_X as usize * columns);
+    let (own_row, own_column) = (unit / columns, unit % columns);
+    let from = CUBE_POS_Z as usize * numbers.part as usize;
+    let to = min(from + numbers.part as usize, k);
+
+    let mut a_tile = Shared::<[f32]>::new_slice(comptime!(rows * DEPTH));
+    let mut b_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * columns));
+    let mut sums = Array::<f32>::new(each);
+    for at in 0..each {
+        sums[at] = 0.0f32;
+    }
+    let mut start = from;
+    while start < to {
+        let mut at = unit;
+        while at < comptime!(rows * DEPTH) {
+            let (row, column) = (first_row + at / DEPTH, start + at % DEPTH);
+            let mut value = 0.0f32;
+            if row < m && column < to {
+                value = f32::cast_from(a[row * a.stride(0) + column * a.stride(1)]);
+                if comptime!(plan.drops == Some(Drops::Left)) {
+                    value *= factor((row * k + column) as u32, &numbers.seed);
+                }
+            }
+            a_tile[at] = value;
+            at += UNITS;
+        }
+        let mut at = unit;
+        while at < comptime!(DEPTH * columns) {
+            let (row, column) = (start + at / columns, first_column + at % columns);
+            let mut value = 0.0f32;
+            if row < to && column < n {
+                value = f32::cast_from(b[row * b.stride(0) + column * b.stride(1)]);
+                if comptime!(plan.drops == Some(Drops::Right)) {
+                    value *= factor((row * n + column) as u32, &numbers.seed);
+                }
+            }
+            b_tile[at] = value;
+            at += UNITS;
+        }
+        sync_cube();
+        for depth in 0..DEPTH {
+            let other = b_tile[depth * columns + own_column];
+            for at in 0..each {
+                let row = own_row + at * comptime!(UNITS / columns);
+                sums[at] += a_tile[row * DEPTH + depth] * other;
+            }
+        }
+        sync_cube();
+        start += DEPTH;
+    }
+    for at in 0..each {
+        let row = first_row + own_row + at * comptime!(UNITS / columns);
+        let column = first_column + own_column;
+        if row < m && column < n {
+            let mut value = sums[at] * numbers.scale;
+            if comptime!(plan.drops == Some(Drops::Product)) {
+                value *= factor((row * n + column) as u32, &numbers.seed);
+            }
+            let place = (CUBE_POS_Z as usize * m + row) * n + column;
+            if comptime!(plan.adds) {
+                value += f32::cast_from(out[place]);
+            }
+            out[place] = O::cast_from(value);
+        }
+    }
+}
+
+#[cube(launch)]
+fn sum_kernel<O: Float>(parts: &[f32], out: &mut [O], #[define(O)] _dtype: ElemType) {
+    let (at, count) = (ABSOLUTE_POS, out.len());
+    if at >= count {
+        terminate!();
+    }
+    let mut sum = 0.0f32;
+    for part in 0..parts.len() / count {
+        sum += parts[part * count + at];
+    }
+    out[at] = O::cast_from(sum);
+}

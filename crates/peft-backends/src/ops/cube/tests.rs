@@ -1,0 +1,237 @@
+//! A GPU's versions against double precision on the processor, and against the processor's versions with the same dropout.
+//!
+//! Mesa's software Vulkan is GPU enough.
+
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use proptest::prelude::*;
+
+use crate::{
+    device,
+    ops::{
+        AdamW, LowRank, Sight, Trained, Weights, adamw, attention, dropout, layer_norm, linear_cross_entropies,
+        lora_linear,
+        self_test::{CASES, Case, random},
+        tests::{close, gradients_close, run},
+    },
+};
+
+/// The GPU, for one test at a time: they share its queue and the random numbers.
+fn gpu() -> (MutexGuard<'static, ()>, Device) {
+    static ONE: Mutex<()> = Mutex::new(());
+    static GPU: LazyLock<Device> = LazyLock::new(|| device::parse(Some("wgpu")).unwrap());
+    (ONE.lock().unwrap_or_else(PoisonError::into_inner), GPU.clone())
+}
+
+fn home(x: Tensor<2>) -> Tensor<2> {
+    x.without_autodiff().to_device(&Device::flex())
+}
+
+/// The result and the gradients of an operation on a GPU, brought to the processor.
+fn on_gpu<const N: usize>(
+    gpu: &Device,
+    inputs: &[Tensor<2>; N],
+    operation: &dyn Fn(&[Tensor<2>; N]) -> Tensor<2>,
+) -> (Tensor<2>, [Option<Tensor<2>>; N]) {
+    let leaves = inputs.each_ref().map(|x| x.clone().to_device(gpu).autodiff().require_grad());
+    let y = operation(&leaves);
+    let gradients = y.clone().cast(FloatDType::F32).sin().sum().backward();
+    (home(y), leaves.map(|x| x.grad(&gradients).map(home)))
+}
+
+/// That an operation is the same on both, dropout included.
+fn same<const N: usize>(
+    name: &str,
+    gpu: &Device,
+    inputs: &[Tensor<2>; N],
+    operation: &dyn Fn(&[Tensor<2>; N]) -> Tensor<2>,
+) {
+    Device::flex().seed(11);
+    let (found, gradients) = on_gpu(gpu, inputs, operation);
+    Device::flex().seed(11);
+    let (expected, slopes) = on_gpu(&Device::flex(), inputs, operation);
+    close(name, found, expected, 2e-5);
+    for (found, expected) in gradients.into_iter().zip(slopes) {
+        assert_eq!(found.is_some(), expected.is_some(), "{name}");
+        if let (Some(found), Some(expected)) = (found, expected) {
+            close(name, found, expected, 1e-4);
+        }
+    }
+}
+
+fn normal([rows, columns]: [usize; 2]) -> Tensor<2> {
+    Tensor::random([rows, columns], Distribution::Normal(0.0, 1.0), &Device::flex())
+}
+
+fn row(x: &Tensor<2>) -> Tensor<1> {
+    x.clone().narrow(0, 0, 1).squeeze_dim(0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4))]
+
+    #[test]
+    fn operations_are_near_double_precision(rows in 1..70_usize, quarters in 1..30_usize) {
+        let (_one, gpu) = gpu();
+        let inputs = random(rows, 4 * quarters);
+        for Case { name, fast, plain } in CASES {
+            let (y, gradients) = on_gpu(&gpu, &inputs, &|x| fast(x).unwrap());
+            let (exact, _, slopes) = run(plain, inputs.clone().map(|x| x.cast(FloatDType::F64)));
+            close(name, y, exact, 2e-5);
+            gradients_close(name, gradients, slopes, 1e-4);
+        }
+    }
+
+    #[test]
+    fn factors_of_any_shape_with_dropout(
+        [tokens, d_in, d_out] in [1..300_usize, 1..90_usize, 1..90_usize],
+        rank in 1..65_usize,
+        drops: bool,
+        turned: bool,
+        biased: bool,
+    ) {
+        let (_one, gpu) = gpu();
+        let drop = if drops { 0.25 } else { 0.0 };
+        let weight = normal(if turned { [d_out, d_in] } else { [d_in, d_out] });
+        let inputs = [normal([tokens, d_in]), weight, normal([1, d_out]), normal([rank, d_in]), normal([d_out, rank])];
+        same("lora_linear", &gpu, &inputs, &|[x, weight, bias, a, b]| {
+            let weight = if turned { weight.clone().transpose() } else { weight.clone() };
+            let lora = LowRank { a: a.clone(), b: b.clone(), scale: 0.1, drop };
+            lora_linear(x, &weight, biased.then(|| row(bias)).as_ref(), lora).unwrap()
+        });
+    }
+
+    #[test]
+    fn norms_with_what_stands_before_them(rows in 1..200_usize, columns in 1..300_usize, drops: bool, biased: bool) {
+        let (_one, gpu) = gpu();
+        let drop = if drops { 0.25 } else { 0.0 };
+        let wide = [rows, columns];
+        let inputs = [normal(wide), normal(wide), normal([1, columns]), normal([1, columns])];
+        same("layer_norm", &gpu, &inputs, &|[x, residual, gamma, beta]| {
+            layer_norm(x.clone(), Some(residual.clone()), drop, row(gamma), biased.then(|| row(beta)), 1e-5)
+        });
+        same("dropout", &gpu, &inputs, &|[x, ..]| dropout(x.clone(), 0.3));
+    }
+
+    #[test]
+    fn attention_of_any_sight(
+        (batch, key_heads, group) in (1..3_usize, 1..3_usize, 1..4_usize),
+        (queries, more) in (1..70_usize, 0..20_usize),
+        [dim, width] in [1..40_usize, 1..40_usize],
+        causal: bool,
+        window in proptest::option::of([0..9_usize, 0..9_usize]),
+        hides in proptest::option::of(1..4_usize),
+        caps: bool,
+        drops: bool,
+    ) {
+        let (_one, gpu) = gpu();
+        let (keys, heads) = (queries + more, key_heads * group);
+        let hidden = hides.map(|from| (0..batch * keys).map(|at| at % keys % 4 >= from || at % keys < from).collect());
+        let sight = Sight { causal, window, hidden, examples: None };
+        let soft_cap = (caps && hides.is_none()).then_some(1.5);
+        let weights = Weights { scale: 0.4, soft_cap, drop: if drops { 0.25 } else { 0.0 } };
+        let inputs = [
+            normal([batch * queries, heads * dim]),
+            normal([batch * keys, key_heads * dim]),
+            normal([batch * keys, key_heads * width]),
+        ];
+        same("attention", &gpu, &inputs, &|[q, k, v]| {
+            let heads = |x: &Tensor<2>, positions, heads, dim| {
+                x.clone().reshape([batch, positions, heads, dim]).swap_dims(1, 2)
+            };
+            let q = heads(q, queries, key_heads * group, dim);
+            let (k, v) = (heads(k, keys, key_heads, dim), heads(v, keys, key_heads, width));
+            let y = attention(&q, &k, &v, &sight, weights).unwrap();
+            y.swap_dims(1, 2).reshape([batch * queries, key_heads * group * width])
+        });
+    }
+
+    #[test]
+    fn losses_with_a_cap(rows in 1..90_usize, width in 1..40_usize, classes in 2..400_usize, capped: bool) {
+        let (_one, gpu) = gpu();
+        let weight = normal([classes, width]);
+        let targets: Vec<_> = (0..rows).map(|row| (row % 3 != 1).then_some(row * 7 % classes)).collect();
+        same("linear_cross_entropies", &gpu, &[normal([rows, width])], &|[x]| {
+            let weight = weight.clone().to_device(&x.device().inner()).transpose();
+            linear_cross_entropies(x, &weight, &targets, capped.then_some(2.0)).unwrap().unsqueeze()
+        });
+    }
+}
+
+#[test]
+fn every_rank_up_to_64_is_right() {
+    let (_one, gpu) = gpu();
+    for rank in 1..=64 {
+        let inputs = [normal([37, 33]), normal([33, 29]), normal([rank, 33]), normal([29, rank])];
+        same("lora_linear", &gpu, &inputs, &|[x, weight, a, b]| {
+            let lora = LowRank { a: a.clone(), b: b.clone(), scale: 0.1, drop: 0.0 };
+            lora_linear(x, weight, None, lora).unwrap()
+        });
+    }
+}
+
+#[test]
+fn packed_examples_do_not_see_each_other() {
+    let (_one, gpu) = gpu();
+    let (batch, length, dim) = (2, 61, 8);
+    let examples: Vec<i64> = (0..batch * length).map(|at| [1, 1, 2, 3, 3, 0][at % length / 11]).collect();
+    let hidden: Arc<[bool]> = examples.iter().map(|example| *example == 0).collect();
+    let sight = Sight { causal: true, window: None, hidden: Some(hidden), examples: Some(examples.into()) };
+    let weights = Weights { scale: 0.4, soft_cap: None, drop: 0.0 };
+    let inputs = [(); 3].map(|()| normal([batch * length, 2 * dim]));
+    same("attention", &gpu, &inputs, &|all| {
+        let [q, k, v] = all.each_ref().map(|x| x.clone().reshape([batch, length, 2, dim]).swap_dims(1, 2));
+        attention(&q, &k, &v, &sight, weights).unwrap().swap_dims(1, 2).reshape([batch * length, 2 * dim])
+    });
+}
+
+#[test]
+fn steps_of_the_optimiser_are_the_processors() {
+    let (_one, gpu) = gpu();
+    let rule =
+        AdamW { learning_rate: 0.1, betas: [0.9, 0.99], epsilon: 1e-8, weight_decay: 0.01, max_grad_norm: Some(1.0) };
+    let inputs: Vec<[Tensor<1>; 2]> = [5, 4096, 10_001].map(|n| [(); 2].map(|()| row(&normal([1, n])))).into();
+    let steps = |device: &Device| {
+        let mut state: Vec<_> = inputs
+            .iter()
+            .map(|[value, _]| {
+                let zeros = || Tensor::zeros(value.dims(), device);
+                (value.clone().to_device(device), [zeros(), zeros()])
+            })
+            .collect();
+        let mut norms = Vec::new();
+        for step in 1..=3 {
+            let trained = state.into_iter().zip(&inputs).map(|((value, moments), [_, gradient])| {
+                let gradient = gradient.clone().to_device(device) * f64::from(step);
+                Trained { value, gradient, moments, step }
+            });
+            let (updated, norm) = adamw(&rule, trained.collect());
+            norms.push(norm.unwrap().into_scalar::<f32>());
+            state = updated.into_iter().map(|updated| (updated.value, updated.moments)).collect();
+        }
+        let home = |x: Tensor<1>| x.to_device(&Device::flex()).unsqueeze::<2>();
+        let all = state.into_iter().flat_map(|(value, [first, second])| [value, first, second].map(home));
+        (all.collect::<Vec<_>>(), norms)
+    };
+    let ((found, norms), (expected, exact)) = (steps(&gpu), steps(&Device::flex()));
+    for (found, expected) in found.into_iter().zip(expected) {
+        close("adamw", found, expected, 1e-6);
+    }
+    assert!(norms.iter().zip(&exact).all(|(a, b)| (a - b).abs() <= 1e-5 * b), "{norms:?} {exact:?}");
+}
+
+#[test]
+fn half_precision_is_computed_in_single() {
+    let (_one, gpu) = gpu();
+    if !gpu.supports_dtype(DType::F16) {
+        return;
+    }
+    let inputs = random(37, 24).map(|x| x.cast(FloatDType::F16));
+    for Case { name, fast, .. } in CASES {
+        let (half, gradients) = on_gpu(&gpu, &inputs, &|x| fast(x).unwrap());
+        let (single, slopes) = on_gpu(&gpu, &inputs.clone().map(|x| x.cast(FloatDType::F32)), &|x| fast(x).unwrap());
+        close(name, half, single, 2e-3);
+        gradients_close(name, gradients, slopes, 1e-2);
+    }
+}
