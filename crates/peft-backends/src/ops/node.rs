@@ -149,7 +149,11 @@ pub(super) fn run<const N: usize, const D: usize, F: Fused<N>>(op: F, inputs: [I
 }
 
 /// The pass forward of an operation, whatever the precision of its inputs.
-fn forward<const N: usize, F: Fused<N>>(op: &F, inputs: [Option<Host>; N], needs: [bool; N]) -> (Host, F::Saved) {
+pub(super) fn forward<const N: usize, F: Fused<N>>(
+    op: &F,
+    inputs: [Option<Host>; N],
+    needs: [bool; N],
+) -> (Host, F::Saved) {
     if !inputs.iter().flatten().any(|input| is_half(input.dtype())) {
         return op.forward(inputs, needs);
     }
