@@ -49,7 +49,7 @@ pub use dyn_tensor::{DynParam, DynTensor};
 pub use error::{Error, Result};
 pub use explain::Explanation;
 pub use fresh::{Fresh, FreshValues};
-pub use linear::{Conv1D, adapted_embedding, adapted_linear, adapted_linear_by};
+pub use linear::{Conv1D, LinearParts, adapted_embedding, adapted_linear, adapted_linear_by, linear_parts};
 pub use model::PeftModel;
 pub use module_tree::{ModuleInfo, ModuleKind, ModuleTree};
 pub use names::{PeftType, TaskType};

@@ -6,7 +6,10 @@ use burn::{
     tensor::{Int, Tensor, module},
 };
 
-use crate::{AdapterSet, FrozenWeight, tuner::LinearCall};
+use crate::{
+    AdapterSet, FrozenWeight,
+    tuner::{LinearCall, LowRank},
+};
 
 /// GPT-2's projection: a linear layer whose files hold the weight as `[d_in, d_out]`.
 #[derive(Module, Debug)]
@@ -86,6 +89,35 @@ fn adapted<const D: usize>(
         *last = d_out;
     }
     output.reshape(dims)
+}
+
+/// A linear layer whose adapters are one low-rank product or none, in its parts.
+#[derive(Debug)]
+pub struct LinearParts {
+    /// `[d_in, d_out]`, frozen or not.
+    pub weight: FrozenWeight,
+    /// `[d_out]`.
+    pub bias: Option<Tensor<1>>,
+    /// What is added to it.
+    pub low_rank: Option<LowRank>,
+}
+
+/// The parts of a linear layer, for an operation that has several inside; none where its adapters are something else, which
+/// [`adapted_linear`] computes.
+pub fn linear_parts(linear: &Linear) -> Option<LinearParts> {
+    let bias = linear.bias.as_ref().map(Param::val);
+    let set = linear.weight.reparameterization::<AdapterSet>().filter(|set| !set.replaces());
+    let Some(set) = set else {
+        return Some(LinearParts { weight: FrozenWeight::Dense(linear.weight.val()), bias, low_rank: None });
+    };
+    let mut tuned = set.tuned();
+    let low_rank = match (tuned.next(), tuned.next()) {
+        (None, _) => None,
+        (Some((layer, tensors)), None) => Some(layer.low_rank(&tensors, set.is_training())?),
+        _ => return None,
+    };
+    let weight = set.packed().map_or_else(|| FrozenWeight::Dense(linear.weight.base()), FrozenWeight::Packed);
+    Some(LinearParts { weight, bias, low_rank })
 }
 
 /// An embedding and the active adapters on its table.

@@ -65,6 +65,12 @@ pub trait LayerTuner: Debug + Send + Sync {
         None
     }
 
+    /// The adapter's contribution to a linear layer as a product of two thin matrices, for a tuner that is nothing else; none for
+    /// others, which is the default. An operation that has several layers inside takes it.
+    fn low_rank(&self, _tensors: &Tensors<'_>, _training: bool) -> Option<LowRank> {
+        None
+    }
+
     /// Adds the adapter's contribution to a frozen embedding's output. The default is the weight path.
     ///
     /// # Shapes
@@ -82,6 +88,19 @@ pub trait LayerTuner: Debug + Send + Sync {
     fn summary(&self) -> String {
         String::new()
     }
+}
+
+/// `scale · drop(x) Aᵀ Bᵀ`: what a low-rank adapter adds to a linear layer.
+#[derive(Debug)]
+pub struct LowRank {
+    /// `[rank, d_in]`.
+    pub a: Tensor<2>,
+    /// `[d_out, rank]`.
+    pub b: Tensor<2>,
+    /// What their product is multiplied with.
+    pub scale: f64,
+    /// Probability of dropping an element of the input.
+    pub drop: f64,
 }
 
 /// A frozen linear layer being evaluated.

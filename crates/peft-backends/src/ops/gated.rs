@@ -36,13 +36,58 @@ fn fit<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) -> bool {
     host::takes(gate) && host::takes(up) && gate.dims() == up.dims()
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Gate {
+/// The activation of a gated feed-forward block's gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// `x σ(x)`.
     Silu,
+    /// [`gelu_tanh`].
     GeluTanh,
 }
 
 impl Gate {
+    /// The product, in the gate's place if nobody else holds that.
+    pub(super) fn product(self, gate: Host, up: &Host) -> Host {
+        #[inline(always)]
+        fn each(gate: Gate, gates: &mut [f32], ups: &[f32]) {
+            for (x, up) in gates.iter_mut().zip(ups) {
+                *x = gate.at(*x)[0] * up;
+            }
+        }
+        host::combine(
+            gate,
+            up,
+            1,
+            #[inline(always)]
+            |gates, ups| match self {
+                // One loop for each, without a choice inside.
+                Self::Silu => each(Self::Silu, gates, ups),
+                Self::GeluTanh => each(Self::GeluTanh, gates, ups),
+            },
+        )
+    }
+
+    /// From the gradient of the product, the gate and what it is multiplied with: the product in the place of its gradient, and the
+    /// gradients of the two in theirs.
+    pub(super) fn back(self, grads: &mut [f32], gates: &mut [f32], ups: &mut [f32]) {
+        #[inline(always)]
+        fn each(gate: Gate, grads: &mut [f32], gates: &mut [f32], ups: &mut [f32]) {
+            for ((grad, x), up) in grads.iter_mut().zip(gates).zip(ups) {
+                let [y, slope] = gate.at(*x);
+                let (product, dgate, dup) = (y * *up, *grad * *up * slope, *grad * y);
+                (*grad, *x, *up) = (product, dgate, dup);
+            }
+        }
+        host::piece_triples(
+            [grads, gates, ups],
+            #[inline(always)]
+            |grads, gates, ups| match self {
+                Self::Silu => each(Self::Silu, grads, gates, ups),
+                Self::GeluTanh => each(Self::GeluTanh, grads, gates, ups),
+            },
+        );
+    }
+
     /// The activation and its slope.
     #[inline(always)]
     fn at(self, x: f32) -> [f32; 2] {

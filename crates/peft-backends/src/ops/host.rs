@@ -123,6 +123,17 @@ pub(super) fn piece_pairs(a: &mut [f32], b: &mut [f32], f: impl Fn(usize, &mut [
     });
 }
 
+/// Like [`pieces`], of three buffers of the same length.
+pub(super) fn piece_triples([a, b, c]: [&mut [f32]; 3], f: impl Fn(&mut [f32], &mut [f32], &mut [f32]) + Sync) {
+    let pieces = a.par_chunks_mut(PIECE).zip(b.par_chunks_mut(PIECE)).zip(c.par_chunks_mut(PIECE));
+    pieces.for_each(|((a, b), c)| {
+        vectorised(
+            #[inline(always)]
+            || f(a, b, c),
+        );
+    });
+}
+
 /// Like [`pieces`], with what is to be found out of each row.
 pub(super) fn pieces_and_rows<T: Send>(
     out: &mut [f32],

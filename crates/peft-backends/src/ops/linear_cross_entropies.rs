@@ -172,7 +172,7 @@ impl Fused<2> for LinearCrossEntropies {
             if needs_hidden {
                 let (back, rest) = left.split_at_mut(count * width);
                 let dlogits = Matrix::new(&logits, [count, classes]);
-                weight.multiply_back(back, dlogits);
+                weight.multiply_back(back, Before::Lost, dlogits);
                 left = rest;
             }
         }

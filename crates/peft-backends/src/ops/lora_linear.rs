@@ -1,14 +1,11 @@
 //! A linear layer, frozen or not, and the low-rank adapter beside it as one operation.
 //!
-//! `y = x W + b + s (drop(x) A) B`. Kept for the pass back are `x` and `x A`, which is a few numbers a token; the gradients of
-//! both factors and of the input come from products with those, and nothing of the weight's size is formed (Hu et al. 2021,
-//! arXiv:2106.09685).
+//! `y = x W + b + s (drop(x) A) B`, of which `x` and `x A` are kept for the pass back.
 
 use burn::{
     backend::Flex,
     tensor::{DType, Tensor, module},
 };
-use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
 use super::{cube, node::apply};
@@ -18,12 +15,11 @@ use super::{
     half_precision::{narrowed, widened},
     host,
     node::{Fused, Host, Input, Kept, run},
-    packed::{Frozen, HostPacked, PackedMatrix},
+    normed::{Normed, Origin},
+    packed::{HostPacked, PackedMatrix},
     product::{Before, Matrix, Target, Threads, product},
+    projection::{Adapted, Back, Projection, SavedProjection},
 };
-
-/// Tokens whose part of an adapter one thread computes at a time.
-const ROWS: usize = 128;
 
 /// The two factors of an adapter as PEFT has them in its files.
 #[derive(Debug)]
@@ -52,7 +48,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
         return bias.into_iter().fold(y, |y, bias| y + bias.unsqueeze());
     }
     let inputs = [Input::new(x), Input::new(weight), Input::optional(bias), Input::Absent, Input::Absent];
-    run(Linear { scale: 0.0, keep: None, packed: None }, inputs)
+    run(Linear::new(Projection::new(None, None)), inputs)
 }
 
 /// A few rows times a weight in half precision, which is then read as it is; none for other tensors.
@@ -105,7 +101,7 @@ fn fused(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, lora: LowR
         Input::new(a),
         Input::new(b),
     ];
-    run(Linear { scale: scale as f32, keep, packed: None }, inputs)
+    run(Linear::new(Projection { scale: scale as f32, keep, packed: None }), inputs)
 }
 
 /// A linear layer whose weight is packed, with an adapter or without; none as [`lora_linear`].
@@ -118,146 +114,54 @@ pub(super) fn packed_linear(
     let takes_lora = |lora: &LowRank| host::takes(&lora.a) && host::takes(&lora.b);
     let fit = host::takes(x) && bias.is_none_or(host::takes) && lora.as_ref().is_none_or(takes_lora);
     let packed = HostPacked::new(weight).filter(|_| fit && !x.dims().contains(&0))?;
-    let keep = lora.as_ref().filter(|lora| lora.drop > 0.0).map(|lora| Keep::draw(lora.drop));
-    let scale = lora.as_ref().map_or(0.0, |lora| lora.scale) as f32;
+    let projection = Projection::new(lora.as_ref(), Some(packed));
     let [a, b] = lora.map_or([None, None], |LowRank { a, b, .. }| [Some(a), Some(b)]).map(Input::optional);
     let inputs = [Input::new(x.clone()), Input::Absent, Input::optional(bias.cloned()), a, b];
-    Some(run(Linear { scale, keep, packed: Some(packed) }, inputs))
+    Some(run(Linear::new(projection), inputs))
 }
 
 fn fit(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> bool {
     host::takes(x) && host::takes(weight) && bias.is_none_or(host::takes) && !x.dims().contains(&0)
 }
 
+/// A linear layer, with its adapter if it has one, of a norm's result.
+///
+/// # Shapes
+/// - `x`: `[tokens, d_in]`
+/// - returned: `[tokens, d_out]`
+pub fn adapted(x: Normed<2>, layer: Adapted) -> Tensor<2> {
+    match x.into_parts() {
+        (x, Some(origin)) if layer.is_frozen_on_host() => {
+            let (layer, [weight, bias, a, b]) = layer.into_parts();
+            run(Linear { layer, origin: Some(origin) }, [Input::new(x), weight, bias, a, b])
+        }
+        (x, _) => layer.forward(x),
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Linear {
-    scale: f32,
-    keep: Option<Keep>,
-    /// The weight, where it is no tensor.
-    packed: Option<HostPacked>,
+    layer: Projection,
+    /// What the input is made anew from.
+    origin: Option<Origin>,
+}
+
+impl Linear {
+    fn new(layer: Projection) -> Self {
+        Self { layer, origin: None }
+    }
 }
 
 #[derive(Debug, Clone)]
 struct Saved {
-    /// Only where a gradient needs it.
+    /// Only where a gradient needs it and it cannot be made anew.
     x: Option<Host>,
-    weight: Host,
-    low_rank: Option<SavedLowRank>,
+    layer: SavedProjection,
 }
 
 impl Kept for Saved {
     fn tensors(&mut self) -> Vec<&mut Host> {
-        let factors = self.low_rank.iter_mut().flat_map(|factors| [&mut factors.a, &mut factors.b]);
-        self.x.iter_mut().chain([&mut self.weight]).chain(factors).collect()
-    }
-}
-
-#[derive(Debug, Clone)]
-struct SavedLowRank {
-    a: Host,
-    b: Host,
-    /// `scale · drop(x) Aᵀ`, `[tokens, rank]`.
-    inner: Vec<f32>,
-}
-
-impl Linear {
-    fn frozen<'a>(&'a self, weight: &'a Host) -> Frozen<'a> {
-        self.packed.as_ref().map_or_else(|| Frozen::Dense(Matrix::of(weight)), Frozen::Packed)
-    }
-
-    /// Rows `from..` of the adapter's input; dropped elements need a copy.
-    fn input<'a>(&self, x: &'a [f32], width: usize, from: usize, rows: usize, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
-        let piece = host::part(x, from * width, rows * width);
-        let Some(keep) = self.keep else { return Matrix::new(piece, [rows, width]) };
-        scratch.clear();
-        scratch.extend_from_slice(piece);
-        keep.apply_vectorised(from * width, scratch);
-        Matrix::new(scratch, [rows, width])
-    }
-
-    /// Adds the adapter's part to `y` and returns its inner product.
-    fn add_low_rank(&self, x: &[f32], a: Matrix<'_>, b: Matrix<'_>, y: &mut [f32]) -> Vec<f32> {
-        let ([rank, d_in], [d_out, _]) = (a.dims(), b.dims());
-        let tokens = x.len() / d_in;
-        host::written(tokens * rank, |inner| {
-            let blocks = inner.par_chunks_mut(ROWS * rank).zip(y.par_chunks_mut(ROWS * d_out)).enumerate();
-            blocks.for_each_init(Vec::new, |scratch, (index, (inner, y))| {
-                let rows = inner.len() / rank;
-                let input = self.input(x, d_in, index * ROWS, rows, scratch);
-                product(Target::new(inner, [rows, rank]), Before::Lost, self.scale, input, a.t(), Threads::One);
-                let inner = Matrix::new(inner, [rows, rank]);
-                product(Target::new(y, [rows, d_out]), Before::Kept, 1.0, inner, b.t(), Threads::One);
-            });
-        })
-    }
-
-    /// The gradients of the factors that need them; adds the adapter's part to the input's, if that is there.
-    fn low_rank_backward(
-        &self,
-        saved: &SavedLowRank,
-        x: Option<&Host>,
-        grad: &[f32],
-        dx: Option<&mut [f32]>,
-        [needs_a, needs_b]: [bool; 2],
-    ) -> [Option<Host>; 2] {
-        let (a, b) = (Matrix::of(&saved.a), Matrix::of(&saved.b));
-        let ([rank, d_in], [d_out, _]) = (a.dims(), b.dims());
-        let tokens = grad.len() / d_out;
-        // Sums over tokens are made of parts whose size follows from the number of tokens alone, so that their bits do too;
-        // no more than a few parts, for each is as large as both factors.
-        let part = ROWS.max(tokens.div_ceil(16));
-        let (to_a, to_b) = (if needs_a { rank * d_in } else { 0 }, if needs_b { rank * d_out } else { 0 });
-        let x = x.map(host::values);
-        let chunks: Vec<Option<&mut [f32]>> = match dx {
-            Some(dx) => dx.chunks_mut(part * d_in).map(Some).collect(),
-            None => (0..tokens.div_ceil(part)).map(|_| None).collect(),
-        };
-        let parts: Vec<(Vec<f32>, Vec<f32>)> = chunks
-            .into_par_iter()
-            .enumerate()
-            .map(|(index, mut dx)| {
-                let (mut da, mut db) = (vec![0.0; to_a], vec![0.0; to_b]);
-                let (mut scratch, mut outer, mut back) = (Vec::new(), Vec::new(), Vec::new());
-                let end = tokens.min((index + 1) * part);
-                for from in (index * part..end).step_by(ROWS) {
-                    let rows = ROWS.min(end - from);
-                    let grad = Matrix::new(host::part(grad, from * d_out, rows * d_out), [rows, d_out]);
-                    if needs_b {
-                        let inner = Matrix::new(host::part(&saved.inner, from * rank, rows * rank), [rows, rank]);
-                        product(Target::new(&mut db, [d_out, rank]), Before::Kept, 1.0, grad.t(), inner, Threads::One);
-                    }
-                    if !needs_a && dx.is_none() {
-                        continue;
-                    }
-                    outer.resize(rows * rank, 0.0);
-                    product(Target::new(&mut outer, [rows, rank]), Before::Lost, self.scale, grad, b, Threads::One);
-                    let outer = Matrix::new(&outer, [rows, rank]);
-                    if let (true, Some(x)) = (needs_a, x) {
-                        let input = self.input(x, d_in, from, rows, &mut scratch);
-                        product(Target::new(&mut da, [rank, d_in]), Before::Kept, 1.0, outer.t(), input, Threads::One);
-                    }
-                    let Some(dx) = dx.as_mut() else { continue };
-                    let start = (from - index * part) * d_in;
-                    let Some(dx) = dx.get_mut(start..start + rows * d_in) else { continue };
-                    let Some(keep) = self.keep else {
-                        product(Target::new(dx, [rows, d_in]), Before::Kept, 1.0, outer, a, Threads::One);
-                        continue;
-                    };
-                    back.resize(rows * d_in, 0.0);
-                    product(Target::new(&mut back, [rows, d_in]), Before::Lost, 1.0, outer, a, Threads::One);
-                    keep.apply_vectorised(from * d_in, &mut back);
-                    dx.iter_mut().zip(&back).for_each(|(dx, back)| *dx += back);
-                }
-                (da, db)
-            })
-            .collect();
-        let mut parts = parts.into_iter();
-        let (mut da, mut db) = parts.next().unwrap_or_default();
-        for (more_a, more_b) in parts {
-            da.iter_mut().zip(more_a).for_each(|(sum, more)| *sum += more);
-            db.iter_mut().zip(more_b).for_each(|(sum, more)| *sum += more);
-        }
-        [needs_a.then(|| host::tensor(da, &[rank, d_in])), needs_b.then(|| host::tensor(db, &[d_out, rank]))]
+        self.x.iter_mut().chain(self.layer.tensors()).collect()
     }
 }
 
@@ -266,70 +170,39 @@ impl Fused<5> for Linear {
 
     fn forward(&self, inputs: [Option<Host>; 5], needs: [bool; 5]) -> (Host, Option<Saved>) {
         let [x, weight, bias, a, b] = inputs;
-        let nothing = || host::tensor(Vec::new(), &[0, 0]);
-        let (x, weight) = (host::whole(x.unwrap_or_else(nothing)), weight.unwrap_or_else(nothing));
-        let bias = bias.map(host::whole);
-        let frozen = self.frozen(&weight);
-        let [d_in, d_out] = frozen.dims();
-        let tokens = host::values(&x).len() / d_in;
-        let input = Matrix::new(host::values(&x), [tokens, d_in]);
-        let mut inner = Vec::new();
-        let y = host::written(tokens * d_out, |y| {
-            let before = match &bias {
-                // Memory that is new has to be touched once anyway: with the bias, to which the product is added.
-                Some(bias) => {
-                    let bias = host::values(bias);
-                    host::pieces(
-                        y,
-                        d_out,
-                        #[inline(always)]
-                        |_, y| y.chunks_exact_mut(d_out).for_each(|row| row.copy_from_slice(bias)),
-                    );
-                    Before::Kept
-                }
-                None => Before::Lost,
-            };
-            frozen.multiply(y, before, input);
-            if let (Some(a), Some(b)) = (&a, &b) {
-                inner = self.add_low_rank(host::values(&x), Matrix::of(a), Matrix::of(b), y);
-            }
-        });
-        let y = host::tensor(y, &[tokens, d_out]);
+        let x = host::whole(x.unwrap_or_else(|| host::tensor(Vec::new(), &[0, 0])));
+        let (y, layer) = self.layer.forward(host::values(&x), [weight, bias, a, b]);
         let [_, needs_weight, _, needs_a, _] = needs;
-        let saved = needs.contains(&true).then(|| Saved {
-            x: (needs_weight || needs_a).then_some(x),
-            weight,
-            low_rank: a.zip(b).map(|(a, b)| SavedLowRank { a, b, inner }),
-        });
+        let keeps_x = (needs_weight || needs_a) && self.origin.is_none();
+        let saved = needs.contains(&true).then(|| Saved { x: keeps_x.then_some(x), layer });
         (y, saved)
     }
 
     fn backward(self, saved: Option<Saved>, grad: Host, needs: [bool; 5]) -> [Option<Host>; 5] {
-        let Some(Saved { x, weight, low_rank }) = saved else { return [const { None }; 5] };
+        let Some(Saved { x, layer }) = saved else { return [const { None }; 5] };
         let grad = host::whole(grad);
-        let frozen = self.frozen(&weight);
-        let [d_in, d_out] = frozen.dims();
+        let [d_in, d_out] = self.layer.dims(&layer);
         let values = host::values(&grad);
         let tokens = values.len() / d_out;
-        let dy = Matrix::new(values, [tokens, d_out]);
         let [needs_x, needs_weight, needs_bias, needs_a, needs_b] = needs;
-        let mut dx = needs_x.then(|| host::written(tokens * d_in, |dx| frozen.multiply_back(dx, dy)));
-        let [da, db] = match &low_rank {
-            Some(low_rank) => {
-                let dx = dx.as_deref_mut();
-                self.low_rank_backward(low_rank, x.as_ref(), values, dx, [needs_a, needs_b])
-            }
-            None => [None, None],
-        };
-        let dw = x.as_ref().filter(|_| needs_weight).map(|x| {
-            let x = Matrix::new(host::values(x), [tokens, d_in]);
+        let needs = [needs_weight, needs_bias, needs_a, needs_b];
+        let mut back = Back::default();
+        let dx = needs_x.then(|| {
+            host::written(tokens * d_in, |dx| back = self.layer.back(&layer, values, Some((dx, Before::Lost)), needs))
+        });
+        if !needs_x {
+            back = self.layer.back(&layer, values, None, needs);
+        }
+        let x = x.as_ref().or_else(|| self.origin.as_ref().filter(|_| needs_a).map(Origin::made)).map(host::values);
+        let da = x.filter(|_| needs_a).and_then(|x| self.layer.inner_gradient(&layer, x, &back));
+        let dw = x.filter(|_| needs_weight).map(|x| {
+            let (x, dy) = (Matrix::new(x, [tokens, d_in]), Matrix::new(values, [tokens, d_out]));
             let dw = host::written(d_in * d_out, |dw| {
                 product(Target::new(dw, [d_in, d_out]), Before::Lost, 1.0, x.t(), dy, Threads::All);
             });
             host::tensor(dw, &[d_in, d_out])
         });
-        let dbias = needs_bias.then(|| host::tensor(host::column_sums(values, d_out), &[d_out]));
-        [dx.map(|dx| host::tensor(dx, &[tokens, d_in])), dw, dbias, da, db]
+        [dx.map(|dx| host::tensor(dx, &[tokens, d_in])), dw, back.bias, da, back.b]
     }
 }
 

@@ -247,6 +247,11 @@ impl<const N: usize, F: Fused<N>> Node<Flex, N> for InSingle<F> {
     }
 }
 
+/// The pass forward of an operation outside of any graph, whatever the precision of its inputs.
+pub(super) fn forward<const N: usize, F: Fused<N>>(op: &F, inputs: [Option<Host>; N]) -> Host {
+    InSingle(op.clone()).forward(inputs, [false; N]).0
+}
+
 fn is_same(a: &Host, b: &Host) -> bool {
     Arc::ptr_eq(&a.data_arc(), &b.data_arc()) && a.layout() == b.layout()
 }

@@ -29,7 +29,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, offset: f64, ep
     if !host::takes(&x) || !host::takes(&weight) || x.dims().contains(&0) {
         return plain(x, weight, offset, epsilon);
     }
-    run(RmsNorm { offset: offset as f32, epsilon: epsilon as f32 }, [Input::new(x), Input::new(weight)])
+    run(RmsNorm::new(offset, epsilon), [Input::new(x), Input::new(weight)])
 }
 
 fn plain<const D: usize>(x: Tensor<D>, weight: Tensor<1>, offset: f64, epsilon: f64) -> Tensor<D> {
@@ -46,13 +46,19 @@ fn plain<const D: usize>(x: Tensor<D>, weight: Tensor<1>, offset: f64, epsilon: 
 }
 
 #[derive(Debug, Clone, Copy)]
-struct RmsNorm {
+pub(super) struct RmsNorm {
     offset: f32,
     epsilon: f32,
 }
 
+impl RmsNorm {
+    pub(super) fn new(offset: f64, epsilon: f64) -> Self {
+        Self { offset: offset as f32, epsilon: epsilon as f32 }
+    }
+}
+
 #[derive(Debug, Clone)]
-struct Saved {
+pub(super) struct Saved {
     x: Host,
     /// `1 / √(mean(x²) + ε)`, one a row.
     inverse: Vec<f32>,

@@ -5,8 +5,8 @@ use std::panic::{self, AssertUnwindSafe};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor, TensorData, activation};
 
 use super::{
-    LowRank, Sight, Weights, attention, gelu, gelu_tanh, gelu_tanh_gated, layer_norm, linear, linear_cross_entropies,
-    lora_linear, rms_norm, rotate, silu_gated, softmax,
+    Adapted, Gate, LowRank, Sight, Weight, Weights, attention, gated_mlp, gelu, gelu_tanh, gelu_tanh_gated, layer_norm,
+    linear, linear_cross_entropies, lora_linear, rms_norm, rotate, silu_gated, softmax,
 };
 
 /// What was found of an operation on a device.
@@ -83,7 +83,7 @@ impl Case {
 
 const SCALE: f64 = 0.5;
 
-pub(super) const CASES: [Case; 12] = [
+pub(super) const CASES: [Case; 13] = [
     Case::new("gelu", |x| Some(gelu(x[0].clone()))),
     Case::new("gelu_tanh", |x| Some(gelu_tanh(x[0].clone()))),
     Case::new("silu_gated", |x| Some(silu_gated(x[0].clone(), x[1].clone()))),
@@ -104,6 +104,20 @@ pub(super) const CASES: [Case; 12] = [
             let [a, b] = factors(x);
             let frozen = x[0].clone().matmul(x[1].clone().transpose());
             Some(frozen + x[0].clone().matmul(a.transpose()).matmul(b.transpose()) * SCALE)
+        },
+    },
+    Case {
+        name: "gated_mlp",
+        fast: |x| Some(gated_mlp(x[0].clone(), Gate::Silu, mlp(x))),
+        plain: |x| {
+            let dense = |layer: Adapted| {
+                let Weight::Dense(weight) = layer.weight else { unreachable!("it is made dense below") };
+                layer.low_rank.map_or(weight.clone(), |low_rank| {
+                    weight + low_rank.a.transpose().matmul(low_rank.b.transpose()) * low_rank.scale
+                })
+            };
+            let [gate, up, down] = mlp(x).map(dense);
+            Some((activation::silu(x[0].clone().matmul(gate)) * x[0].clone().matmul(up)).matmul(down))
         },
     },
     Case {
@@ -170,6 +184,25 @@ fn heads(x: &Tensor<2>) -> Tensor<4> {
 fn factors(x: &[Tensor<2>; 3]) -> [Tensor<2>; 2] {
     let own = |x: &Tensor<2>| if x.dtype() == DType::F64 { x.clone() } else { x.clone().cast(FloatDType::F32) };
     [own(&x[2]), own(&x[2]).matmul(own(&x[1]).transpose()) * 0.01]
+}
+
+/// A feed-forward block without an adapter on its second layer.
+fn mlp(x: &[Tensor<2>; 3]) -> [Adapted; 3] {
+    let [rows, columns] = x[0].dims();
+    let device = &x[0].device().inner();
+    let frozen = |dims: [usize; 2], step: f64| {
+        let values = Tensor::<1, Int>::arange(0..(rows * columns) as i64, device).float();
+        Weight::Dense((values * step).sin().mul_scalar(0.1).cast(FloatDType::from(x[0].dtype())).reshape(dims))
+    };
+    let [a, b] = factors(x);
+    let low_rank = |a, b| Some(LowRank { a, b, scale: 0.1, drop: 0.0 });
+    let gate = Adapted { weight: frozen([columns, rows], 0.7), bias: None, low_rank: low_rank(a.clone(), b.clone()) };
+    let up = Adapted { weight: frozen([columns, rows], 1.1), bias: None, low_rank: None };
+    [
+        gate,
+        up,
+        Adapted { weight: frozen([rows, columns], 1.3), bias: None, low_rank: low_rank(b.transpose(), a.transpose()) },
+    ]
 }
 
 /// Cosines and sines of angles that both halves of a head have.

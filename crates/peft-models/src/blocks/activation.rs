@@ -1,7 +1,7 @@
 //! Activation functions by the names of `hidden_act`.
 
 use burn::tensor::{Tensor, activation};
-use peft_backends::ops;
+use peft_backends::ops::{self, Gate};
 
 /// A function between the two matrices of a feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,15 @@ impl Activation {
             Self::Relu => activation::relu(x),
             Self::Silu => activation::silu(x),
             Self::Tanh => x.tanh(),
+        }
+    }
+
+    /// The same as an operation on a gated block knows it, if one does.
+    pub fn gate(self) -> Option<Gate> {
+        match self {
+            Self::Silu => Some(Gate::Silu),
+            Self::GeluTanh => Some(Gate::GeluTanh),
+            Self::Gelu | Self::Relu | Self::Tanh => None,
         }
     }
 

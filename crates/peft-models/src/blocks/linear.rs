@@ -1,8 +1,11 @@
 //! Linear layers, with adapters or without, by the fused operations where there are any.
 
 use burn::{nn::Linear, tensor::Tensor};
-use peft_backends::ops::{self, PackedMatrix};
-use peft_core::{AdapterSet, Conv1D, FrozenWeight, Outputs, WordLogits, adapted_linear_by, word_logits::soft_capped};
+use peft_backends::ops::{self, Adapted, LowRank, Normed, PackedMatrix, Weight};
+use peft_core::{
+    AdapterSet, Conv1D, FrozenWeight, LinearParts, Outputs, WordLogits, adapted_linear_by, linear_parts, tuner,
+    word_logits::soft_capped,
+};
 
 /// A linear layer and the active adapters on its weight: [`peft_core::adapted_linear`], computed by [`ops::linear`].
 ///
@@ -11,6 +14,29 @@ use peft_core::{AdapterSet, Conv1D, FrozenWeight, Outputs, WordLogits, adapted_l
 /// - returned: `[..., d_out]`
 pub fn adapted_linear<const D: usize>(linear: &Linear, input: Tensor<D>) -> Tensor<D> {
     adapted_linear_by(ops::linear, linear, input)
+}
+
+/// [`adapted_linear`] of a norm's result.
+///
+/// # Shapes
+/// - `input`: `[batch, sequence, d_in]`
+/// - returned: `[batch, sequence, d_out]`
+pub(super) fn adapted_linear_of(linear: &Linear, input: Normed<3>) -> Tensor<3> {
+    let Some(layer) = adapted_parts(linear) else { return adapted_linear(linear, input.value) };
+    let [batch, length, _] = input.value.dims();
+    let [_, d_out] = linear.weight.dims();
+    ops::adapted(input.rows(), layer).reshape([batch, length, d_out])
+}
+
+/// The layer as an operation that has several inside takes it; none where [`adapted_linear`] has to compute it.
+pub(super) fn adapted_parts(linear: &Linear) -> Option<Adapted> {
+    let LinearParts { weight, bias, low_rank } = linear_parts(linear)?;
+    let weight = match weight {
+        FrozenWeight::Dense(weight) => Weight::Dense(weight),
+        FrozenWeight::Packed(weight) => Weight::Packed(weight.as_any().downcast_ref::<PackedMatrix>()?.clone()),
+    };
+    let low_rank = low_rank.map(|tuner::LowRank { a, b, scale, drop }| LowRank { a, b, scale, drop });
+    Some(Adapted { weight, bias, low_rank })
 }
 
 /// The same of GPT-2's projection.

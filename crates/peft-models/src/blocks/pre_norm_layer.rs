@@ -19,8 +19,8 @@ pub struct PreNormLayer {
 
 impl DecoderLayer for PreNormLayer {
     fn forward(&self, hidden: Tensor<3>, context: &DecoderContext) -> Tensor<3> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(hidden.clone()), context);
+        let attended = self.self_attn.forward(self.input_layernorm.of_kept(hidden.clone()), context);
         let hidden = hidden + attended;
-        hidden.clone() + self.mlp.forward(self.post_attention_layernorm.forward(hidden))
+        hidden.clone() + self.mlp.forward(self.post_attention_layernorm.of_kept(hidden))
     }
 }

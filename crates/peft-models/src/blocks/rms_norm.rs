@@ -4,7 +4,7 @@ use burn::{
     module::{Module, Param},
     tensor::Tensor,
 };
-use peft_backends::ops;
+use peft_backends::ops::{self, Normed};
 
 /// `x / √(mean(x²) + ε) · (offset + weight)`, computed in f32.
 #[derive(Module, Debug)]
@@ -24,5 +24,13 @@ impl RmsNorm {
     /// - `x`, returned: `[..., dimensions]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         ops::rms_norm(x, self.weight.val(), self.offset, self.epsilon)
+    }
+
+    /// The same of a hidden state that is kept anyway, so that layers need not keep what is made of it.
+    ///
+    /// # Shapes
+    /// - `x`, of the result: `[batch, sequence, dimensions]`
+    pub fn of_kept(&self, x: Tensor<3>) -> Normed<3> {
+        Normed::rms(x, self.weight.val(), self.offset, self.epsilon)
     }
 }

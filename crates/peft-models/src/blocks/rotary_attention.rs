@@ -5,8 +5,12 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::Tensor,
 };
+use peft_backends::ops::Normed;
 
-use super::{DecoderContext, DecoderSizes, Heads, LayerType, Layers, RmsNorm, Scores, adapted_linear, attend};
+use super::{
+    DecoderContext, DecoderSizes, Heads, LayerType, Layers, RmsNorm, Scores, adapted_linear, attend,
+    linear::adapted_linear_of,
+};
 
 /// The part of an attention without parameters: which layer it is of, its heads and its scores.
 #[derive(Debug, Clone)]
@@ -114,10 +118,10 @@ impl RotaryAttention {
 
     /// # Shapes
     /// - `hidden`, returned: `[batch, sequence, hidden]`
-    pub fn forward(&self, hidden: Tensor<3>, context: &DecoderContext) -> Tensor<3> {
-        let [batch, length, _] = hidden.dims();
+    pub fn forward(&self, hidden: Normed<3>, context: &DecoderContext) -> Tensor<3> {
+        let [batch, length, _] = hidden.value.dims();
         let project = |linear, heads: Heads, norm: Option<&RmsNorm>| {
-            let x = adapted_linear(linear, hidden.clone()).reshape([batch, length, heads.count, heads.dim]);
+            let x = adapted_linear_of(linear, hidden.clone()).reshape([batch, length, heads.count, heads.dim]);
             match norm {
                 Some(norm) => norm.forward(x),
                 None => x,

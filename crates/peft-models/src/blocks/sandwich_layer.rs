@@ -23,9 +23,9 @@ pub struct SandwichLayer {
 
 impl DecoderLayer for SandwichLayer {
     fn forward(&self, hidden: Tensor<3>, context: &DecoderContext) -> Tensor<3> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(hidden.clone()), context);
+        let attended = self.self_attn.forward(self.input_layernorm.of_kept(hidden.clone()), context);
         let hidden = hidden + self.post_attention_layernorm.forward(attended);
-        let inner = self.mlp.forward(self.pre_feedforward_layernorm.forward(hidden.clone()));
+        let inner = self.mlp.forward(self.pre_feedforward_layernorm.of_kept(hidden.clone()));
         hidden + self.post_feedforward_layernorm.forward(inner)
     }
 }

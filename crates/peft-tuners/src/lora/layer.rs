@@ -4,7 +4,7 @@ use burn::tensor::{DType, FloatDType, Int, Tensor, module::embedding};
 use peft_backends::ops::{self, LowRank, PackedMatrix};
 use peft_core::{
     DynTensor, FrozenWeight,
-    tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    tuner::{self, Init, LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 
 use super::InitLoraWeights;
@@ -56,15 +56,20 @@ impl LayerTuner for LoraLinear {
     }
 
     fn linear(&self, tensors: &Tensors<'_>, call: &LinearCall) -> Option<Tensor<2>> {
-        let (a, b) = (tensors.get(LORA_A), tensors.get(LORA_B));
-        let drop = if call.training { self.dropout } else { 0.0 };
-        let (lora, bias) = (LowRank { a, b, scale: self.scale, drop }, call.bias.as_ref());
+        let tuner::LowRank { a, b, scale, drop } = self.low_rank(tensors, call.training)?;
+        let (lora, bias) = (LowRank { a, b, scale, drop }, call.bias.as_ref());
         match &call.weight {
             FrozenWeight::Dense(weight) => ops::lora_linear(&call.input, weight, bias, lora),
             FrozenWeight::Packed(weight) => {
                 weight.as_any().downcast_ref::<PackedMatrix>()?.lora_linear(&call.input, bias, lora)
             }
         }
+    }
+
+    fn low_rank(&self, tensors: &Tensors<'_>, training: bool) -> Option<tuner::LowRank> {
+        let (a, b) = (tensors.get(LORA_A), tensors.get(LORA_B));
+        let drop = if training { self.dropout } else { 0.0 };
+        Some(tuner::LowRank { a, b, scale: self.scale, drop })
     }
 
     fn summary(&self) -> String {

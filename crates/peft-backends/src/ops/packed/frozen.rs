@@ -55,16 +55,16 @@ impl Frozen<'_> {
         }
     }
 
-    /// `dx = dy Wᵀ`.
-    pub(in crate::ops) fn multiply_back(self, dx: &mut [f32], dy: Matrix<'_>) {
+    /// `dx = dy Wᵀ`, or that added to it.
+    pub(in crate::ops) fn multiply_back(self, dx: &mut [f32], before: Before, dy: Matrix<'_>) {
         let [tokens, _] = dy.dims();
         let [d_in, _] = self.dims();
         match self {
             Self::Dense(matrix) => {
-                product(Target::new(dx, [tokens, d_in]), Before::Lost, 1.0, dy, matrix.t(), Threads::All);
+                product(Target::new(dx, [tokens, d_in]), before, 1.0, dy, matrix.t(), Threads::All);
             }
             Self::Packed(packed) => bands(packed, |first, band| {
-                let before = if first == 0 { Before::Lost } else { Before::Kept };
+                let before = if first == 0 { before } else { Before::Kept };
                 let dy = dy.columns(first, first + band.dims()[0]);
                 product(Target::new(dx, [tokens, d_in]), before, 1.0, dy, band, Threads::All);
             }),
