@@ -6,7 +6,7 @@ use burn::{
     tensor::{Int, Tensor, module},
 };
 
-use crate::{AdapterSet, FrozenWeight, tuner::LinearCall};
+use crate::{AdapterSet, FrozenWeight, by_rows, tuner::LinearCall};
 
 /// GPT-2's projection: a linear layer whose files hold the weight as `[d_in, d_out]`.
 #[derive(Module, Debug)]
@@ -58,13 +58,27 @@ fn adapted<const D: usize>(
     input: Tensor<D>,
     product: Product,
 ) -> Tensor<D> {
-    let bias = bias.map(Param::val);
     let mut dims = input.dims();
     let [d_in, d_out] = weight.dims();
     let tokens = dims.iter().take(D - 1).product::<usize>();
     // Always a product of two matrices: in a batched one the processor's kernels would first copy a transposed weight.
     let input = input.reshape([tokens, d_in]);
-    let output = match weight.reparameterization::<AdapterSet>() {
+    let of_bias = bias.and_then(|bias| bias.reparameterization());
+    let by_rows = by_rows::rows_of(weight.reparameterization(), of_bias);
+    let rows = dims.first().copied().unwrap_or_default();
+    let output = match by_rows {
+        Some(by_rows) => by_rows::linear(&by_rows, rows, weight, bias, input, product),
+        None => by_all(weight, bias.map(Param::val), input, product),
+    };
+    if let Some(last) = dims.last_mut() {
+        *last = d_out;
+    }
+    output.reshape(dims)
+}
+
+/// The layer with all its adapters on all rows.
+fn by_all(weight: &Param<Tensor<2>>, bias: Option<Tensor<1>>, input: Tensor<2>, product: Product) -> Tensor<2> {
+    match weight.reparameterization::<AdapterSet>() {
         // `val` also where no adapter is: the weight may have another reparameterization, Burn's own `Lora` for one.
         None => product(input, weight.val(), bias),
         Some(set) if set.replaces() => product(input, weight.val(), bias),
@@ -81,11 +95,7 @@ fn adapted<const D: usize>(
             };
             tuned.fold(first, |output, (layer, tensors)| layer.forward(&tensors, &call, output))
         }
-    };
-    if let Some(last) = dims.last_mut() {
-        *last = d_out;
     }
-    output.reshape(dims)
 }
 
 /// An embedding and the active adapters on its table.
@@ -94,6 +104,9 @@ fn adapted<const D: usize>(
 /// - `ids`: `[batch, sequence]`
 /// - returned: `[batch, sequence, dimensions]`
 pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3> {
+    if let Some(rows) = by_rows::rows_of(embedding.weight.reparameterization(), None) {
+        return by_rows::embedding(&rows, &embedding.weight, ids);
+    }
     match embedding.weight.reparameterization::<AdapterSet>() {
         None => module::embedding(embedding.weight.val(), ids),
         Some(set) if set.replaces() => module::embedding(embedding.weight.val(), ids),

@@ -19,6 +19,7 @@ mod pooling;
 pub mod prepare;
 pub mod recipe;
 pub mod report;
+pub mod row_adapters;
 pub mod schedule;
 mod seeds;
 pub mod step_plan;

@@ -4,7 +4,8 @@ use burn::tensor::{DType, FloatDType, Int, Tensor, module::embedding};
 use peft_backends::ops::{self, LowRank, PackedMatrix};
 use peft_core::{
     DynTensor, FrozenWeight,
-    tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    by_rows::RowsPart,
+    tuner::{Factors, Init, LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 
 use super::InitLoraWeights;
@@ -65,6 +66,29 @@ impl LayerTuner for LoraLinear {
                 weight.as_any().downcast_ref::<PackedMatrix>()?.lora_linear(&call.input, bias, lora)
             }
         }
+    }
+
+    fn refuses_rows(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn forward_by_rows(&self, parts: &[RowsPart<'_>], call: &LinearCall, output: Tensor<2>) -> Option<Tensor<2>> {
+        let mut factors: Vec<LowRank> = Vec::new();
+        let mut runs = Vec::with_capacity(parts.len());
+        for RowsPart { adapter, rows, layer, tensors } in parts {
+            // Adapters are numbered in the order in which they first come.
+            if *adapter == factors.len() {
+                let Factors { a, b, scale, dropout } = layer.factors(tensors)?;
+                factors.push(LowRank { a, b, scale, drop: if call.training { dropout } else { 0.0 } });
+            }
+            runs.push(ops::Run { rows: rows.clone(), adapter: *adapter });
+        }
+        Some(ops::low_rank_by_rows(output, &call.input, factors, &runs))
+    }
+
+    fn factors(&self, tensors: &Tensors<'_>) -> Option<Factors> {
+        let (a, b) = (tensors.get(LORA_A), tensors.get(LORA_B));
+        Some(Factors { a, b, scale: self.scale, dropout: self.dropout })
     }
 
     fn summary(&self) -> String {
@@ -140,6 +164,10 @@ impl LayerTuner for LoraEmbedding {
         let product = rows.mul_scalar(self.scale).matmul(b.transpose()).reshape([batch, sequence, dimensions]);
         let dtype = output.dtype();
         output + as_dtype(product, dtype)
+    }
+
+    fn refuses_rows(&self) -> Option<&'static str> {
+        None
     }
 
     fn summary(&self) -> String {
