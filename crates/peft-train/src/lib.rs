@@ -12,6 +12,7 @@ pub mod error;
 pub mod evaluate;
 mod exact;
 pub mod labels;
+pub mod memory;
 pub mod observer;
 pub mod optimizer;
 pub mod packing;
