@@ -13,14 +13,17 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize().unwrap()
 }
 
-/// Runs the program where no Vulkan driver can be found.
+/// Runs the program where no driver can be found, of Vulkan or of OpenGL, which WGPU falls back on.
 fn run(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
-    for variable in ["VK_ICD_FILENAMES", "VK_DRIVER_FILES"] {
-        command.env(variable, "/nonexistent");
-    }
-    // Without these WGPU would find a driver by OpenGL.
-    command.env("WGPU_BACKEND", "vulkan").env_remove("RUST_BACKTRACE");
+    let drivers = [
+        "VK_ICD_FILENAMES",
+        "VK_DRIVER_FILES",
+        "__EGL_VENDOR_LIBRARY_FILENAMES",
+        "__EGL_VENDOR_LIBRARY_DIRS",
+        "LIBGL_DRIVERS_PATH",
+    ];
+    command.envs(drivers.map(|variable| (variable, "/nonexistent"))).env_remove("RUST_BACKTRACE");
     command.current_dir(folder).args(arguments).output().unwrap()
 }
 
