@@ -14,6 +14,7 @@ mod golden_cases;
 mod gradients;
 mod half_precision;
 mod hub;
+mod mixed;
 mod optimizer;
 mod packing;
 mod parquet;

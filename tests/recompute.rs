@@ -79,8 +79,12 @@ impl Run {
             }
         }
         let base = model.base();
-        let module =
-            base.module.attach(&|path| base.info.rename(path), &base.packed, &[(DEFAULT_ADAPTER, &adapter)], true);
+        let module = base.module.attach(
+            &|path| base.info.rename(path),
+            &base.packed,
+            &[(DEFAULT_ADAPTER, &adapter)],
+            &peft::Acting::Together,
+        );
         model.set_active(&[DEFAULT_ADAPTER]).unwrap();
         let batch = model.complete(batch(case)).unwrap();
         Self { model, adapter, module: module.set_training(true), calls, batch }

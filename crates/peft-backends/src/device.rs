@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 /// Why a device cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +120,17 @@ pub fn seed(device: &Device, seed: u64) {
     }
 }
 
+/// The memory of a graphics device, in bytes; none of the processor, and where the driver does not say.
+pub(crate) fn total_memory(device: &Device) -> Option<u64> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    return gpu::total_memory(device);
+    #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+    {
+        _ = device;
+        None
+    }
+}
+
 /// A device of this machine, as `peft doctor` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceReport {
@@ -131,6 +142,30 @@ pub struct DeviceReport {
     pub note: String,
     /// Whether it can be used.
     pub works: bool,
+    /// Its memory in bytes, where its driver says.
+    pub memory: Option<u64>,
+    /// What its kernels are compiled for, which names the driver's compiler and the generation of the card.
+    pub compiles_for: Option<String>,
+    /// Types of floats that it computes with.
+    pub dtypes: Vec<&'static str>,
+    /// Products of small matrices that it has instructions for, `16x16x16 f16`; none where there are none.
+    pub cooperative_matrices: Vec<String>,
+}
+
+impl DeviceReport {
+    /// A device of which nothing else is known.
+    fn bare(name: String, kind: String, note: String, works: bool) -> Self {
+        let (dtypes, cooperative_matrices) = (Vec::new(), Vec::new());
+        Self { name, kind, note, works, memory: None, compiles_for: None, dtypes, cooperative_matrices }
+    }
+}
+
+/// The types of floats that a device computes with.
+fn dtypes(device: &Device) -> Vec<&'static str> {
+    [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16), ("f64", DType::F64)]
+        .into_iter()
+        .filter_map(|(name, dtype)| device.supports_dtype(dtype).then_some(name))
+        .collect()
 }
 
 /// Every device of the backends that are built in.
@@ -153,10 +188,14 @@ fn processor() -> DeviceReport {
     let mut notes = vec![format!("{threads} threads")];
     notes.extend(instruction_sets().into_iter().map(str::to_owned));
     DeviceReport {
-        name: "cpu".to_owned(),
-        kind: model.unwrap_or(std::env::consts::ARCH).to_owned(),
-        note: notes.join(", "),
-        works: true,
+        memory: crate::memory::capacity(&Device::flex()),
+        dtypes: dtypes(&Device::flex()),
+        ..DeviceReport::bare(
+            "cpu".to_owned(),
+            model.unwrap_or(std::env::consts::ARCH).to_owned(),
+            notes.join(", "),
+            true,
+        )
     }
 }
 
@@ -183,7 +222,10 @@ mod gpu {
         sync::Mutex,
     };
 
-    use burn::tensor::{Device, DeviceType, Tensor};
+    use burn::{
+        backend::DispatchDevice,
+        tensor::{Device, DeviceType, Tensor},
+    };
 
     use super::{DeviceError, DeviceReport};
 
@@ -211,9 +253,7 @@ mod gpu {
     }
 
     pub(super) fn report(backend: &str, device_type: DeviceType) -> Vec<DeviceReport> {
-        let nothing = |reason: String| {
-            vec![DeviceReport { name: backend.to_owned(), kind: "none".to_owned(), note: reason, works: false }]
-        };
+        let nothing = |reason: String| vec![DeviceReport::bare(backend.to_owned(), "none".to_owned(), reason, false)];
         match guarded(|| Device::enumerate(device_type).into_vec()) {
             Err(reason) => nothing(reason),
             Ok(found) if found.is_empty() => nothing("no GPU or no driver was found".to_owned()),
@@ -223,21 +263,41 @@ mod gpu {
                 .map(|(index, device)| match guarded(|| device.identity()) {
                     Ok(identity) => {
                         let is_card = identity.as_ref().is_some_and(|identity| identity.physical.is_some());
+                        let note = if is_card { String::new() } else { "not a card: software".to_owned() };
+                        let (kind, compiles_for) = match identity {
+                            Some(identity) => (identity.name, Some(identity.fingerprint)),
+                            None => ("unnamed".to_owned(), None),
+                        };
                         DeviceReport {
-                            name: format!("{backend}:{index}"),
-                            kind: identity.map_or_else(|| "unnamed".to_owned(), |identity| identity.name),
-                            note: if is_card { String::new() } else { "not a card: software".to_owned() },
-                            works: true,
+                            memory: total_memory(device),
+                            compiles_for,
+                            dtypes: super::dtypes(device),
+                            cooperative_matrices: cooperative_matrices(device),
+                            ..DeviceReport::bare(format!("{backend}:{index}"), kind, note, true)
                         }
                     }
-                    Err(note) => DeviceReport {
-                        name: format!("{backend}:{index}"),
-                        kind: "unnamed".to_owned(),
-                        note,
-                        works: false,
-                    },
+                    Err(note) => DeviceReport::bare(format!("{backend}:{index}"), "unnamed".to_owned(), note, false),
                 })
                 .collect(),
+        }
+    }
+
+    /// The sizes and types of small matrices that one instruction multiplies.
+    fn cooperative_matrices(device: &Device) -> Vec<String> {
+        let DispatchDevice::Cube(device) = device.as_dispatch() else { return Vec::new() };
+        let client = device.client();
+        let found = client.properties().features.matmul.cmma.iter();
+        let mut found: Vec<String> =
+            found.map(|one| format!("{}x{}x{} {}", one.m, one.n, one.k, one.a_type).to_lowercase()).collect();
+        found.dedup();
+        found
+    }
+
+    pub(super) fn total_memory(device: &Device) -> Option<u64> {
+        match device.as_dispatch() {
+            DispatchDevice::Cube(device) => device.client().properties().memory.max_memory(),
+            DispatchDevice::Autodiff(_) => total_memory(&device.clone().inner()),
+            _ => None,
         }
     }
 

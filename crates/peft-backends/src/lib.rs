@@ -2,6 +2,7 @@
 
 pub mod device;
 mod mapped_file;
+pub mod memory;
 pub mod ops;
 mod recompute;
 

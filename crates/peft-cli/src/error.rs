@@ -12,6 +12,18 @@ pub(crate) enum CliError {
     /// From the choice of a device.
     #[error(transparent)]
     Device(#[from] peft::backends::device::DeviceError),
+    /// The device's memory does not suffice.
+    #[error(
+        "the device ran out of memory ({0}); take a smaller per_device_train_batch_size or max_length, pack the weights with \
+         load_in_4bit, or use --device cpu with gradient_checkpointing; peft train --dry-run estimates what a recipe needs"
+    )]
+    DeviceMemory(String),
+    /// The device or its driver stopped working.
+    #[error("the device failed: {0}; peft doctor shows which devices work, --device cpu always does")]
+    DeviceFailed(String),
+    /// A mistake in the program.
+    #[error("internal error: {0}; run with RUST_BACKTRACE=1 and report it")]
+    Internal(String),
     /// Wrong use of the command line.
     #[error("{0}")]
     Usage(String),
@@ -27,8 +39,9 @@ impl CliError {
             Self::Peft(error) => error.exit_code(),
             Self::Train(error) => error.exit_code(),
             Self::Device(error) => error.exit_code(),
+            Self::DeviceMemory(_) | Self::DeviceFailed(_) => 5,
             Self::Usage(_) => 2,
-            Self::Stdout(_) => 1,
+            Self::Stdout(_) | Self::Internal(_) => 1,
         }
     }
 }

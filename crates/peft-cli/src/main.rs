@@ -2,6 +2,7 @@
 
 mod error;
 mod generation_args;
+mod panics;
 mod quantization_args;
 mod session;
 mod terminal;
@@ -57,7 +58,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let Cli { verb, globals } = Cli::parse();
-    let done = match verb {
+    let done = panics::caught(|| match verb {
         Verb::Train(verb) => verb.run(&globals),
         Verb::Eval(verb) => verb.run(&globals),
         Verb::Predict(verb) => verb.run(&globals),
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
         Verb::Plugins(verb) => verb.run(&globals),
         Verb::Doctor(verb) => verb.run(&globals),
         Verb::Data(verb) => verb.run(&globals),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

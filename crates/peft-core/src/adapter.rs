@@ -12,6 +12,7 @@ use burn::{
 
 use crate::{
     DynParam, DynTensor, PackedWeight, PeftConfig, Plan,
+    by_rows::AdapterRows,
     prompt::PromptPlan,
     tuner::{LayerTuner, Tensors},
 };
@@ -145,6 +146,8 @@ pub struct AdapterSet {
     pub(crate) entries: Vec<Entry>,
     pub(crate) training: Param<Flag>,
     packed: Option<Arc<dyn PackedWeight>>,
+    /// Which adapter acts on which rows; all act on all rows where nothing is said.
+    rows: Option<Arc<AdapterRows>>,
 }
 
 impl AdapterSet {
@@ -152,12 +155,54 @@ impl AdapterSet {
     pub(crate) const CONTAINER: &'static str = "Struct:AdapterSet";
 
     pub(crate) fn new(entries: Vec<Entry>) -> Self {
-        Self { entries, training: Param::from_bool(false), packed: None }
+        Self { entries, training: Param::from_bool(false), packed: None, rows: None }
     }
 
     /// The same on a parameter that only stands for a packed weight.
     pub(crate) fn on(self, packed: Option<Arc<dyn PackedWeight>>) -> Self {
         Self { packed, ..self }
+    }
+
+    /// The same with each adapter acting on its rows alone.
+    pub(crate) fn by(self, rows: Option<Arc<AdapterRows>>) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Which adapter acts on which rows, where they do so by row: trained biases never do.
+    pub(crate) fn differs_by_row(&self) -> Option<&Arc<AdapterRows>> {
+        self.rows.as_ref().filter(|_| self.entries.iter().any(|entry| !matches!(entry.role, Role::Bias)))
+    }
+
+    /// Whether one of the rows has an adapter that acts here.
+    pub(crate) fn acts_on_rows(&self) -> bool {
+        let acts = |rows: &AdapterRows| {
+            self.entries.iter().any(|entry| !matches!(entry.role, Role::Bias) && rows.has(&entry.adapter))
+        };
+        self.rows.as_deref().is_some_and(acts)
+    }
+
+    /// Whether an adapter has a copy of the parameter.
+    pub(crate) fn has_copies(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(entry.role, Role::Saved))
+    }
+
+    /// An adapter's copy of the parameter.
+    pub(crate) fn copy_of<const D: usize>(&self, adapter: Option<&str>) -> Option<Tensor<D>> {
+        let is_copy = |entry: &&Entry| matches!(entry.role, Role::Saved) && Some(&*entry.adapter) == adapter;
+        self.entries.iter().find(is_copy)?.tensors.first()?.1.val()
+    }
+
+    /// The bias that was trained in the place of the base's own.
+    pub(crate) fn trained_bias(&self) -> Option<Tensor<1>> {
+        self.entries.iter().find(|entry| matches!(entry.role, Role::Bias))?.tensors.first()?.1.val()
+    }
+
+    /// The tuner of an adapter with its tensors.
+    pub(crate) fn tuned_by(&self, adapter: &str) -> Option<(&dyn LayerTuner, Tensors<'_>)> {
+        self.entries.iter().find_map(|entry| match &entry.role {
+            Role::Tuned(layer) if &*entry.adapter == adapter => Some((&**layer, Tensors(&entry.tensors))),
+            _ => None,
+        })
     }
 
     /// The parameter's weight, if it is packed.
@@ -196,7 +241,7 @@ impl AdapterSet {
 
     /// The set with those tensors of rank 2 replaced for which `f` has another value.
     pub(crate) fn constrained(self, f: impl Fn(&str, Tensor<2>) -> Option<Tensor<2>>) -> Self {
-        let (training, packed) = (self.training.clone(), self.packed.clone());
+        let Self { entries, training, packed, rows } = self;
         let entry = |entry: Entry| {
             let tensors = entry.tensors.into_iter().map(|(name, param)| {
                 let value = param.val::<2>().and_then(|value| f(&name, value.detach()));
@@ -210,19 +255,19 @@ impl AdapterSet {
             });
             Entry { tensors: tensors.collect(), ..entry }
         };
-        Self { entries: self.entries.into_iter().map(entry).collect(), training, packed }
+        Self { entries: entries.into_iter().map(entry).collect(), training, packed, rows }
     }
 
     fn packed_on(&self, device: &Device) -> Option<Arc<dyn PackedWeight>> {
         self.packed.as_ref().map(|packed| packed.to_device(device))
     }
 
-    fn each(self, mut f: impl FnMut(DynParam) -> DynParam) -> Vec<Entry> {
+    fn each(self, mut f: impl FnMut(DynParam) -> DynParam) -> Self {
         let entry = |entry: Entry| Entry {
             tensors: entry.tensors.into_iter().map(|(name, param)| (name, f(param))).collect(),
             ..entry
         };
-        self.entries.into_iter().map(entry).collect()
+        Self { entries: self.entries.into_iter().map(entry).collect(), ..self }
     }
 }
 
@@ -259,7 +304,7 @@ impl Module for AdapterSet {
         mapper.enter_module("training", Self::CONTAINER);
         let training = Module::map(self.training, mapper);
         mapper.exit_module("training", Self::CONTAINER);
-        Self { entries, training, packed: self.packed }
+        Self { entries, training, packed: self.packed, rows: self.rows }
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
@@ -268,23 +313,21 @@ impl Module for AdapterSet {
     }
 
     fn to_device(self, device: &Device) -> Self {
-        let (training, packed) = (self.training.clone(), self.packed_on(device));
-        Self { entries: self.each(|param| param.moved_to(device)), training, packed }
+        Self { packed: self.packed_on(device), ..self }.each(|param| param.moved_to(device))
     }
 
     fn fork(self, device: &Device) -> Self {
-        let (training, packed) = (self.training.clone(), self.packed_on(device));
-        Self { entries: self.each(|param| param.fork(device)), training, packed }
+        Self { packed: self.packed_on(device), ..self }.each(|param| param.fork(device))
     }
 
     fn valid(&self) -> Self {
         let training = self.training.valid();
-        Self { entries: self.clone().each(|param| param.valid()), training, packed: self.packed.clone() }
+        Self { training, ..self.clone() }.each(|param| param.valid())
     }
 
     fn train(self) -> Self {
-        let (training, packed) = (Module::train(self.training.clone()), self.packed.clone());
-        Self { entries: self.each(DynParam::train), training, packed }
+        let training = Module::train(self.training.clone());
+        Self { training, ..self }.each(DynParam::train)
     }
 
     fn materialize(self) -> Self {
@@ -307,6 +350,14 @@ impl Reparameterization for AdapterSet {
         // What is replaced anyway need not be unpacked.
         let packed = self.packed.as_ref().filter(|_| !self.replaces()).map(|packed| packed.dense());
         let unpacked = packed.map(|dense| DynTensor::R2(dense).cast(base.dtype())).and_then(|dense| dense.get());
+        if let Some(rows) = self.differs_by_row() {
+            if self.acts_on_rows() {
+                rows.refuse(|| {
+                    "a layer computes with an adapted parameter as a whole, which cannot differ by row".to_owned()
+                });
+            }
+            return unpacked.unwrap_or(base);
+        }
         self.entries.iter().fold(unpacked.unwrap_or(base), |value, entry| match &entry.role {
             Role::Saved | Role::Bias => entry.tensors.first().and_then(|(_, copy)| copy.val()).unwrap_or(value),
             Role::Tied { transposed } => {

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 
 use crate::{
-    Batch, DynModule, Error, FreshValues, ModuleTree, PackedWeights, Result, ShiftRight, fresh::is_ending,
+    Acting, Batch, DynModule, Error, FreshValues, ModuleTree, PackedWeights, Result, ShiftRight, fresh::is_ending,
     packed::base_value, registry::Plugin,
 };
 
@@ -340,7 +340,7 @@ impl BaseModel {
 
     /// The module as it runs without an adapter.
     pub fn running(&self) -> Box<dyn DynModule> {
-        self.module.attach(&|path| self.info.rename(path), &self.packed, &[], true).set_training(false)
+        self.module.attach(&|path| self.info.rename(path), &self.packed, &[], &Acting::Together).set_training(false)
     }
 
     /// Modules and parameters by checkpoint name.

@@ -10,23 +10,49 @@ use burn::{
 use crate::{
     Adapter, AdapterSet, DynParam, DynTensor, PackedWeights,
     adapter::{Entry, Role},
+    by_rows::AdapterRows,
     prompt::PromptPlan,
 };
+
+/// Where the adapters that hang on a model act.
+#[derive(Debug, Clone)]
+pub enum Acting {
+    /// Nowhere.
+    Off,
+    /// All of them on all rows.
+    Together,
+    /// Each on its own rows.
+    ByRow(Arc<AdapterRows>),
+}
+
+impl Acting {
+    fn is_on(&self) -> bool {
+        !matches!(self, Self::Off)
+    }
+
+    fn rows(&self) -> Option<Arc<AdapterRows>> {
+        match self {
+            Self::ByRow(rows) => Some(Arc::clone(rows)),
+            Self::Off | Self::Together => None,
+        }
+    }
+}
 
 /// Hangs the adapters on the base model's parameters.
 ///
 /// The base is not changed and no weight is copied. Parameters without an adapter are left as they are; call this on a
 /// plain base model, since Burn keeps an older reparameterization and drops a newer one.
 ///
-/// With `enabled` false only trained biases act, as PEFT's `disable_adapter` leaves them. Weights that are `packed` are hung on
+/// With [`Acting::Off`] only trained biases act, as PEFT's `disable_adapter` leaves them. Weights that are `packed` are hung on
 /// the placeholders that stand for them in any case.
 pub fn attach<M: Module>(
     base: M,
     rename: &dyn Fn(&str) -> String,
     packed: &PackedWeights,
     adapters: &[(&str, &Adapter)],
-    enabled: bool,
+    acting: &Acting,
 ) -> M {
+    let enabled = acting.is_on();
     let mut sets: HashMap<&str, Vec<Entry>> = HashMap::new();
     for (name, adapter) in adapters {
         let name: Arc<str> = Arc::from(*name);
@@ -52,13 +78,14 @@ pub fn attach<M: Module>(
             sets.entry(&tie.copy).or_default().push(Entry { adapter: Arc::from(*name), role, tensors });
         }
     }
-    let sets = sets.into_iter().map(|(parameter, entries)| (parameter, AdapterSet::new(entries))).collect();
+    let sets =
+        sets.into_iter().map(|(parameter, entries)| (parameter, AdapterSet::new(entries).by(acting.rows()))).collect();
     base.map(&mut Attach { path: Vec::new(), rename, packed, sets })
 }
 
 /// The tensors of the prompt among the adapters, and how it enters; none if there is no prompt or adapters are switched off.
-pub(crate) fn prompt(adapters: &[(&str, &Adapter)], enabled: bool) -> Option<(AdapterSet, Arc<PromptPlan>)> {
-    let (name, adapter) = adapters.iter().find(|(_, adapter)| enabled && adapter.plan.prompt.is_some())?;
+pub(crate) fn prompt(adapters: &[(&str, &Adapter)], acting: &Acting) -> Option<(AdapterSet, Arc<PromptPlan>)> {
+    let (name, adapter) = adapters.iter().find(|(_, adapter)| acting.is_on() && adapter.plan.prompt.is_some())?;
     let tensors = adapter.prompt_tensors().collect();
     let entry = Entry { adapter: Arc::from(*name), role: Role::Prompt, tensors };
     Some((AdapterSet::new(vec![entry]), Arc::clone(adapter.plan.prompt.as_ref()?)))

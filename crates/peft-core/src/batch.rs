@@ -77,6 +77,28 @@ impl Labels {
         self.0.is_empty()
     }
 
+    /// The labels of some of the rows of a batch.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if they are not one entry a row, or cannot be read.
+    pub fn rows(&self, rows: &[usize], batch: usize) -> Result<Self> {
+        let of = |(name, data): (&String, &TensorData)| {
+            let mut shape = data.shape().as_slice().to_vec();
+            let wrong =
+                || Error::Data(format!("`{name}` is {shape:?}: labels of a batch of {batch} rows begin with the rows"));
+            if shape.first() != Some(&batch) {
+                return Err(wrong());
+            }
+            let width = shape.iter().skip(1).product::<usize>() * data.dtype().size();
+            let bytes = data.as_bytes();
+            let row = |row: &usize| bytes.get(row * width..(row + 1) * width);
+            let taken = rows.iter().map(row).collect::<Option<Vec<_>>>().ok_or_else(wrong)?.concat();
+            shape[0] = rows.len();
+            Ok((name.clone(), TensorData::from_bytes_vec(taken, shape, data.dtype())))
+        };
+        self.0.iter().map(of).collect::<Result<_>>().map(Self)
+    }
+
     /// The integer labels of that name, flattened.
     ///
     /// # Errors
@@ -205,6 +227,17 @@ impl Outputs {
         let tensor = self.get::<D>(name)?;
         let values = tensor.try_to_vec_as::<f32>();
         Ok((values.map_err(|error| Error::Data(format!("cannot read `{name}`: {error}")))?, tensor.dims()))
+    }
+
+    /// The outputs for some of the rows of a batch; what does not begin with the rows stays as it is.
+    #[must_use]
+    pub fn rows(&self, rows: &[usize], batch: usize) -> Self {
+        let of = |output: &Output| match output {
+            _ if output.shape().first() != Some(&batch) => output.clone(),
+            Output::Tensor(tensor) => Output::Tensor(Box::new((**tensor).clone().rows(rows))),
+            Output::Words(words) => Output::Words(Box::new(words.rows(rows))),
+        };
+        Self(self.0.iter().map(|(name, output)| (*name, of(output))).collect())
     }
 
     /// All outputs in order.

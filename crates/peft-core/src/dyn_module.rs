@@ -8,7 +8,9 @@ use burn::{
     tensor::{Device, Gradients, Tensor},
 };
 
-use crate::{Adapter, DynParam, DynTensor, Inputs, ModuleTree, Outputs, PackedWeights, attach, prompted::Prompted};
+use crate::{
+    Acting, Adapter, DynParam, DynTensor, Inputs, ModuleTree, Outputs, PackedWeights, attach, prompted::Prompted,
+};
 
 /// What a Burn module needs to become a model of `peft`: a forward pass.
 ///
@@ -35,7 +37,7 @@ pub trait DynModule: Send + Debug {
         rename: &dyn Fn(&str) -> String,
         packed: &PackedWeights,
         adapters: &[(&str, &Adapter)],
-        enabled: bool,
+        acting: &Acting,
     ) -> Box<dyn DynModule>;
     /// The current values of what [`attach`](Self::attach) hung on it.
     fn attached_params(&self) -> HashMap<ParamId, DynParam>;
@@ -78,10 +80,10 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
         rename: &dyn Fn(&str) -> String,
         packed: &PackedWeights,
         adapters: &[(&str, &Adapter)],
-        enabled: bool,
+        acting: &Acting,
     ) -> Box<dyn DynModule> {
-        let attached = attach::attach(self.clone(), rename, packed, adapters, enabled);
-        match attach::prompt(adapters, enabled) {
+        let attached = attach::attach(self.clone(), rename, packed, adapters, acting);
+        match attach::prompt(adapters, acting) {
             Some((prompt, plan)) => Box::new(Prompted::new(attached, prompt, plan)),
             None => Box::new(attached),
         }

@@ -5,7 +5,7 @@ use std::any::Any;
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
-    tensor::{DType, Device, FloatDType, Tensor, TensorData},
+    tensor::{DType, Device, FloatDType, Int, Tensor, TensorData},
 };
 
 macro_rules! ranks {
@@ -135,12 +135,31 @@ impl DynTensor {
         keep_rank!(self, tensor => if tensor.dtype() == dtype { tensor } else { tensor.cast(FloatDType::from(dtype)) })
     }
 
+    /// Some of the rows, in their order.
+    #[must_use]
+    pub fn rows(self, rows: &[usize]) -> Self {
+        keep_rank!(self, tensor => select_rows(tensor, rows))
+    }
+
     /// The tensor of rank 2 with its dimensions swapped; other ranks are returned as they are.
     #[must_use]
     pub fn transposed(self) -> Self {
         match self {
             Self::R2(tensor) => Self::R2(tensor.transpose()),
             other => other,
+        }
+    }
+}
+
+/// Entries of the first dimension; rows side by side are not copied.
+pub(crate) fn select_rows<const D: usize>(tensor: Tensor<D>, rows: &[usize]) -> Tensor<D> {
+    match rows {
+        [first, .., last] if rows.is_sorted() && last - first + 1 == rows.len() => tensor.narrow(0, *first, rows.len()),
+        [row] => tensor.narrow(0, *row, 1),
+        rows => {
+            let places: Vec<i64> = rows.iter().map(|row| i64::try_from(*row).unwrap_or(i64::MAX)).collect();
+            let places = Tensor::<1, Int>::from_data(TensorData::new(places, [rows.len()]), &tensor.device().inner());
+            tensor.select(0, places)
         }
     }
 }

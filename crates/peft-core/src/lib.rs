@@ -12,6 +12,7 @@ pub mod architecture;
 pub mod attach;
 pub mod bad_rows;
 pub mod batch;
+pub mod by_rows;
 pub mod chat;
 pub mod config;
 pub mod dyn_module;
@@ -41,6 +42,7 @@ pub mod word_logits;
 
 pub use adapter::{Adapter, AdapterSet};
 pub use architecture::{ArchitecturePlugin, AutoClass, BaseModel, ModelInfo, PastShape};
+pub use attach::Acting;
 pub use bad_rows::BadRows;
 pub use batch::{Batch, Inputs, Labels, Outputs};
 pub use config::PeftConfig;

@@ -7,7 +7,7 @@ use burn::{
 };
 
 use crate::{
-    AdapterSet, FrozenWeight,
+    AdapterSet, FrozenWeight, by_rows,
     tuner::{LinearCall, LowRank},
 };
 
@@ -61,13 +61,27 @@ fn adapted<const D: usize>(
     input: Tensor<D>,
     product: Product,
 ) -> Tensor<D> {
-    let bias = bias.map(Param::val);
     let mut dims = input.dims();
     let [d_in, d_out] = weight.dims();
     let tokens = dims.iter().take(D - 1).product::<usize>();
     // Always a product of two matrices: in a batched one the processor's kernels would first copy a transposed weight.
     let input = input.reshape([tokens, d_in]);
-    let output = match weight.reparameterization::<AdapterSet>() {
+    let of_bias = bias.and_then(|bias| bias.reparameterization());
+    let by_rows = by_rows::rows_of(weight.reparameterization(), of_bias);
+    let rows = dims.first().copied().unwrap_or_default();
+    let output = match by_rows {
+        Some(by_rows) => by_rows::linear(&by_rows, rows, weight, bias, input, product),
+        None => by_all(weight, bias.map(Param::val), input, product),
+    };
+    if let Some(last) = dims.last_mut() {
+        *last = d_out;
+    }
+    output.reshape(dims)
+}
+
+/// The layer with all its adapters on all rows.
+fn by_all(weight: &Param<Tensor<2>>, bias: Option<Tensor<1>>, input: Tensor<2>, product: Product) -> Tensor<2> {
+    match weight.reparameterization::<AdapterSet>() {
         // `val` also where no adapter is: the weight may have another reparameterization, Burn's own `Lora` for one.
         None => product(input, weight.val(), bias),
         Some(set) if set.replaces() => product(input, weight.val(), bias),
@@ -84,11 +98,7 @@ fn adapted<const D: usize>(
             };
             tuned.fold(first, |output, (layer, tensors)| layer.forward(&tensors, &call, output))
         }
-    };
-    if let Some(last) = dims.last_mut() {
-        *last = d_out;
     }
-    output.reshape(dims)
 }
 
 /// A linear layer whose adapters are one low-rank product or none, in its parts.
@@ -105,6 +115,10 @@ pub struct LinearParts {
 /// The parts of a linear layer, for an operation that has several inside; none where its adapters are something else, which
 /// [`adapted_linear`] computes.
 pub fn linear_parts(linear: &Linear) -> Option<LinearParts> {
+    let of_bias = linear.bias.as_ref().and_then(|bias| bias.reparameterization());
+    if by_rows::rows_of(linear.weight.reparameterization(), of_bias).is_some() {
+        return None;
+    }
     let bias = linear.bias.as_ref().map(Param::val);
     let set = linear.weight.reparameterization::<AdapterSet>().filter(|set| !set.replaces());
     let Some(set) = set else {
@@ -126,6 +140,9 @@ pub fn linear_parts(linear: &Linear) -> Option<LinearParts> {
 /// - `ids`: `[batch, sequence]`
 /// - returned: `[batch, sequence, dimensions]`
 pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3> {
+    if let Some(rows) = by_rows::rows_of(embedding.weight.reparameterization(), None) {
+        return by_rows::embedding(&rows, &embedding.weight, ids);
+    }
     match embedding.weight.reparameterization::<AdapterSet>() {
         None => module::embedding(embedding.weight.val(), ids),
         Some(set) if set.replaces() => module::embedding(embedding.weight.val(), ids),

@@ -1,6 +1,7 @@
 //! A base model and its named adapters: PEFT's `PeftModel`.
 
 mod merging;
+mod rows;
 mod tensors;
 
 use std::{
@@ -21,12 +22,15 @@ use crate::{
     Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, Labels, ModelInfo,
     ModuleTree, Outputs, PeftConfig, Result, TaskPlugin,
     adapter::AdapterTensor,
+    attach::Acting,
+    by_rows::AdapterRows,
     explain,
     files::AdapterFolder,
     prompt::{PROMPT_EMBEDDINGS, PromptPlan},
     tokenizer::Tokenizer,
     tuner::Init,
 };
+pub use rows::AdapterLoss;
 use tensors::{Slot, initial};
 
 /// The name that PEFT gives an adapter when none is given.
@@ -43,6 +47,8 @@ pub struct PeftModel {
     device: Device,
     adapters: IndexMap<String, Adapter>,
     active: Vec<String>,
+    /// The adapters of the rows of a batch, where each row has its own.
+    rows: Option<Arc<AdapterRows>>,
     enabled: bool,
     training: bool,
     module: Box<dyn DynModule>,
@@ -61,6 +67,7 @@ impl PeftModel {
             device: device.clone().autodiff(),
             adapters: IndexMap::new(),
             active: Vec::new(),
+            rows: None,
             enabled: true,
             training: false,
             module,
@@ -172,6 +179,7 @@ impl PeftModel {
         }
         self.sync();
         self.active = names.iter().map(|name| (*name).to_owned()).collect();
+        self.rows = None;
         self.reattach();
         Ok(())
     }
@@ -221,14 +229,19 @@ impl PeftModel {
     }
 
     fn reattach(&mut self) {
-        let active: Vec<(&str, &Adapter)> = self
-            .active
-            .iter()
-            .filter_map(|name| self.adapters.get_key_value(name))
-            .map(|(n, a)| (n.as_str(), a))
-            .collect();
+        // Whatever may be named for a row hangs on the model, so that its gradients add up over batches of other rows.
+        let hung: Vec<(&String, &Adapter)> = match &self.rows {
+            Some(_) => self.adapters.iter().filter(|(_, adapter)| self.refuses_rows(adapter).is_none()).collect(),
+            None => self.active.iter().filter_map(|name| self.adapters.get_key_value(name)).collect(),
+        };
+        let hung: Vec<(&str, &Adapter)> = hung.into_iter().map(|(name, adapter)| (name.as_str(), adapter)).collect();
+        let acting = match &self.rows {
+            _ if !self.enabled => Acting::Off,
+            Some(rows) => Acting::ByRow(Arc::clone(rows)),
+            None => Acting::Together,
+        };
         let info = &self.base.info;
-        let module = self.base.module.attach(&|path| info.rename(path), &self.base.packed, &active, self.enabled);
+        let module = self.base.module.attach(&|path| info.rename(path), &self.base.packed, &hung, &acting);
         self.module = module.set_training(self.training);
         self.info = match self.prompt() {
             Some(prompt) => Arc::new(prompt.info(&self.base.info)),
@@ -238,7 +251,8 @@ impl PeftModel {
 
     /// The prompt that stands before the input, if there is one.
     fn prompt(&self) -> Option<&PromptPlan> {
-        let active = self.active.iter().filter(|_| self.enabled).filter_map(|name| self.adapters.get(name));
+        let acts = self.enabled && self.rows.is_none();
+        let active = self.active.iter().filter(|_| acts).filter_map(|name| self.adapters.get(name));
         active.filter_map(|adapter| adapter.plan.prompt.as_deref()).next()
     }
 
@@ -390,6 +404,14 @@ impl PeftModel {
         self.sync();
         let active = self.active.iter().filter_map(|name| self.adapters.get(name));
         active.flat_map(|a| a.tensors.iter().filter(|t| t.param.is_trainable()).cloned()).collect()
+    }
+
+    /// One adapter's trainable tensors, whether it is active or not.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if it is unknown.
+    pub fn trainable_of(&mut self, name: &str) -> Result<Vec<AdapterTensor>> {
+        Ok(self.adapter(name)?.tensors.iter().filter(|t| t.param.is_trainable()).cloned().collect())
     }
 
     /// The adapter's tensors as its file has them.

@@ -9,7 +9,8 @@ use burn::{
 };
 
 use crate::{
-    Adapter, AdapterSet, DynModule, DynParam, DynTensor, Forward, Inputs, ModuleTree, Outputs, PackedWeights, attach,
+    Acting, Adapter, AdapterSet, DynModule, DynParam, DynTensor, Forward, Inputs, ModuleTree, Outputs, PackedWeights,
+    attach,
     dyn_module::{ParamFn, with_training},
     prompt::PromptPlan,
 };
@@ -58,9 +59,9 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
         rename: &dyn Fn(&str) -> String,
         packed: &PackedWeights,
         adapters: &[(&str, &Adapter)],
-        enabled: bool,
+        acting: &Acting,
     ) -> Box<dyn DynModule> {
-        self.model.attach(rename, packed, adapters, enabled)
+        self.model.attach(rename, packed, adapters, acting)
     }
 
     fn attached_params(&self) -> HashMap<ParamId, DynParam> {

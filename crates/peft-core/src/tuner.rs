@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::{
     DynParam, DynTensor, Error, FrozenWeight, PeftConfig, Result,
     architecture::ModelInfo,
+    by_rows::RowsPart,
     module_tree::ModuleTree,
     plan::{Plan, TaskRules},
     registry::Plugin,
@@ -82,6 +83,20 @@ pub trait LayerTuner: Debug + Send + Sync {
             Some(merged) => burn::tensor::module::embedding(merged, ids),
             None => output,
         }
+    }
+
+    /// Why rows of one batch cannot have different adapters where this is one of them, after "it"; none if they can.
+    fn refuses_rows(&self) -> Option<&'static str> {
+        Some("has a tuner that acts on whole batches")
+    }
+
+    /// Adds the contributions of adapters that each act on some rows, for a tuner that has them as one operation; none where it
+    /// has not. The first of them is this one.
+    ///
+    /// # Shapes
+    /// - `output`, returned: `[tokens, d_out]`
+    fn forward_by_rows(&self, _parts: &[RowsPart<'_>], _call: &LinearCall, _output: Tensor<2>) -> Option<Tensor<2>> {
+        None
     }
 
     /// Numbers worth showing to a person, such as rank and scale.

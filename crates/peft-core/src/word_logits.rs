@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::{FrozenWeight, linear::Product};
+use crate::{FrozenWeight, dyn_tensor::select_rows, linear::Product};
 
 /// How a backend computes `-log softmax(hidden W)[target]` of each row that has a target, in one operation.
 ///
@@ -41,6 +41,12 @@ impl WordLogits {
     pub fn last(&self) -> Tensor<3> {
         let positions = self.hidden.dims()[1];
         self.of(self.hidden.clone().narrow(1, positions.saturating_sub(1), 1))
+    }
+
+    /// The same for some of the rows of the batch.
+    #[must_use]
+    pub fn rows(&self, rows: &[usize]) -> Self {
+        Self { hidden: select_rows(self.hidden.clone(), rows), ..self.clone() }
     }
 
     /// The cross-entropy of each position that has a target; none where that takes the logits.

@@ -35,11 +35,11 @@ pub struct Activations {
 
 /// What one layer keeps of the largest batch, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Kept {
+pub(crate) struct Kept {
     /// If it keeps what it computes.
-    all: u64,
+    pub(crate) all: u64,
     /// If it keeps its input; none where that is asked for no gradient, so that it does not run again.
-    input: Option<u64>,
+    pub(crate) input: Option<u64>,
 }
 
 impl Activations {
@@ -69,7 +69,9 @@ impl Activations {
             return Err(PeftError::Config { origin, key, problem }.into());
         }
         let budget = training.activation_memory_mb.map(|megabytes| megabytes.saturating_mul(1_000_000));
-        Ok(Some(fewest(&kept(recipe, prepared, &plan), budget)))
+        let layers = kept(recipe, prepared, &plan, tokens(recipe, prepared));
+        let layers: Vec<Kept> = layers.into_iter().map(|(_, kept)| kept).collect();
+        Ok(Some(fewest(&layers, budget)))
     }
 }
 
@@ -112,11 +114,11 @@ fn fewest(kept: &[Kept], budget: Option<u64>) -> Activations {
     }
 }
 
-/// What each layer keeps, in the order in which they run.
+/// What each layer keeps of so many source and target tokens, in the order in which they run.
 ///
 /// A linear layer's output is kept by what comes behind it (norms, attention, activations); an adapted layer keeps its input as
 /// well, once for all that share it. Scores and what norms and adapters keep besides are small.
-fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan) -> Vec<Kept> {
+pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u64; 2]) -> Vec<(String, Kept)> {
     let BaseModel { info, .. } = &prepared.base;
     let tree = prepared.base.tree();
     let saved = plan.saved_params(&tree);
@@ -124,7 +126,7 @@ fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan) -> Vec<Kept> {
     let parameters: HashSet<&str> = saved.iter().chain(&plan.biases).map(String::as_str).collect();
     let is_half = matches!(recipe.model.dtype, Some(WeightType::Bf16 | WeightType::F16));
     let value = if is_half { 2 } else { 4 };
-    let [source, target] = tokens(recipe, prepared).map(|tokens| tokens * value);
+    let [source, target] = tokens.map(|tokens| tokens * value);
 
     let mut layers: Vec<(&str, Kept)> = Vec::new();
     let mut inputs: HashSet<(&str, usize)> = HashSet::new();
@@ -167,7 +169,7 @@ fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan) -> Vec<Kept> {
             kept.all = 0;
         }
     }
-    layers.into_iter().map(|(_, kept)| kept).collect()
+    layers.into_iter().map(|(name, kept)| (name.to_owned(), kept)).collect()
 }
 
 /// The part of a name up to the number of a layer.
@@ -187,6 +189,12 @@ fn layer_of(name: &str) -> Option<&str> {
 fn tokens(recipe: &Recipe, prepared: &Prepared) -> [u64; 2] {
     let data = &prepared.train;
     let rows = (recipe.training.per_device_train_batch_size * data.bound).min(data.examples.len());
+    lengths(prepared).map(|length| (rows * length) as u64)
+}
+
+/// The longest source and target, with what a prompt adds.
+pub(crate) fn lengths(prepared: &Prepared) -> [usize; 2] {
+    let data = &prepared.train;
     let longest = |length: fn(&Example) -> usize| data.examples.iter().map(length).max().unwrap_or(0);
     let source = longest(|example| example.input_ids.len());
     let target = longest(|example| {
@@ -195,7 +203,7 @@ fn tokens(recipe: &Recipe, prepared: &Prepared) -> [u64; 2] {
         lengths.max().unwrap_or(0)
     });
     let target = if target == 0 { source } else { target };
-    [source, target].map(|length| (rows * (length + prepared.info.virtual_outputs)) as u64)
+    [source, target].map(|length| length + prepared.info.virtual_outputs)
 }
 
 #[cfg(test)]

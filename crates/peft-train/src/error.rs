@@ -74,6 +74,12 @@ pub enum Error {
         /// What differs and what can be done.
         problem: String,
     },
+    /// The run would not fit into the device's memory.
+    #[error("not enough memory: {problem}; --no-memory-check starts anyway")]
+    Memory {
+        /// What is needed, what is there, and what would fit.
+        problem: String,
+    },
     /// The loss is not a number any more.
     #[error("the loss is {loss} at step {step}; try a smaller learning_rate, warmup_steps, or a max_grad_norm above 0")]
     Diverged {
@@ -111,6 +117,7 @@ impl Error {
             | Self::Value { .. }
             | Self::Override { .. }
             | Self::Resume { .. } => 2,
+            Self::Memory { .. } => 5,
             Self::Diverged { .. } | Self::NotFinite { .. } => 1,
             Self::Interrupted { .. } => 130,
         }

@@ -2,13 +2,13 @@
 
 use burn::tensor::Device;
 use peft::{
-    DynModule, Error as PeftError, Labels, PeftModel, Task,
+    Error as PeftError, Labels, PeftModel, Task,
     example::{EncodeContext, Example},
     task::{Judged, Metrics, Scores},
 };
 use serde_json::{Value, json};
 
-use crate::{Dataset, Error, Event, Observer, Result, Writing, dataset::batch};
+use crate::{Dataset, Error, Event, Observer, Result, Writing, dataset::batch, row_adapters::Runner};
 
 /// The name of the loss among the metrics.
 pub const EVAL_LOSS: &str = "eval_loss";
@@ -30,13 +30,13 @@ pub fn evaluate(
 ) -> Result<Metrics> {
     let task = task_of_model(model)?;
     let device = model.device().clone().inner();
-    let module = model.valid();
-    let (scores, loss) = Pass { module: &*module, task, context, device, batch_size }.run(data, observer)?;
+    let mut runner = Runner::Whole(model.valid());
+    let (scores, loss) = Pass { task, context, device, batch_size }.run(&mut runner, data, observer)?;
     let mut metrics = Metrics::new();
     metrics.extend(loss.map(|loss| (EVAL_LOSS.to_owned(), loss)));
     metrics.extend(task.metrics(&judged(data, &scores)?, context)?);
     if let Some(writing) = writing {
-        let written = writing.write(&*module, model.device(), context, batch_size, observer)?;
+        let written = writing.write(&mut runner, model.device(), context, batch_size, observer)?;
         metrics.extend(writing.metrics(&written));
     }
     Ok(metrics)
@@ -45,24 +45,29 @@ pub fn evaluate(
 /// The answer for each row, in the order of the rows: `{"text"}` if `writing` asks for texts (null for a row
 /// that does not), else what the task answers.
 ///
+/// With `adapters` each row is answered by the adapter of that name ([`row_adapters`](crate::row_adapters::row_adapters)), rows of
+/// different ones in one batch.
+///
 /// # Errors
 /// If the rows or the outputs do not suit the task.
 pub fn predict(
-    model: &PeftModel,
+    model: &mut PeftModel,
     data: &Dataset,
     context: &EncodeContext<'_>,
     writing: Option<&Writing>,
+    adapters: Option<&[String]>,
     batch_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Value>> {
     let task = task_of_model(model)?;
-    let device = model.device().clone().inner();
-    let module = model.valid();
+    let device = model.device().clone();
+    let mut runner = Runner::new(model, adapters);
     if let Some(writing) = writing {
-        let written = writing.write(&*module, model.device(), context, batch_size, observer)?;
+        let written = writing.write(&mut runner, &device, context, batch_size, observer)?;
         return Ok(written.into_iter().map(|text| json!({ "text": text })).collect());
     }
-    let (scores, _) = Pass { module: &*module, task, context, device, batch_size }.run(data, observer)?;
+    let pass = Pass { task, context, device: device.inner(), batch_size };
+    let (scores, _) = pass.run(&mut runner, data, observer)?;
     let answers = judged(data, &scores)?.iter().map(|row| task.answer(row, context)).collect::<peft::Result<_>>()?;
     Ok(answers)
 }
@@ -79,7 +84,6 @@ fn task_of_model(model: &PeftModel) -> Result<&'static dyn Task> {
 
 /// One pass of a model over a data set.
 struct Pass<'a> {
-    module: &'a dyn DynModule,
     task: &'a dyn Task,
     context: &'a EncodeContext<'a>,
     device: Device,
@@ -88,7 +92,12 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// The scores of every example, and the mean loss where there are labels.
-    fn run(&self, data: &Dataset, observer: &mut dyn Observer) -> Result<(Vec<Scores>, Option<f64>)> {
+    fn run(
+        &self,
+        runner: &mut Runner<'_>,
+        data: &Dataset,
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<Scores>, Option<f64>)> {
         let mut scores: Vec<Scores> = vec![Scores::new(); data.examples.len()];
         let (mut loss_sum, mut weight_sum) = (0.0, 0.0);
         let mut done = 0;
@@ -96,7 +105,8 @@ impl Pass<'_> {
             let examples: Vec<&Example> = groups.iter().flat_map(|group| data.group(*group)).collect();
             let batch = batch(&examples, self.context.tokenizer, self.context.info, &self.device);
             let batch = self.task.complete(batch, self.context.info)?;
-            let outputs = self.module.forward(&self.task.prepare(batch.inputs.clone()));
+            let rows: Vec<usize> = examples.iter().map(|example| example.row).collect();
+            let outputs = runner.forward(&rows, &self.task.prepare(batch.inputs.clone()))?;
             let weight = self.weight(&batch.labels)?;
             if weight > 0.0 {
                 let loss = self.task.loss(&outputs, &batch.labels, self.context.info)?;

@@ -59,8 +59,13 @@ impl Optimizer {
 
     /// Adds the gradients of a micro-batch, as [`PeftModel::gradients`] gives them, to those that the next step will see.
     pub fn accumulate(&mut self, mut gradients: GradientsParams) {
+        self.take(&mut gradients);
+    }
+
+    /// The same of this optimiser's own tensors, where others train others in the same pass: theirs are left.
+    pub fn take(&mut self, gradients: &mut GradientsParams) {
         for (id, rank) in &self.trained {
-            let Some(gradient) = DynTensor::take_gradient(&mut gradients, *id, *rank) else { continue };
+            let Some(gradient) = DynTensor::take_gradient(gradients, *id, *rank) else { continue };
             let gradient = gradient.flat();
             let sum = match self.gradients.remove(id) {
                 Some(sum) => sum + gradient,

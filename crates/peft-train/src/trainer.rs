@@ -37,6 +37,7 @@ use crate::{
     evaluate::evaluate,
     exact::Exact,
     labels,
+    memory::Memory,
     prepare::{prepare, prompt_tokenizer},
     recipe::{RECIPE_FILE, Strategy},
     report::{median, peak_rss_bytes},
@@ -59,6 +60,8 @@ pub struct TrainOptions {
     pub resume: bool,
     /// Where to compute.
     pub device: Device,
+    /// Whether a run that would not fit into memory, by an estimate, is refused.
+    pub check_memory: bool,
     /// Set from outside to stop after the step that is being done.
     pub stop: Arc<AtomicBool>,
 }
@@ -66,7 +69,7 @@ pub struct TrainOptions {
 impl TrainOptions {
     /// A run from the start that nothing stops.
     pub fn new(device: Device) -> Self {
-        Self { resume: false, device, stop: Arc::default() }
+        Self { resume: false, device, check_memory: true, stop: Arc::default() }
     }
 }
 
@@ -79,6 +82,13 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     let prepared = prepare(recipe, &options.device)?;
     let activations = Activations::choose(recipe, &prepared, &options.device)?;
     observer.observe(&Event::Prepared(&prepared));
+    let memory = Memory::estimate(recipe, &prepared, activations.as_ref(), &options.device)?;
+    if options.check_memory {
+        memory.check()?;
+    }
+    if let Some(warning) = memory.warning() {
+        observer.observe(&Event::Note(&format!("memory may not do: {warning}")));
+    }
     let seed = recipe.training.seed;
     let mut model = PeftModel::from_base(prepared.base.clone(), &options.device);
     let tokenizer = prompt_tokenizer(recipe)?;

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 
 use burn::tensor::Device;
 use peft::{
-    BadRows, DynModule, Error as PeftError, TaskPlugin, example::EncodeContext, metrics::texts::compare, task::Asked,
+    BadRows, Error as PeftError, TaskPlugin, example::EncodeContext, metrics::texts::compare, task::Asked,
     task::Metrics,
 };
 use peft_generate::{GenerationConfig, Generator, before_stop, check};
 
-use crate::{Dataset, Event, Observer, Result};
+use crate::{Dataset, Event, Observer, Result, row_adapters::Runner};
 
 /// What the rows of a data set ask to be written, and how it is.
 #[derive(Debug)]
@@ -61,15 +61,14 @@ impl Writing {
     ///
     /// # Errors
     /// If the model's scores are no numbers, or a token is none of the tokenizer's.
-    pub fn write(
+    pub(crate) fn write(
         &self,
-        module: &dyn DynModule,
+        runner: &mut Runner<'_>,
         device: &Device,
         context: &EncodeContext<'_>,
         batch_size: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Option<String>>> {
-        let generator = Generator { module, info: context.info, device, tokenizer: Some(context.tokenizer) };
         let mut prompts: Vec<(usize, &[u32])> = Vec::new();
         prompts.extend(
             self.asked.iter().enumerate().filter_map(|(row, one)| Some((row, one.as_ref()?.prompt.as_slice()))),
@@ -82,7 +81,11 @@ impl Writing {
             // Batches that draw, draw different numbers.
             let config = GenerationConfig { seed: self.config.seed.wrapping_add(done as u64), ..self.config.clone() };
             let tokens: Vec<Vec<u32>> = batch.iter().map(|(_, prompt)| prompt.to_vec()).collect();
+            let rows: Vec<usize> = batch.iter().map(|(row, _)| *row).collect();
+            let module = runner.module(&rows, config.num_beams.max(config.num_return_sequences))?;
+            let generator = Generator { module, info: context.info, device, tokenizer: Some(context.tokenizer) };
             let answers = generator.generate(&tokens, &config, &mut ())?;
+            runner.check()?;
             for ((row, _), answer) in batch.iter().zip(answers) {
                 cut += usize::from(!answer.ended);
                 let text = context.tokenizer.decode(&answer.tokens)?;

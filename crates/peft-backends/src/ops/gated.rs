@@ -46,25 +46,29 @@ pub enum Gate {
 }
 
 impl Gate {
-    /// The product, in the gate's place if nobody else holds that.
-    pub(super) fn product(self, gate: Host, up: &Host) -> Host {
+    /// The product.
+    pub(super) fn product(self, gates: &[f32], ups: &[f32]) -> Vec<f32> {
         #[inline(always)]
-        fn each(gate: Gate, gates: &mut [f32], ups: &[f32]) {
-            for (x, up) in gates.iter_mut().zip(ups) {
-                *x = gate.at(*x)[0] * up;
+        fn each(gate: Gate, y: &mut [f32], gates: &[f32], ups: &[f32]) {
+            for (y, (x, up)) in y.iter_mut().zip(gates.iter().zip(ups)) {
+                *y = gate.at(*x)[0] * up;
             }
         }
-        host::combine(
-            gate,
-            up,
-            1,
-            #[inline(always)]
-            |gates, ups| match self {
-                // One loop for each, without a choice inside.
-                Self::Silu => each(Self::Silu, gates, ups),
-                Self::GeluTanh => each(Self::GeluTanh, gates, ups),
-            },
-        )
+        host::written(gates.len(), |y| {
+            host::pieces(
+                y,
+                1,
+                #[inline(always)]
+                |start, y| {
+                    let (gates, ups) = (part(gates, start, y.len()), part(ups, start, y.len()));
+                    // One loop for each, without a choice inside.
+                    match self {
+                        Self::Silu => each(Self::Silu, y, gates, ups),
+                        Self::GeluTanh => each(Self::GeluTanh, y, gates, ups),
+                    }
+                },
+            );
+        })
     }
 
     /// From the gradient of the product, the gate and what it is multiplied with: the product in the place of its gradient, and the
@@ -106,32 +110,7 @@ impl Fused<2> for Gate {
 
     fn forward(&self, inputs: [Option<Host>; 2], needs: [bool; 2]) -> (Host, Option<[Host; 2]>) {
         let [gate, up] = inputs.map(|x| host::whole(x.unwrap_or_else(|| host::tensor(Vec::new(), &[0]))));
-        let (gates, ups) = (host::values(&gate), host::values(&up));
-        let y = host::written(gates.len(), |y| {
-            let this = *self;
-            host::pieces(
-                y,
-                1,
-                #[inline(always)]
-                |start, y| {
-                    let both = part(gates, start, y.len()).iter().zip(part(ups, start, y.len()));
-                    let all = y.iter_mut().zip(both);
-                    // One loop for each, without a choice inside.
-                    match this {
-                        Self::Silu => {
-                            for (y, (gate, up)) in all {
-                                *y = Self::Silu.at(*gate)[0] * up;
-                            }
-                        }
-                        Self::GeluTanh => {
-                            for (y, (gate, up)) in all {
-                                *y = Self::GeluTanh.at(*gate)[0] * up;
-                            }
-                        }
-                    }
-                },
-            );
-        });
+        let y = self.product(host::values(&gate), host::values(&up));
         let y = host::tensor(y, gate.layout().shape().as_slice());
         let saved = needs.contains(&true).then_some([gate, up]);
         (y, saved)

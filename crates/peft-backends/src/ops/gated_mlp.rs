@@ -113,10 +113,9 @@ impl Fused<13> for GatedMlp {
         let (up, up_layer) = self.up.forward(host::values(&x), [uw, ub, ua, uc]);
         let keeps = needs.contains(&true);
         let needs = Needs::new(needs);
-        let middle = (needs.middle() || Needs::inner(needs.down)).then(|| [gate.clone(), up.clone()]);
-        let inner = self.act.product(gate, &up);
-        drop(up);
-        let (y, down_layer) = self.down.forward(host::values(&inner), [dw, db, da, dc]);
+        let inner = self.act.product(host::values(&gate), host::values(&up));
+        let middle = (needs.middle() || Needs::inner(needs.down)).then_some([gate, up]);
+        let (y, down_layer) = self.down.forward(&inner, [dw, db, da, dc]);
         let saved = keeps.then(|| Saved {
             x: (needs.first_inner() && self.origin.is_none()).then_some(x),
             middle,

@@ -16,8 +16,8 @@ use super::{
     vector_math::{exp, tanh},
 };
 
-/// Logits in memory at a time: 64 MiB.
-const LOGITS: usize = 1 << 24;
+/// Logits in memory at a time: 32 MiB.
+const LOGITS: usize = 1 << 23;
 
 /// `-log softmax(hidden W)[target]` of each row that has a target.
 ///
@@ -148,34 +148,39 @@ impl Fused<2> for LinearCrossEntropies {
         let weight = self.packed.as_ref().map_or_else(|| Frozen::Dense(Matrix::of(&weight)), Frozen::Packed);
         let [width, classes] = weight.dims();
         let source = host::values(&hidden);
-        let chunk = (LOGITS / classes.max(1)).clamp(64, 1024).min(self.targets.len().max(1));
-        let mut logits = vec![0.0; chunk * classes];
-        let mut slopes = vec![0.0; if needs_hidden { self.targets.len() * width } else { 0 }];
-        let mut losses = Vec::with_capacity(self.targets.len());
+        let count = self.targets.len();
+        let most = (LOGITS / classes.max(1)).clamp(64, 1024).min(count.max(1));
+        // Chunks of one size: a last one of a few rows would read the whole weight for them.
+        let chunk = count.div_ceil(count.div_ceil(most).max(1)).max(1);
+        let mut slopes = vec![0.0; if needs_hidden { count * width } else { 0 }];
+        let mut losses = Vec::with_capacity(count);
         let mut rows = Vec::new();
         let mut left = slopes.as_mut_slice();
-        for targets in self.targets.chunks(chunk) {
-            let count = targets.len();
-            rows.clear();
-            for (row, _) in targets {
-                rows.extend_from_slice(host::part(source, row * width, width));
+        // The memory is used again for each chunk, and what it held is not asked for.
+        drop(host::written(chunk * classes, |logits| {
+            for targets in self.targets.chunks(chunk) {
+                let count = targets.len();
+                rows.clear();
+                for (row, _) in targets {
+                    rows.extend_from_slice(host::part(source, row * width, width));
+                }
+                let states = Matrix::new(&rows, [count, width]);
+                let logits = logits.get_mut(..count * classes).unwrap_or_default();
+                weight.multiply(logits, Before::Lost, states);
+                let own = logits.par_chunks_mut(classes).zip(targets).map(|(logits, (_, target))| {
+                    host::vectorised(
+                        #[inline(always)]
+                        || self.loss(logits, *target),
+                    )
+                });
+                losses.par_extend(own);
+                if needs_hidden {
+                    let (back, rest) = std::mem::take(&mut left).split_at_mut(count * width);
+                    weight.multiply_back(back, Before::Lost, Matrix::new(logits, [count, classes]));
+                    left = rest;
+                }
             }
-            let states = Matrix::new(&rows, [count, width]);
-            weight.multiply(logits.get_mut(..count * classes).unwrap_or_default(), Before::Lost, states);
-            let own = logits.par_chunks_mut(classes).zip(targets).map(|(logits, (_, target))| {
-                host::vectorised(
-                    #[inline(always)]
-                    || self.loss(logits, *target),
-                )
-            });
-            losses.par_extend(own);
-            if needs_hidden {
-                let (back, rest) = left.split_at_mut(count * width);
-                let dlogits = Matrix::new(&logits, [count, classes]);
-                weight.multiply_back(back, Before::Lost, dlogits);
-                left = rest;
-            }
-        }
+        }));
         let count = losses.len();
         let saved = needs_hidden.then(|| Saved { slopes, shape: hidden.layout().shape().as_slice().to_vec() });
         (host::tensor(losses, &[count]), saved)

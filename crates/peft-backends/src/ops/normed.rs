@@ -71,9 +71,7 @@ impl Origin {
 
     /// The norm's result, bit for bit, in single precision.
     pub(super) fn made(&self) -> &Host {
-        self.made.get_or_init(|| {
-            host::whole(widened(&forward(&self.norm, self.inputs.clone().map(Some))))
-        })
+        self.made.get_or_init(|| host::whole(widened(&forward(&self.norm, self.inputs.clone().map(Some)))))
     }
 }
 

@@ -30,7 +30,12 @@ impl Doctor {
             });
             let rows: Vec<_> = devices
                 .iter()
-                .map(|d| json!({ "name": d.name, "kind": d.kind, "note": d.note, "works": d.works }))
+                .map(|d| {
+                    json!({
+                        "name": d.name, "kind": d.kind, "note": d.note, "works": d.works, "memory": d.memory,
+                        "compiles_for": d.compiles_for, "dtypes": d.dtypes, "cooperative_matrices": d.cooperative_matrices,
+                    })
+                })
                 .collect();
             let tests: Vec<_> = tests.iter().map(test_as_json).collect();
             return terminal::json(&json!({
@@ -41,7 +46,15 @@ impl Doctor {
         let mut lines = vec![format!("peft {}", env!("CARGO_PKG_VERSION")), "devices".to_owned()];
         lines.extend(devices.iter().map(|d| {
             let works = if d.works { "" } else { "DOES NOT WORK: " };
-            format!("  {:<8} {works}{} ({})", d.name, d.kind, d.note)
+            let mut notes: Vec<String> = Some(d.note.clone()).into_iter().filter(|note| !note.is_empty()).collect();
+            notes.extend(d.memory.map(|bytes| format!("{} MB", bytes / 1_000_000)));
+            notes.extend((!d.dtypes.is_empty()).then(|| d.dtypes.join(" ")));
+            notes.extend(d.compiles_for.clone());
+            notes.extend(
+                (!d.cooperative_matrices.is_empty())
+                    .then(|| format!("cooperative matrices: {}", d.cooperative_matrices.join(", "))),
+            );
+            format!("  {:<8} {works}{} ({})", d.name, d.kind, notes.join(", "))
         }));
         for backend in absent {
             lines.push(format!("  {backend:<8} not built in; cargo build --release -p peft-cli --features {backend}"));

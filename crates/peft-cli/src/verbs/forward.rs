@@ -26,8 +26,11 @@ pub(crate) struct Forward {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Also write the gradient of the loss for each trainable tensor, as grad.KEY.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "adapter_names")]
     gradients: bool,
+    /// The adapter of each row of the batch, `__base__` for none, comma separated: PEFT's adapter_names.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "active")]
+    adapter_names: Vec<String>,
 }
 
 impl Forward {
@@ -37,7 +40,12 @@ impl Forward {
         let batch = model.complete(batch(file, &model.device().clone().inner())?)?;
         model.info().check(&batch)?;
 
+        if !self.adapter_names.is_empty() {
+            model.set_rows(&self.adapter_names.iter().map(String::as_str).collect::<Vec<_>>())?;
+            model.check_rows(&batch.inputs)?;
+        }
         let outputs = model.forward(&batch.inputs);
+        model.rows_fit()?;
         let mut tensors = BTreeMap::new();
         keep(&mut tensors, "", &outputs);
         let loss = loss(&model, &outputs, &batch)?;

@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -38,6 +39,7 @@ use crate::{
 Examples:
   peft generate --model smollm2.gguf --prompt 'The capital of France is'
   peft generate --model smollm2 --adapter out --chat --prompt 'Why is the sky blue?' --stream
+  peft generate --model smollm2 --adapter a=out-a --adapter b=out-b --prompt 'One' --prompt 'Two' --adapter-names a,b
   peft generate --model t5 --adapter out --prompt 'recieve' num_beams=4 max_new_tokens=32
   peft generate --model smollm2 --data questions.jsonl --stop-token '<|im_end|>' --json > answers.json
   echo 'Once upon a time' | peft generate --model gpt2 do_sample=true temperature=0.8 seed=7 --stop '.'
@@ -54,6 +56,9 @@ pub(crate) struct Generate {
     /// Names of the adapters that act, comma separated; the first one given when absent.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     active: Vec<String>,
+    /// The adapter of each prompt, `__base__` for none, comma separated; prompts of different ones run in one batch.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "active", requires = "adapter")]
+    adapter_names: Vec<String>,
     #[command(flatten)]
     quantization: QuantizationArgs,
     /// The text to go on from, or the source of an encoder-decoder; may be given several times. Standard input when absent.
@@ -89,8 +94,8 @@ impl Generate {
         self.model = session::locate(&self.model, Needed::Model, globals)?;
         let tokenizer = HfTokenizer::from_folder(&self.model)?;
         let given = if self.data.is_none() { self.texts()? } else { Vec::new() };
-        let model = self.open(globals)?;
-        let info = model.info();
+        let mut model = self.open(globals)?;
+        let info = &Arc::clone(model.info());
         let prompts: Vec<Prompt> = match &self.data {
             Some(file) => self.rows(file, info, &tokenizer)?,
             None => given.into_iter().map(|text| self.encode(text, &tokenizer)).collect::<Result<_, _>>()?,
@@ -101,17 +106,27 @@ impl Generate {
             return Err(CliError::Usage(problem.to_owned()));
         }
 
+        if !self.adapter_names.is_empty() && self.adapter_names.len() != prompts.len() {
+            let problem = format!("--adapter-names: {} names for {} prompts", self.adapter_names.len(), prompts.len());
+            return Err(CliError::Usage(problem));
+        }
         let started = Instant::now();
         let stops = config.stop_strings.as_slice();
         let mut screen = Screen { tokenizer: &tokenizer, stops, tokens: Vec::new(), shown: 0, on: self.stream };
-        let module = model.valid();
-        let generator = Generator { module: &*module, info, device: model.device(), tokenizer: Some(&tokenizer) };
         let mut answers: Vec<Generated> = Vec::new();
         for (at, batch) in prompts.chunks(self.batch_size).enumerate() {
             // Batches that draw, draw different numbers.
             let seed = config.seed.wrapping_add((at * self.batch_size) as u64);
             let tokens: Vec<Vec<u32>> = batch.iter().map(|prompt| prompt.tokens.clone()).collect();
+            let names = self.adapter_names.iter().skip(at * self.batch_size).take(batch.len());
+            let names: Vec<&str> = names.map(String::as_str).collect();
+            if !names.is_empty() {
+                model.set_rows_of_beams(&names, config.num_beams.max(config.num_return_sequences))?;
+            }
+            let module = model.valid();
+            let generator = Generator { module: &*module, info, device: model.device(), tokenizer: Some(&tokenizer) };
             answers.extend(generator.generate(&tokens, &GenerationConfig { seed, ..config.clone() }, &mut screen)?);
+            model.rows_fit()?;
         }
         let seconds = started.elapsed().as_secs_f64();
         let written: usize = answers.iter().map(|answer| answer.tokens.len()).sum();

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use peft::{Explanation, models::hub::Needed, task::Metrics};
 use peft_train::{
     Event, Observer, Prepared, Recipe, TrainOptions, TrainReport, activations::Activations, dataset::DataSummary,
-    prepare::prepare, schedule::Schedule, step_plan::StepPlan,
+    memory::Memory, prepare::prepare, schedule::Schedule, step_plan::StepPlan,
 };
 use serde_json::json;
 
@@ -42,6 +42,9 @@ pub(crate) struct Train {
     /// Resolve, validate and explain everything, then stop.
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
+    /// Start even if the run would not fit into memory by the estimate.
+    #[arg(long)]
+    no_memory_check: bool,
     /// Go on from the last checkpoint in output_dir.
     #[arg(long)]
     resume: bool,
@@ -58,9 +61,11 @@ impl Train {
         if self.dry_run {
             let prepared = prepare(&recipe, &device)?;
             let activations = Activations::choose(&recipe, &prepared, &device)?;
-            return dry_run(&recipe, &prepared, activations, globals);
+            let memory = Memory::estimate(&recipe, &prepared, activations.as_ref(), &device)?;
+            return dry_run(&recipe, &prepared, activations, &memory, globals);
         }
-        let options = TrainOptions { resume: self.resume, device, stop: stop_on_ctrl_c()? };
+        let options =
+            TrainOptions { resume: self.resume, device, check_memory: !self.no_memory_check, stop: stop_on_ctrl_c()? };
         let mut progress = Progress { globals, bar: None };
         let report = peft_train::train(&recipe, &options, &mut progress);
         progress.clear();
@@ -86,6 +91,7 @@ fn dry_run(
     recipe: &Recipe,
     prepared: &Prepared,
     activations: Option<Activations>,
+    memory: &Memory,
     globals: &Globals,
 ) -> Result<(), CliError> {
     let explanation = Explanation::new(&prepared.base, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
@@ -101,6 +107,7 @@ fn dry_run(
             "steps": plan.total,
             "warmup_steps": schedule.warmup,
             "activations": activations,
+            "memory": memory,
             "recipe": recipe.to_map(),
         }));
     }
@@ -116,6 +123,7 @@ fn dry_run(
     if let Some(activations) = activations {
         terminal::result(activations)?;
     }
+    terminal::result(memory)?;
     terminal::result(format!("\n{}", recipe.to_toml().trim_end()))
 }
 

@@ -4,6 +4,7 @@ use burn::tensor::{DType, FloatDType, Int, Tensor, module::embedding};
 use peft_backends::ops::{self, LowRank, PackedMatrix};
 use peft_core::{
     DynTensor, FrozenWeight,
+    by_rows::RowsPart,
     tuner::{self, Init, LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 
@@ -70,6 +71,24 @@ impl LayerTuner for LoraLinear {
         let (a, b) = (tensors.get(LORA_A), tensors.get(LORA_B));
         let drop = if training { self.dropout } else { 0.0 };
         Some(tuner::LowRank { a, b, scale: self.scale, drop })
+    }
+
+    fn refuses_rows(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn forward_by_rows(&self, parts: &[RowsPart<'_>], call: &LinearCall, output: Tensor<2>) -> Option<Tensor<2>> {
+        let mut factors: Vec<LowRank> = Vec::new();
+        let mut runs = Vec::with_capacity(parts.len());
+        for RowsPart { adapter, rows, layer, tensors } in parts {
+            // Adapters are numbered in the order in which they first come.
+            if *adapter == factors.len() {
+                let tuner::LowRank { a, b, scale, drop } = layer.low_rank(tensors, call.training)?;
+                factors.push(LowRank { a, b, scale, drop });
+            }
+            runs.push(ops::Run { rows: rows.clone(), adapter: *adapter });
+        }
+        Some(ops::low_rank_by_rows(output, &call.input, factors, &runs))
     }
 
     fn summary(&self) -> String {
@@ -145,6 +164,10 @@ impl LayerTuner for LoraEmbedding {
         let product = rows.mul_scalar(self.scale).matmul(b.transpose()).reshape([batch, sequence, dimensions]);
         let dtype = output.dtype();
         output + as_dtype(product, dtype)
+    }
+
+    fn refuses_rows(&self) -> Option<&'static str> {
+        None
     }
 
     fn summary(&self) -> String {

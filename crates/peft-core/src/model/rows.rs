@@ -1,0 +1,166 @@
+//! A model whose batches have an adapter for each row.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use super::PeftModel;
+use crate::{
+    Adapter, Batch, Error, Inputs, ModuleKind, Outputs, Result,
+    by_rows::{AdapterRows, BASE},
+};
+
+/// What a batch says of one of the adapters that its rows use.
+#[derive(Debug)]
+pub struct AdapterLoss {
+    /// The adapter.
+    pub adapter: String,
+    /// The task's mean loss over the adapter's rows alone, `[1]`.
+    pub loss: Tensor<1>,
+    /// What it is a mean of: rows, or tokens that carry a label.
+    pub weight: f64,
+}
+
+impl PeftModel {
+    /// Names the adapter of each row of the batches that follow, [`BASE`] for none: PEFT's `adapter_names`, which the active
+    /// adapters have no say in. Unlike PEFT's it works in training too: the rows' adapters all get their gradients.
+    ///
+    /// The batch has to have as many rows: [`check_rows`](Self::check_rows). What layers cannot do by row shows when they run:
+    /// ask [`rows_fit`](Self::rows_fit) afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] without names, for a name that is unknown, and for an adapter that cannot act on some rows alone.
+    pub fn set_rows(&mut self, names: &[&str]) -> Result<()> {
+        self.set_rows_of_beams(names, 1)
+    }
+
+    /// The same for rows that may also come `beams` times each, side by side, as in a search.
+    ///
+    /// # Errors
+    /// As [`set_rows`](Self::set_rows).
+    pub fn set_rows_of_beams(&mut self, names: &[&str], beams: usize) -> Result<()> {
+        if names.is_empty() {
+            return Err(Error::Adapter("no adapter names: give one for each row of the batch".to_owned()));
+        }
+        let mut judged: Vec<&str> = vec![BASE];
+        for name in names {
+            if judged.contains(name) {
+                continue;
+            }
+            judged.push(name);
+            let adapter = self.adapters.get(*name).ok_or_else(|| self.unknown(name))?;
+            if let Some(problem) = self.refuses_rows(adapter) {
+                return Err(Error::Adapter(format!(
+                    "`{name}` cannot be one of several adapters in a batch: it {problem}"
+                )));
+            }
+        }
+        self.sync();
+        self.rows = Some(Arc::new(AdapterRows::new(names, beams)));
+        self.reattach();
+        Ok(())
+    }
+
+    /// Lets the active adapters act on all rows again.
+    pub fn clear_rows(&mut self) {
+        self.sync();
+        self.rows = None;
+        self.reattach();
+    }
+
+    /// Runs a batch whose rows use these adapters: PEFT's `model(…, adapter_names=…)`.
+    ///
+    /// # Errors
+    /// As [`set_rows`](Self::set_rows), [`check_rows`](Self::check_rows) and [`rows_fit`](Self::rows_fit).
+    pub fn forward_by_rows(&mut self, inputs: &Inputs, names: &[&str]) -> Result<Outputs> {
+        let before = self.rows.clone();
+        self.set_rows(names)?;
+        let outputs = self.check_rows(inputs).and_then(|()| {
+            let outputs = self.forward(inputs);
+            self.rows_fit().map(|()| outputs)
+        });
+        self.sync();
+        self.rows = before;
+        self.reattach();
+        outputs
+    }
+
+    /// Whether as many adapters are named as the batch has rows.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if not.
+    pub fn check_rows(&self, inputs: &Inputs) -> Result<()> {
+        match (&self.rows, inputs.batch()) {
+            (Some(rows), Some(batch)) if rows.count() != batch => Err(Error::Adapter(format!(
+                "{} adapters are named for a batch of {batch} rows: name one for each row, `{BASE}` for none",
+                rows.count()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether every adapted layer could tell the rows apart since they were named.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] with what could not: what was computed is wrong.
+    pub fn rows_fit(&self) -> Result<()> {
+        match self.rows.as_ref().and_then(|rows| rows.misfit()) {
+            Some(misfit) => Err(Error::Adapter(format!("rows with different adapters: {misfit}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs a batch and computes each adapter's loss over its own rows, for the rows named before; rows of no adapter and
+    /// adapters whose rows have no label are left out.
+    ///
+    /// The gradients of their sum are those that each adapter would get by itself.
+    ///
+    /// # Errors
+    /// As [`loss`](Self::loss), [`check_rows`](Self::check_rows) and [`rows_fit`](Self::rows_fit); [`Error::Adapter`] if no rows were
+    /// named.
+    pub fn losses_by_adapter(&self, batch: &Batch) -> Result<(Vec<AdapterLoss>, Outputs)> {
+        let Some(rows) = &self.rows else {
+            return Err(Error::Adapter("no adapters are named for the rows of the batch".to_owned()));
+        };
+        let Some(task) = self.task()? else {
+            return Err(Error::Adapter("the default wrapper has no loss: give the adapters a task_type".to_owned()));
+        };
+        self.check_rows(&batch.inputs)?;
+        let batch = task.task.complete(batch.clone(), &self.base.info)?;
+        let outputs = self.forward(&batch.inputs);
+        self.rows_fit()?;
+        let mut losses = Vec::new();
+        for (adapter, own) in rows.by_adapter() {
+            let labels = batch.labels.rows(&own, rows.count())?;
+            let weight = task.task.loss_weight(&labels, &self.info)?;
+            if weight > 0.0 {
+                let loss = task.task.loss(&outputs.rows(&own, rows.count()), &labels, &self.info)?;
+                losses.push(AdapterLoss { adapter: adapter.to_string(), loss, weight });
+            }
+        }
+        Ok((losses, outputs))
+    }
+
+    /// Why an adapter cannot act on some rows alone, if it cannot.
+    pub(super) fn refuses_rows(&self, adapter: &Adapter) -> Option<String> {
+        let plan = &adapter.plan;
+        if plan.prompt.is_some() {
+            return Some("is a prompt, which stands before all rows".to_owned());
+        }
+        if plan.in_place {
+            return Some("trains every weight of the model".to_owned());
+        }
+        if let Some((module, reason)) = plan.adapted.iter().find_map(|a| Some((&a.module, a.layer.refuses_rows()?))) {
+            return Some(format!("{reason} (on `{module}`)"));
+        }
+        let by_row = [ModuleKind::Linear, ModuleKind::Conv1D, ModuleKind::Embedding];
+        let is_by_row = |parameter: &str| {
+            let module = parameter.rsplit_once('.').map_or("", |(module, _)| module);
+            self.tree.get(module).is_some_and(|info| by_row.contains(&info.kind))
+        };
+        let whole = plan.saved_params(&self.tree).into_iter().find(|parameter| !is_by_row(parameter))?;
+        Some(format!(
+            "has a trained copy of `{whole}`, which acts on whole batches: only linear layers and embeddings do not"
+        ))
+    }
+}

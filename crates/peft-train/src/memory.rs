@@ -1,0 +1,337 @@
+//! What a run needs of a device's memory, by an estimate before its first step, and what would fit.
+
+use std::fmt;
+
+use burn::tensor::Device;
+use peft::{
+    Plan,
+    backends::{
+        device::is_host,
+        memory::{capacity, resident},
+    },
+    explain,
+};
+use serde::Serialize;
+
+use crate::{
+    Error, Prepared, Recipe, Result,
+    activations::{Activations, Kept, kept, lengths},
+    recipe::WeightType,
+    report::peak_rss_bytes,
+};
+
+/// Logits that the loss over a vocabulary has in memory at a time on the processor.
+const LOGITS: u64 = 64 << 20;
+
+/// The share of what there is above which training warns.
+const NEAR: f64 = 0.9;
+
+/// What a run needs at its highest, in bytes, by what it is for.
+#[derive(Debug, Clone, Serialize)]
+pub struct Memory {
+    /// The weights of the base model, packed ones as they are.
+    pub weights: u64,
+    /// The adapter's tensors.
+    pub adapter: u64,
+    /// Their gradients.
+    pub gradients: u64,
+    /// The optimiser's two moments.
+    pub optimizer: u64,
+    /// What the layers keep of a batch until the pass back.
+    pub activations: u64,
+    /// The same by layer.
+    pub layers: Vec<LayerMemory>,
+    /// Logits of the loss.
+    pub logits: u64,
+    /// What the pass back works with: gradients of a layer's values, and weights in half precision widened.
+    pub workspace: u64,
+    /// Examples on the host; nothing on another device.
+    pub data: u64,
+    /// The program itself, its tokenizer and what it has loaded; measured, and nothing on another device.
+    pub program: u64,
+    /// All of it, or the peak of loading if that was higher.
+    pub total: u64,
+    /// The most that the program may hold; none where nobody says.
+    pub available: Option<u64>,
+    /// What would fit in that; none where nobody says.
+    pub fits: Option<Fits>,
+}
+
+/// What a layer keeps.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerMemory {
+    /// Its name.
+    pub layer: String,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The most of one thing that fits while the others stay as they are; none if not even 1 does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Fits {
+    /// `per_device_train_batch_size`.
+    pub batch: Option<usize>,
+    /// Tokens of the longest example, no more than the model has positions.
+    pub length: Option<usize>,
+    /// `r`, for a method that has one.
+    pub rank: Option<usize>,
+}
+
+/// A batch and an adapter, of which some part may be another than the recipe's.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    rows: usize,
+    lengths: [usize; 2],
+    /// Values of the adapter that are trained.
+    trained: u64,
+}
+
+impl Memory {
+    /// The estimate for a recipe that is prepared, its weights loaded.
+    ///
+    /// # Errors
+    /// If the adapter does not fit the model.
+    pub fn estimate(
+        recipe: &Recipe,
+        prepared: &Prepared,
+        chosen: Option<&Activations>,
+        device: &Device,
+    ) -> Result<Self> {
+        let plan = explain::plan(&prepared.base, &recipe.adapter)?;
+        let data = &prepared.train;
+        let size = Size {
+            rows: (recipe.training.per_device_train_batch_size * data.bound).min(data.examples.len()),
+            lengths: lengths(prepared),
+            trained: trained(&plan, prepared),
+        };
+        let run = Run { recipe, prepared, plan, forgetful: chosen.map_or(0, |chosen| chosen.forgetful_layers), device };
+        let mut memory = run.of(size);
+        memory.available = capacity(device);
+        memory.fits = memory.available.map(|available| run.fits(size, available));
+        Ok(memory)
+    }
+
+    /// Whether it is more than there is.
+    pub fn exceeds(&self) -> bool {
+        self.available.is_some_and(|available| self.total > available)
+    }
+
+    /// What to say before a run that nearly fills the memory.
+    pub fn warning(&self) -> Option<String> {
+        let available = self.available?;
+        (self.total as f64 > NEAR * available as f64).then(|| self.verdict())
+    }
+
+    /// The error of a run that would not fit.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the estimate exceeds what there is.
+    pub fn check(&self) -> Result<()> {
+        if self.exceeds() { Err(Error::Memory { problem: self.verdict() }) } else { Ok(()) }
+    }
+
+    /// How the need and what there is compare, and what would fit.
+    pub fn verdict(&self) -> String {
+        let Some(available) = self.available else { return format!("about {} MB are needed", megabytes(self.total)) };
+        let mut text = format!("about {} MB are needed, {} MB are there", megabytes(self.total), megabytes(available));
+        let Some(fits) = &self.fits else { return text };
+        let parts =
+            [("per_device_train_batch_size", fits.batch), ("examples of tokens", fits.length), ("r", fits.rank)];
+        let found: Vec<String> =
+            parts.into_iter().filter_map(|(what, most)| Some(format!("{what} up to {}", most?))).collect();
+        match found.is_empty() {
+            true => text.push_str("; no batch fits: pack the weights (load_in_4bit), or take a smaller model"),
+            false => text.push_str(&format!("; alone would fit: {}", found.join(", "))),
+        }
+        text
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "memory: {}", self.verdict())?;
+        let parts = [
+            ("weights", self.weights),
+            ("adapter", self.adapter),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+            ("logits", self.logits),
+            ("workspace", self.workspace),
+            ("data", self.data),
+            ("program", self.program),
+        ];
+        let lines: Vec<_> =
+            parts.iter().map(|(what, bytes)| format!("  {what:<12}{:>8} MB", megabytes(*bytes))).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+fn megabytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1_000_000)
+}
+
+/// Values that an adapter trains.
+fn trained(plan: &Plan, prepared: &Prepared) -> u64 {
+    let tree = prepared.base.tree();
+    let adapted = plan.adapted.iter().flat_map(|adapted| adapted.layer.tensors());
+    let adapted: usize = adapted.filter(|spec| spec.trainable).map(|spec| spec.shape.iter().product::<usize>()).sum();
+    let prompt = plan.prompt.iter().flat_map(|prompt| prompt.tuner.tensors(&prompt.shape));
+    let prompt: usize = prompt.filter(|spec| spec.trainable).map(|spec| spec.shape.iter().product::<usize>()).sum();
+    let copied = plan.saved_params(&tree).into_iter().chain(plan.biases.iter().cloned());
+    let sizes: std::collections::HashMap<String, usize> =
+        tree.params().map(|(name, param)| (name, param.shape.iter().product())).collect();
+    let copied: usize = copied.filter_map(|name| sizes.get(&name)).sum();
+    (adapted + prompt + copied) as u64
+}
+
+struct Run<'a> {
+    recipe: &'a Recipe,
+    prepared: &'a Prepared,
+    plan: Plan,
+    forgetful: usize,
+    device: &'a Device,
+}
+
+impl Run<'_> {
+    fn of(&self, size: Size) -> Memory {
+        let Self { recipe, prepared, plan, .. } = self;
+        let tree = prepared.base.tree();
+        let info = &prepared.base.info;
+        let on_host = is_host(&self.device.clone().inner());
+        let is_half = matches!(recipe.model.dtype, Some(WeightType::Bf16 | WeightType::F16));
+        let width = if is_half { 2 } else { 4 };
+        let is_own =
+            |name: &String| !info.tied.iter().any(|(copy, _)| copy == name) && prepared.base.packed.get(name).is_none();
+        let dense = tree.params().filter(|(name, _)| is_own(name));
+        let dense: usize = dense.map(|(_, param)| param.shape.iter().product::<usize>()).sum();
+        let weights = dense as u64 * width + prepared.base.packed.bytes() as u64;
+
+        let tokens = size.lengths.map(|length| (size.rows * length) as u64);
+        let most = tokens[0].max(tokens[1]);
+        let layers: Vec<LayerMemory> = kept(recipe, prepared, plan, tokens)
+            .into_iter()
+            .enumerate()
+            .map(|(at, (layer, Kept { all, input }))| {
+                let bytes = input.filter(|_| at < self.forgetful).unwrap_or(all);
+                LayerMemory { layer, bytes }
+            })
+            .collect();
+        let activations = layers.iter().map(|layer| layer.bytes).sum();
+
+        let linear = tree.modules.iter().filter(|module| module.kind.is_linear());
+        let dims: Vec<(String, [u64; 2])> = linear
+            .filter_map(|module| Some((module.name.clone(), module.weight_dims()?)))
+            .map(|(name, (d_in, d_out))| (name, [d_in as u64, d_out as u64]))
+            .collect();
+        let is_words = |name: &String| info.output_embedding.as_ref() == Some(name);
+        let vocab = dims.iter().find(|(name, _)| is_words(name)).map_or(0, |(_, [_, vocab])| *vocab);
+        let all_logits = most * vocab * 4;
+        let logits = if on_host { all_logits.min(LOGITS) } else { all_logits };
+        let widest = dims.iter().filter(|(name, _)| !is_words(name)).map(|(_, dims)| dims[0].max(dims[1])).max();
+        // The gradients of a layer's widest values, single precision whatever the model's.
+        let values = 4 * most * widest.unwrap_or(0) * 4;
+        let largest = dims.iter().map(|(_, [d_in, d_out])| d_in * d_out).max().unwrap_or(0);
+        let widened = if is_half && on_host { largest * 4 } else { 0 };
+        let data = if on_host { data_bytes(prepared) } else { 0 };
+        let program = if on_host { resident().unwrap_or(0).saturating_sub(weights + data) } else { 0 };
+        let [adapter, optimizer] = [size.trained * 4, size.trained * 8];
+        let workspace = values + widened;
+        let total = weights + 2 * adapter + optimizer + activations + logits + workspace + data + program;
+        let loading = if on_host { peak_rss_bytes().unwrap_or(0) } else { 0 };
+        Memory {
+            weights,
+            adapter,
+            gradients: adapter,
+            optimizer,
+            activations,
+            layers,
+            logits,
+            workspace,
+            data,
+            program,
+            total: total.max(loading),
+            available: None,
+            fits: None,
+        }
+    }
+
+    fn fits(&self, size: Size, available: u64) -> Fits {
+        let fits = |size: Size| self.of(size).total <= available;
+        let bound = self.prepared.train.bound.max(1);
+        let room = self.prepared.info.room().unwrap_or(1 << 20);
+        let batch = most(1 << 16, |batch| fits(Size { rows: batch * bound, ..size }));
+        let length = most(room, |length| fits(Size { lengths: [length, length.min(size.lengths[1].max(1))], ..size }));
+        let rank = self.recipe.adapter.options.get("r").and_then(serde_json::Value::as_u64).and_then(|_| {
+            most(4096, |rank| {
+                let config = self.recipe.adapter.clone().with("r", rank);
+                let plan = config.and_then(|config| explain::plan(&self.prepared.base, &config));
+                plan.is_ok_and(|plan| fits(Size { trained: trained(&plan, self.prepared), ..size }))
+            })
+        });
+        Fits { batch, length, rank }
+    }
+}
+
+/// The greatest number up to `limit` for which `fits`, which holds for all smaller ones then.
+fn most(limit: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    let (mut good, mut bad) = (0, limit + 1);
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if fits(middle) { good = middle } else { bad = middle }
+    }
+    (good > 0).then_some(good)
+}
+
+fn data_bytes(prepared: &Prepared) -> u64 {
+    let examples = prepared.train.examples.iter().chain(prepared.eval.iter().flat_map(|eval| &eval.examples));
+    // Ids, segments and labels, four bytes each, and what a row and its maps take.
+    examples.map(|example| 512 + 12 * example.input_ids.len() as u64).sum()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn memory(total: u64, available: Option<u64>, batch: Option<usize>) -> Memory {
+        let fits = available.map(|_| Fits { batch, length: None, rank: None });
+        Memory {
+            weights: total,
+            adapter: 0,
+            gradients: 0,
+            optimizer: 0,
+            activations: 0,
+            layers: Vec::new(),
+            logits: 0,
+            workspace: 0,
+            data: 0,
+            program: 0,
+            total,
+            available,
+            fits,
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_what_would() {
+        let error = memory(3_000_000_000, Some(2_000_000_000), Some(4)).check().unwrap_err();
+        assert_eq!(error.exit_code(), 5);
+        let message = error.to_string();
+        for says in
+            ["3000 MB are needed", "2000 MB are there", "per_device_train_batch_size up to 4", "--no-memory-check"]
+        {
+            assert!(message.contains(says), "{message}");
+        }
+        assert!(memory(3, Some(2), None).verdict().contains("load_in_4bit"));
+        assert!(memory(19, Some(20), Some(1)).check().is_ok() && memory(19, Some(20), Some(1)).warning().is_some());
+        assert!(memory(17, Some(20), Some(1)).warning().is_none() && memory(17, None, None).warning().is_none());
+    }
+
+    #[test]
+    fn the_most_that_fits_is_found() {
+        assert_eq!(most(100, |n| n <= 37), Some(37));
+        assert_eq!(most(100, |_| true), Some(100));
+        assert_eq!(most(100, |_| false), None);
+    }
+}

@@ -1,0 +1,80 @@
+//! Who answers a row: the active adapters, or the adapter that the row names.
+
+use peft::{BadRows, DynModule, Inputs, Outputs, PeftModel, by_rows::BASE, example::Row};
+
+use crate::Result;
+
+/// The model that rows of a data set are run through, in evaluation mode.
+pub(crate) enum Runner<'a> {
+    /// One for all rows.
+    Whole(Box<dyn DynModule>),
+    /// Each row with its own adapter.
+    ByRow {
+        /// The model with all adapters.
+        model: &'a mut PeftModel,
+        /// The adapter of each row of the data set.
+        names: &'a [String],
+        /// As it is for the rows of the batch that runs.
+        module: Box<dyn DynModule>,
+    },
+}
+
+impl<'a> Runner<'a> {
+    /// With each row's own adapter where `names` are given.
+    pub(crate) fn new(model: &'a mut PeftModel, names: Option<&'a [String]>) -> Self {
+        let module = model.valid();
+        match names {
+            Some(names) => Self::ByRow { model, names, module },
+            None => Self::Whole(module),
+        }
+    }
+
+    /// The model for a batch of these rows, each of which may come `beams` times.
+    pub(crate) fn module(&mut self, rows: &[usize], beams: usize) -> Result<&dyn DynModule> {
+        match self {
+            Self::Whole(module) => Ok(&**module),
+            Self::ByRow { model, names, module } => {
+                let of: Vec<&str> = rows.iter().map(|row| names.get(*row).map_or(BASE, String::as_str)).collect();
+                model.set_rows_of_beams(&of, beams)?;
+                *module = model.valid();
+                Ok(&**module)
+            }
+        }
+    }
+
+    /// Whether every layer could tell the rows of the last batch apart.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::Whole(_) => Ok(()),
+            Self::ByRow { model, .. } => Ok(model.rows_fit()?),
+        }
+    }
+
+    /// Runs a batch of these rows.
+    pub(crate) fn forward(&mut self, rows: &[usize], inputs: &Inputs) -> Result<Outputs> {
+        let outputs = self.module(rows, 1)?.forward(inputs);
+        self.check()?;
+        Ok(outputs)
+    }
+}
+
+/// The adapter that each row names in a column, each of which the model has.
+///
+/// # Errors
+/// [`Error::Data`](peft::Error::Data) with file and line of the first ten rows without a name, or with another.
+pub fn row_adapters(rows: &[Row], column: &str, model: &PeftModel) -> Result<Vec<String>> {
+    let known: Vec<&str> = model.adapter_names().chain([BASE]).collect();
+    let mut bad = BadRows::default();
+    let mut names = Vec::with_capacity(rows.len());
+    for row in rows {
+        let named =
+            row.text(column).and_then(|name| match known.contains(&name) {
+                true => Ok(name.to_owned()),
+                false => Err(row
+                    .error(format!("column `{column}`: no adapter named `{name}` (there are: {})", known.join(", ")))),
+            });
+        names.extend(bad.take(named)?);
+    }
+    bad.finish()?;
+    Ok(names)
+}
