@@ -20,6 +20,7 @@ mod softmax;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests;
+mod unpack;
 
 use burn::{
     backend::{DispatchTensorKind, tensor::FloatTensor},
@@ -36,6 +37,7 @@ pub(super) use lora_linear::LoraLinear;
 pub(super) use norm::{Kind, Norm};
 pub(super) use rotary::Rotate;
 pub(super) use softmax::Softmax;
+pub(super) use unpack::{Code, Packed, unpack};
 
 use super::host;
 

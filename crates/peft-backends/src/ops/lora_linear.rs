@@ -78,7 +78,7 @@ pub fn lora_linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, 
     #[cfg(feature = "gpu")]
     if [x, weight, &lora.a, &lora.b].into_iter().all(cube::takes) && bias.is_none_or(cube::takes) {
         let keep = (lora.drop > 0.0).then(|| Keep::draw(lora.drop));
-        let op = cube::LoraLinear { scale: lora.scale as f32, keep };
+        let op = cube::LoraLinear { scale: lora.scale as f32, keep, packed: None };
         let bias = Input::optional(bias.cloned());
         return Some(apply(
             op,
@@ -111,6 +111,14 @@ pub(super) fn packed_linear(
     bias: Option<&Tensor<1>>,
     lora: Option<LowRank>,
 ) -> Option<Tensor<2>> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(x) && bias.is_none_or(cube::takes) && weight.is_on_gpu() {
+        let keep = lora.as_ref().filter(|lora| lora.drop > 0.0).map(|lora| Keep::draw(lora.drop));
+        let scale = lora.as_ref().map_or(0.0, |lora| lora.scale) as f32;
+        let [a, b] = lora.map_or([None, None], |LowRank { a, b, .. }| [Some(a), Some(b)]).map(Input::optional);
+        let op = cube::LoraLinear { scale, keep, packed: Some(weight.clone()) };
+        return Some(apply(op, [Input::new(x.clone()), Input::Absent, Input::optional(bias.cloned()), a, b]));
+    }
     let takes_lora = |lora: &LowRank| host::takes(&lora.a) && host::takes(&lora.b);
     let fit = host::takes(x) && bias.is_none_or(host::takes) && lora.as_ref().is_none_or(takes_lora);
     let packed = HostPacked::new(weight).filter(|_| fit && !x.dims().contains(&0))?;

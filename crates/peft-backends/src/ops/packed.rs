@@ -20,11 +20,14 @@ pub use ggml::GgmlType;
 pub use quantize::quantize;
 pub(super) use reader::HostPacked;
 
+#[cfg(feature = "gpu")]
+use super::cube;
 use super::{
     host,
     linear_cross_entropies::packed_cross_entropies,
     lora_linear::{LowRank, packed_linear},
 };
+use crate::device::is_host;
 
 /// How a matrix is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +86,7 @@ pub struct PackedMatrix {
     dims: [usize; 2],
     packing: Packing,
     block: usize,
-    codes: Tensor<1, Int>,
+    codes: Codes,
     scales: Scales,
 }
 
@@ -91,7 +94,47 @@ pub struct PackedMatrix {
 #[expect(clippy::large_enum_variant, reason = "there is one for a layer")]
 enum Scales {
     Plain(Tensor<1>),
-    Nested { codes: Tensor<1, Int>, absmax: Tensor<1>, map: Tensor<1>, block: usize, offset: f32 },
+    Nested { codes: Codes, absmax: Tensor<1>, map: Tensor<1>, block: usize, offset: f32 },
+}
+
+/// Bytes on a device: as they are on the processor, four in a word elsewhere, for not all kernels can read bytes.
+#[derive(Debug, Clone)]
+struct Codes {
+    tensor: Tensor<1, Int>,
+    /// How many there are.
+    count: usize,
+}
+
+impl Codes {
+    fn new(mut bytes: Vec<u8>, device: &Device) -> Self {
+        let count = bytes.len();
+        let tensor = if is_host(device) {
+            Tensor::from_data(TensorData::new(bytes, [count]), (device, DType::U8))
+        } else {
+            bytes.resize(count.next_multiple_of(4), 0);
+            let (words, _) = bytes.as_chunks::<4>();
+            let words: Vec<i32> = words.iter().map(|word| i32::from_le_bytes(*word)).collect();
+            let length = words.len();
+            Tensor::from_data(TensorData::new(words, [length]), (device, DType::I32))
+        };
+        Self { tensor, count }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let data = self.tensor.to_data();
+        if self.tensor.dtype() == DType::U8 {
+            return data.try_into_vec::<u8>().unwrap_or_default();
+        }
+        let words = data.convert::<i32>().try_into_vec::<i32>().unwrap_or_default();
+        words.into_iter().flat_map(i32::to_le_bytes).take(self.count).collect()
+    }
+
+    fn to_device(&self, device: &Device) -> Self {
+        if is_host(device) == is_host(&self.tensor.device()) {
+            return Self { tensor: self.tensor.clone().to_device(device), count: self.count };
+        }
+        Self::new(self.bytes(), device)
+    }
 }
 
 impl PackedMatrix {
@@ -105,14 +148,14 @@ impl PackedMatrix {
         let scales = match scales {
             ScaleParts::Plain(scales) => Scales::Plain(floats(scales, device)),
             ScaleParts::Nested { codes, absmax, map, block, offset } => Scales::Nested {
-                codes: bytes(codes, device),
+                codes: Codes::new(codes, device),
                 absmax: floats(absmax, device),
                 map: floats(map, device),
                 block,
                 offset,
             },
         };
-        Ok(Self { dims, packing, block, codes: bytes(codes, device), scales })
+        Ok(Self { dims, packing, block, codes: Codes::new(codes, device), scales })
     }
 
     /// `[d_in, d_out]`, as Burn has weights.
@@ -129,26 +172,25 @@ impl PackedMatrix {
     pub fn bytes(&self) -> usize {
         let scales = match &self.scales {
             Scales::Plain(scales) => 4 * scales.dims()[0],
-            Scales::Nested { codes, absmax, map, .. } => codes.dims()[0] + 4 * (absmax.dims()[0] + map.dims()[0]),
+            Scales::Nested { codes, absmax, map, .. } => codes.count + 4 * (absmax.dims()[0] + map.dims()[0]),
         };
-        self.codes.dims()[0] + scales
+        self.codes.count + scales
     }
 
     /// Its numbers, as files have them.
     pub fn parts(&self) -> PackedParts {
-        let bytes = |x: &Tensor<1, Int>| x.to_data().convert::<u8>().try_to_vec::<u8>().unwrap_or_default();
         let floats = |x: &Tensor<1>| x.to_data().convert::<f32>().try_to_vec::<f32>().unwrap_or_default();
         let scales = match &self.scales {
             Scales::Plain(scales) => ScaleParts::Plain(floats(scales)),
             Scales::Nested { codes, absmax, map, block, offset } => ScaleParts::Nested {
-                codes: bytes(codes),
+                codes: codes.bytes(),
                 absmax: floats(absmax),
                 map: floats(map),
                 block: *block,
                 offset: *offset,
             },
         };
-        PackedParts { dims: self.dims, packing: self.packing, block: self.block, codes: bytes(&self.codes), scales }
+        PackedParts { dims: self.dims, packing: self.packing, block: self.block, codes: self.codes.bytes(), scales }
     }
 
     /// The same on another device.
@@ -165,7 +207,7 @@ impl PackedMatrix {
                 offset,
             },
         };
-        Self { codes: self.codes.clone().to_device(device), scales, ..self.clone() }
+        Self { codes: self.codes.to_device(device), scales, ..self.clone() }
     }
 
     /// The values, `[d_in, d_out]`, in single precision.
@@ -173,20 +215,24 @@ impl PackedMatrix {
         let [d_out, d_in] = self.dims;
         let Some(packed) = HostPacked::new(self) else { return self.unpacked() };
         let values = host::written(d_out * d_in, |out| frozen::unpack(&packed, 0, out));
-        let device = &self.codes.device();
+        let device = &self.codes.tensor.device();
         Tensor::<1>::from_data(TensorData::new(values, [d_out * d_in]), device).reshape([d_out, d_in]).transpose()
     }
 
     /// [`dense`](Self::dense) by operations that every device has.
     fn unpacked(&self) -> Tensor<2> {
         let [d_out, d_in] = self.dims;
-        let (count, device) = (d_out * d_in, &self.codes.device());
-        let codes = self.codes.clone().cast(burn::tensor::IntDType::I32);
+        let (count, device) = (d_out * d_in, &self.codes.tensor.device());
+        #[cfg(feature = "gpu")]
+        if self.is_on_gpu() {
+            return self.dense_as(DType::F32);
+        }
+        let codes = self.codes.tensor.clone().cast(burn::tensor::IntDType::I32);
         let scales = match &self.scales {
             Scales::Plain(scales) => scales.clone(),
             Scales::Nested { codes, absmax, map, block, offset } => {
-                let values = map.clone().select(0, codes.clone().cast(burn::tensor::IntDType::I32));
-                values * spread(absmax.clone(), *block, codes.dims()[0]) + *offset
+                let values = map.clone().select(0, codes.tensor.clone().cast(burn::tensor::IntDType::I32));
+                values * spread(absmax.clone(), *block, codes.count) + *offset
             }
         };
         let values = match self.packing {
@@ -199,8 +245,7 @@ impl PackedMatrix {
             }
             // Their formats are taken apart on the host.
             Packing::Ggml(kind) => {
-                let bytes = self.codes.to_data().convert::<u8>().try_into_vec::<u8>().unwrap_or_default();
-                Tensor::from_data(TensorData::new(kind.dequantize(&bytes), [count]), device)
+                Tensor::from_data(TensorData::new(kind.dequantize(&self.codes.bytes()), [count]), device)
             }
             Packing::Int8 => {
                 let signed = codes.clone() - codes.greater_equal_elem(128_i32).int().mul_scalar(256_i32);
@@ -208,6 +253,40 @@ impl PackedMatrix {
             }
         };
         values.reshape([d_out, d_in]).transpose()
+    }
+
+    /// Whether it lies in words as a GPU's kernel takes it.
+    #[cfg(feature = "gpu")]
+    pub(super) fn is_on_gpu(&self) -> bool {
+        !is_host(&self.codes.tensor.device()) && !matches!(self.packing, Packing::Ggml(_))
+    }
+
+    /// The values of a matrix that [is on a GPU](Self::is_on_gpu), `[d_in, d_out]`, by its kernel.
+    #[cfg(feature = "gpu")]
+    pub(super) fn dense_as(&self, dtype: DType) -> Tensor<2> {
+        let device = &self.codes.tensor.device();
+        let ints = |x: &Tensor<1, Int>| match x.clone().try_into_primitive::<cube::Gpu>() {
+            Ok(x) => x,
+            Err(error) => unreachable!("asked for before: {error:?}"),
+        };
+        let reals = |x: Tensor<1>| match x.try_into_primitive::<cube::Gpu>() {
+            Ok(x) => x,
+            Err(error) => unreachable!("asked for before: {error:?}"),
+        };
+        let (scales, nested, of_scales) = match &self.scales {
+            Scales::Plain(scales) => (scales.clone(), None, None),
+            Scales::Nested { codes, absmax, map, block, offset } => {
+                (absmax.clone(), Some((ints(&codes.tensor), reals(map.clone()))), Some((*block, *offset)))
+            }
+        };
+        let (table, four_bits, block) = match self.packing {
+            Packing::FourBit { codes, .. } => (floats(codes.values().to_vec(), device), true, self.block),
+            Packing::Int8 | Packing::Ggml(_) => (scales.clone(), false, self.dims[1]),
+        };
+        let code = cube::Code { dims: self.dims, four_bits, block, step: reader::INT8_STEP, nested: of_scales };
+        let words = ints(&self.codes.tensor);
+        let packed = cube::Packed { words, table: reals(table), scales: reals(scales), nested };
+        Tensor::from_primitive::<cube::Gpu>(cube::unpack(packed, code, dtype)).transpose()
     }
 
     /// `x W + b`; nothing dense is kept for the pass back.
@@ -301,11 +380,6 @@ impl PackedParts {
             _ => Ok(()),
         }
     }
-}
-
-fn bytes(values: Vec<u8>, device: &Device) -> Tensor<1, Int> {
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), (device, DType::U8))
 }
 
 fn floats(values: Vec<f32>, device: &Device) -> Tensor<1> {

@@ -18,6 +18,7 @@ use super::{
     norm::{self, Kind},
     product::{self, Drops, Onto},
     rotary, softmax,
+    unpack::{self, Code},
 };
 use crate::ops::dropout::Keep;
 
@@ -143,6 +144,18 @@ pub(super) trait Kernels: Backend {
     /// `Σ y · grad` over each vector.
     #[fusion(meta = |y, _grad| one_each(y))]
     fn attention_along(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The values of a packed matrix, `[d_out, d_in]`.
+    #[fusion(meta = |_words, _table, _scales, _scale_words, _map, code, dtype| TensorSpec::new(Shape::new(code.dims), *dtype))]
+    fn unpack(
+        words: IntTensor<Self>,
+        table: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        scale_words: IntTensor<Self>,
+        map: FloatTensor<Self>,
+        code: Code,
+        dtype: DType,
+    ) -> FloatTensor<Self>;
 
     /// The sums of the squares of a few elements each.
     #[fusion(meta = |x| TensorSpec::new(Shape::new([adamw::parts(x.shape.num_elements())]), DType::F32))]
@@ -325,6 +338,18 @@ impl Kernels for CubeBackend {
 
     fn attention_along(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         attention::along(y, grad)
+    }
+
+    fn unpack(
+        words: IntTensor<Self>,
+        table: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        scale_words: IntTensor<Self>,
+        map: FloatTensor<Self>,
+        code: Code,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        unpack::run([words, table, scales, scale_words, map], code, dtype)
     }
 
     fn parts_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use crate::{
     device,
     ops::{
-        AdamW, LowRank, Sight, Trained, Weights, adamw, attention, dropout, layer_norm, linear_cross_entropies,
-        lora_linear,
+        AdamW, FourBit, LowRank, PackedMatrix, Packing, Sight, Trained, Weights, adamw, attention, dropout, layer_norm,
+        linear_cross_entropies, lora_linear, quantize,
         self_test::{CASES, Case, random},
         tests::{close, gradients_close, run},
     },
@@ -184,6 +184,25 @@ fn packed_examples_do_not_see_each_other() {
         let [q, k, v] = all.each_ref().map(|x| x.clone().reshape([batch, length, 2, dim]).swap_dims(1, 2));
         attention(&q, &k, &v, &sight, weights).unwrap().swap_dims(1, 2).reshape([batch * length, 2 * dim])
     });
+}
+
+#[test]
+fn packed_weights_are_the_processors() {
+    let (_one, gpu) = gpu();
+    let ([d_out, d_in], tokens) = ([70, 192], 33);
+    let values = normal([d_out, d_in]).into_data().try_into_vec::<f32>().unwrap();
+    let four = |codes, nested| Packing::FourBit { codes, nested };
+    for packing in [four(FourBit::Nf4, false), four(FourBit::Nf4, true), four(FourBit::Fp4, true), Packing::Int8] {
+        let parts = quantize(&values, [d_out, d_in], packing).unwrap();
+        let there = PackedMatrix::new(parts.clone(), &gpu).unwrap();
+        assert_eq!((there.parts(), there.to_device(&Device::flex()).parts()), (parts.clone(), parts.clone()));
+        let inputs = [normal([tokens, d_in]), normal([5, d_in]), normal([d_out, 5])];
+        same("packed", &gpu, &inputs, &|[x, a, b]| {
+            let weight = PackedMatrix::new(parts.clone(), &x.device().inner()).unwrap();
+            let lora = LowRank { a: a.clone(), b: b.clone(), scale: 0.1, drop: 0.0 };
+            weight.lora_linear(x, None, lora).unwrap() + weight.linear(x.clone(), None)
+        });
+    }
 }
 
 #[test]

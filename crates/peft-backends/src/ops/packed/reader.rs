@@ -1,11 +1,8 @@
 //! Packed values as the processor reads them: any run of a matrix's elements, row by row as in files.
 
-use burn::{
-    backend::Flex,
-    tensor::{Int, Tensor},
-};
+use burn::{backend::Flex, tensor::Tensor};
 
-use super::{GgmlType, PackedMatrix, Packing, Scales, codebook::Pairs, quantize::BLOCK};
+use super::{Codes, GgmlType, PackedMatrix, Packing, Scales, codebook::Pairs, quantize::BLOCK};
 use crate::ops::node::Host;
 
 /// What `SCB` is divided by.
@@ -32,7 +29,7 @@ enum HostScales {
 impl HostPacked {
     /// None for a matrix on another device.
     pub(in crate::ops) fn new(matrix: &PackedMatrix) -> Option<Self> {
-        let int = |x: &Tensor<1, Int>| x.clone().try_into_primitive::<Flex>().ok();
+        let int = |x: &Codes| x.tensor.clone().try_into_primitive::<Flex>().ok();
         let float = |x: &Tensor<1>| x.clone().try_into_primitive::<Flex>().ok();
         let scales = match &matrix.scales {
             Scales::Plain(scales) => HostScales::Plain(float(scales)?),
