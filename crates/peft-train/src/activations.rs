@@ -8,6 +8,7 @@ use peft::{
     backends::device::is_host,
     example::{Example, Label},
     explain,
+    module_tree::is_inside,
     prompt::PromptEntry,
 };
 use serde::Serialize;
@@ -117,7 +118,8 @@ fn fewest(kept: &[Kept], budget: Option<u64>) -> Activations {
 /// What each layer keeps of so many source and target tokens, in the order in which they run.
 ///
 /// A linear layer's output is kept by what comes behind it (norms, attention, activations); an adapted layer keeps its input as
-/// well, once for all that share it. Scores and what norms and adapters keep besides are small.
+/// well, once for all that share it. Of a layer with a gated feed-forward block only the attention's output is kept so: the results
+/// of its norms and what goes into the block's last layer are made anew. Scores and what norms and adapters keep besides are small.
 pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u64; 2]) -> Vec<(String, Kept)> {
     let BaseModel { info, .. } = &prepared.base;
     let tree = prepared.base.tree();
@@ -128,6 +130,11 @@ pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u
     let value = if is_half { 2 } else { 4 };
     let [source, target] = tokens.map(|tokens| tokens * value);
 
+    let gated: HashSet<&str> = tree
+        .modules
+        .iter()
+        .filter_map(|module| layer_of(&module.name).filter(|_| module.name.ends_with(".gate_proj")))
+        .collect();
     let mut layers: Vec<(&str, Kept)> = Vec::new();
     let mut inputs: HashSet<(&str, usize)> = HashSet::new();
     // Whether what the layer reads is part of a graph, and whether what it gives is.
@@ -158,7 +165,10 @@ pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u
         let parent = module.name.rsplit_once('.').map_or("", |(parent, _)| parent);
         is_tracked[1] |= is_trained;
         kept.all += bytes * d_out as u64;
-        if is_trained && inputs.insert((parent, d_in)) {
+        let is_adapter_alone =
+            trained.contains(module.name.as_str()) && !saved.iter().any(|name| is_inside(name, &module.name));
+        let is_rebuilt = is_adapter_alone && gated.contains(layer) && !module.name.ends_with(".o_proj");
+        if is_trained && !is_rebuilt && inputs.insert((parent, d_in)) {
             kept.all += bytes * d_in as u64;
         }
         // Every layer begins with a projection of its input.

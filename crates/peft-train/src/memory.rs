@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Logits that the loss over a vocabulary has in memory at a time on the processor.
-const LOGITS: u64 = 64 << 20;
+const LOGITS: u64 = 32 << 20;
 
 /// The share of what there is above which training warns.
 const NEAR: f64 = 0.9;
