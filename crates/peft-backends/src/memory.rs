@@ -21,6 +21,11 @@ pub fn resident() -> Option<u64> {
     field("/proc/self/status", "VmRSS:")
 }
 
+/// The largest resident memory of this process so far, from `/proc`; none where the system does not say.
+pub fn peak_resident() -> Option<u64> {
+    field("/proc/self/status", "VmHWM:")
+}
+
 /// What the system would give without swapping.
 fn system_free() -> Option<u64> {
     field("/proc/meminfo", "MemAvailable:")

@@ -1,5 +1,6 @@
 //! What a run came to: the last line of `peft train --json`.
 
+pub use peft::backends::memory::peak_resident as peak_rss_bytes;
 use std::path::PathBuf;
 
 use peft::task::Metrics;
@@ -27,14 +28,6 @@ pub struct TrainReport {
     pub written_step: usize,
     /// Folder of the result.
     pub output_dir: PathBuf,
-}
-
-/// Largest resident memory of this process so far, from `/proc`.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 /// The middle of the values; the mean of the two middle ones for an even number, 0 for none.

@@ -9,6 +9,7 @@ mod adamw;
 mod attention;
 mod cross_entropies;
 mod dropout;
+#[allow(clippy::too_many_arguments, reason = "the macro takes tensors one by one")]
 mod kernels;
 mod launch;
 mod lora_linear;
@@ -16,6 +17,7 @@ mod norm;
 mod product;
 mod rotary;
 mod row;
+mod soft_cap;
 mod softmax;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
@@ -24,7 +26,7 @@ mod unpack;
 
 use burn::{
     backend::{DispatchTensorKind, tensor::FloatTensor},
-    tensor::{DType, Tensor},
+    tensor::{BackendPrimitive, DType, Tensor, kind::Basic},
 };
 
 pub(super) use activation::{Activation, Curve, Gated};
@@ -58,6 +60,14 @@ fn is_on_gpu(kind: &DispatchTensorKind) -> bool {
         DispatchTensorKind::Cube(_) => true,
         DispatchTensorKind::Autodiff(inner) => is_on_gpu(inner),
         DispatchTensorKind::Flex(_) => false,
+    }
+}
+
+/// What a tensor without a graph that is known to be there is on a GPU.
+pub(super) fn primitive<const D: usize, K: Basic + BackendPrimitive<Gpu>>(x: Tensor<D, K>) -> K::Primitive {
+    match x.try_into_primitive::<Gpu>() {
+        Ok(x) => x,
+        Err(error) => unreachable!("asked for before: {error:?}"),
     }
 }
 

@@ -16,24 +16,12 @@ use super::{
 
 /// `gate σ(gate) · up` (Shazeer 2020, arXiv:2002.05202).
 pub fn silu_gated<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    #[cfg(feature = "gpu")]
-    if cube::takes(&gate) && cube::takes(&up) && gate.dims() == up.dims() {
-        return apply(Gated(Curve::Silu), [Input::new(gate), Input::new(up)]);
-    }
-    if fit(&gate, &up) { run(Gate::Silu, [Input::new(gate), Input::new(up)]) } else { activation::silu(gate) * up }
+    Gate::Silu.gated(gate, up)
 }
 
 /// [`gelu_tanh`]`(gate) · up`, as in Gemma.
 pub fn gelu_tanh_gated<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    #[cfg(feature = "gpu")]
-    if cube::takes(&gate) && cube::takes(&up) && gate.dims() == up.dims() {
-        return apply(Gated(Curve::GeluTanh), [Input::new(gate), Input::new(up)]);
-    }
-    if fit(&gate, &up) { run(Gate::GeluTanh, [Input::new(gate), Input::new(up)]) } else { gelu_tanh(gate) * up }
-}
-
-fn fit<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) -> bool {
-    host::takes(gate) && host::takes(up) && gate.dims() == up.dims()
+    Gate::GeluTanh.gated(gate, up)
 }
 
 /// The activation of a gated feed-forward block's gate.
@@ -46,6 +34,31 @@ pub enum Gate {
 }
 
 impl Gate {
+    /// The activation of `gate` times `up`.
+    pub(super) fn gated<const D: usize>(self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+        let is_alike = gate.dims() == up.dims();
+        #[cfg(feature = "gpu")]
+        if is_alike && cube::takes(&gate) && cube::takes(&up) {
+            return apply(Gated(self.curve()), [Input::new(gate), Input::new(up)]);
+        }
+        if is_alike && host::takes(&gate) && host::takes(&up) {
+            return run(self, [Input::new(gate), Input::new(up)]);
+        }
+        let gate = match self {
+            Self::Silu => activation::silu(gate),
+            Self::GeluTanh => gelu_tanh(gate),
+        };
+        gate * up
+    }
+
+    #[cfg(feature = "gpu")]
+    fn curve(self) -> Curve {
+        match self {
+            Self::Silu => Curve::Silu,
+            Self::GeluTanh => Curve::GeluTanh,
+        }
+    }
+
     /// The product.
     pub(super) fn product(self, gates: &[f32], ups: &[f32]) -> Vec<f32> {
         #[inline(always)]

@@ -21,7 +21,7 @@ pub use quantize::quantize;
 pub(super) use reader::HostPacked;
 
 #[cfg(feature = "gpu")]
-use super::cube;
+use super::cube::{self, primitive};
 use super::{
     host,
     linear_cross_entropies::packed_cross_entropies,
@@ -265,27 +265,21 @@ impl PackedMatrix {
     #[cfg(feature = "gpu")]
     pub(super) fn dense_as(&self, dtype: DType) -> Tensor<2> {
         let device = &self.codes.tensor.device();
-        let ints = |x: &Tensor<1, Int>| match x.clone().try_into_primitive::<cube::Gpu>() {
-            Ok(x) => x,
-            Err(error) => unreachable!("asked for before: {error:?}"),
-        };
-        let reals = |x: Tensor<1>| match x.try_into_primitive::<cube::Gpu>() {
-            Ok(x) => x,
-            Err(error) => unreachable!("asked for before: {error:?}"),
-        };
         let (scales, nested, of_scales) = match &self.scales {
             Scales::Plain(scales) => (scales.clone(), None, None),
-            Scales::Nested { codes, absmax, map, block, offset } => {
-                (absmax.clone(), Some((ints(&codes.tensor), reals(map.clone()))), Some((*block, *offset)))
-            }
+            Scales::Nested { codes, absmax, map, block, offset } => (
+                absmax.clone(),
+                Some((primitive(codes.tensor.clone()), primitive(map.clone()))),
+                Some((*block, *offset)),
+            ),
         };
         let (table, four_bits, block) = match self.packing {
             Packing::FourBit { codes, .. } => (floats(codes.values().to_vec(), device), true, self.block),
             Packing::Int8 | Packing::Ggml(_) => (scales.clone(), false, self.dims[1]),
         };
         let code = cube::Code { dims: self.dims, four_bits, block, step: reader::INT8_STEP, nested: of_scales };
-        let words = ints(&self.codes.tensor);
-        let packed = cube::Packed { words, table: reals(table), scales: reals(scales), nested };
+        let words = primitive(self.codes.tensor.clone());
+        let packed = cube::Packed { words, table: primitive(table), scales: primitive(scales), nested };
         Tensor::from_primitive::<cube::Gpu>(cube::unpack(packed, code, dtype)).transpose()
     }
 

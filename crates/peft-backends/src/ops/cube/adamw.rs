@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{
-    Gpu, Kernels, OnGpu, launch,
+    Gpu, Kernels, OnGpu, launch, primitive,
     row::{UNITS, sum_of_cube},
 };
 
@@ -39,13 +39,6 @@ pub(in crate::ops) struct OnDevice {
     pub(in crate::ops) gradient: Tensor<1>,
     pub(in crate::ops) moments: [Tensor<1>; 2],
     pub(in crate::ops) formula: Formula,
-}
-
-fn primitive(x: Tensor<1>) -> OnGpu {
-    match x.try_into_primitive::<Gpu>() {
-        Ok(x) => x,
-        Err(error) => unreachable!("asked for before: {error:?}"),
-    }
 }
 
 /// New values and moments in this order, and the norm of all gradients, `[1]`.
@@ -84,8 +77,8 @@ pub(super) fn step(
     norm: CubeTensor,
     formula: Formula,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let [value, gradient, first, second] = tensors.map(launch::whole);
-    let [value, first, second] = [value, first, second].map(|x| if x.can_mut() { x } else { x.copy() });
+    let [value, gradient, first, second] = tensors;
+    let (gradient, [value, first, second]) = (launch::whole(gradient), [value, first, second].map(launch::own));
     let client = value.client.clone();
     let (count, dim) = launch::units(&client, value.meta.num_elements());
     let Formula { keep, betas: [stay1, stay2], size, scale, epsilon, max_norm } = formula;

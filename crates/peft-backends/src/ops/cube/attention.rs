@@ -9,7 +9,7 @@ use burn::{
 
 pub(super) use kernels::{Backward, along, forward};
 
-use super::{Gpu, Kernels, OnGpu, all};
+use super::{Gpu, Kernels, OnGpu, all, primitive};
 use crate::ops::{
     Weights,
     dropout::Keep,
@@ -64,7 +64,7 @@ impl Attention {
         let count = marks.len();
         let device = q.device().inner();
         let marks = Tensor::<1, Int>::from_data(TensorData::new(marks, [count]), (&device, DType::I32));
-        let Ok(marks) = marks.try_into_primitive::<Gpu>() else { unreachable!("the tensors are on a GPU") };
+        let marks = primitive(marks);
         Some(apply(Self { scores, marks }, [q, k, v].map(|x| Input::new(x.clone()))))
     }
 }

@@ -14,6 +14,7 @@ use cubecl::prelude::*;
 use super::{
     Gpu, Kernels, OnGpu, all, launch,
     row::{UNITS, most_of_cube, sum_of_cube},
+    soft_cap::{capped, slope_of_capped},
 };
 use crate::ops::node::Node;
 
@@ -95,8 +96,7 @@ impl Node<Gpu, 2> for CrossEntropies {
 
 /// The gradients of the losses, in the place of the logits if nobody else holds them, and the losses.
 pub(super) fn rows(logits: CubeTensor, targets: CubeTensor, cap: f32) -> (CubeTensor, CubeTensor) {
-    let logits = launch::whole(logits);
-    let logits = if logits.can_mut() { logits } else { logits.copy() };
+    let logits = launch::own(logits);
     let width = launch::width(&logits);
     let count = logits.meta.num_elements() / width;
     let losses = launch::empty(&logits, [count], DType::F32);
@@ -113,16 +113,6 @@ pub(super) fn rows(logits: CubeTensor, targets: CubeTensor, cap: f32) -> (CubeTe
         launch::element(&logits),
     );
     (logits, losses)
-}
-
-#[cube]
-fn capped(x: f32, cap: f32, #[comptime] caps: bool) -> f32 {
-    let mut value = x;
-    if comptime!(caps) {
-        let bounded = clamp(x / cap, -20.0f32, 20.0f32);
-        value = cap * (1.0f32 - 2.0f32 / (1.0f32 + (2.0f32 * bounded).exp()));
-    }
-    value
 }
 
 #[cube(launch)]
@@ -164,12 +154,8 @@ fn rows_kernel<F: Float>(
     let mut class = UNIT_POS_X as usize;
     while class < width {
         let value = capped(f32::cast_from(logits[start + class]), cap, caps);
-        let mut slope = (value - most).exp() * scale - select(class == target, 1.0f32, 0.0f32);
-        if comptime!(caps) {
-            let share = value / cap;
-            slope *= 1.0f32 - share * share;
-        }
-        logits[start + class] = F::cast_from(slope);
+        let slope = (value - most).exp() * scale - select(class == target, 1.0f32, 0.0f32);
+        logits[start + class] = F::cast_from(slope * slope_of_capped(value, cap, caps));
         class += UNITS as usize;
     }
 }

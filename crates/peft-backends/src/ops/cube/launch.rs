@@ -15,6 +15,12 @@ pub(super) fn whole(x: CubeTensor) -> CubeTensor {
     into_contiguous(x)
 }
 
+/// The same to be written to: a copy if somebody else holds it.
+pub(super) fn own(x: CubeTensor) -> CubeTensor {
+    let x = whole(x);
+    if x.can_mut() { x } else { x.copy() }
+}
+
 /// New memory beside `like`.
 pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)

@@ -9,7 +9,7 @@ use burn::backend::{
 };
 use burn::tensor::DType;
 
-use super::{Gpu, Kernels, OnGpu, all, product::Drops};
+use super::{Gpu, Kernels, OnGpu, all, primitive, product::Drops};
 use crate::ops::{PackedMatrix, dropout::Keep, node::Node};
 
 /// `x W + b + scale · drop(x) Aᵀ Bᵀ`, without the last where there are no factors.
@@ -34,10 +34,7 @@ impl LoraLinear {
     fn weight(&self, weight: Option<&OnGpu>, dtype: DType) -> OnGpu {
         match (weight, &self.packed) {
             (Some(weight), _) => weight.clone(),
-            (None, Some(packed)) => match packed.dense_as(dtype).try_into_primitive::<Gpu>() {
-                Ok(weight) => weight,
-                Err(error) => unreachable!("asked for before: {error:?}"),
-            },
+            (None, Some(packed)) => primitive(packed.dense_as(dtype)),
             (None, None) => unreachable!("an operation is given its inputs"),
         }
     }

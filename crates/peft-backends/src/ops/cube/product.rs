@@ -88,9 +88,7 @@ pub(super) fn product(
     let (out, dtype) = match onto {
         Onto::Sum(onto) => {
             let dtype = onto.dtype;
-            let onto = launch::whole(onto);
-            // Somebody else may hold it: then the sum is a copy.
-            (if onto.can_mut() { onto } else { onto.copy() }, dtype)
+            (launch::own(onto), dtype)
         }
         Onto::New(dtype) if parts == 1 => (launch::empty(&a, [m, n], dtype), dtype),
         Onto::New(dtype) => (launch::empty(&a, [parts, m, n], DType::F32), dtype),

@@ -8,25 +8,17 @@ pub(super) const UNITS: u32 = 128;
 /// The sum over all units of a cube, which all of them get.
 #[cube]
 pub(super) fn sum_of_cube(value: f32) -> f32 {
-    let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
-    let unit = UNIT_POS_X as usize;
-    shared[unit] = value;
-    sync_cube();
-    let mut half = comptime!(UNITS as usize / 2).runtime();
-    while half > 0 {
-        if unit < half {
-            let other = shared[unit + half];
-            shared[unit] += other;
-        }
-        sync_cube();
-        half /= 2;
-    }
-    shared[0]
+    reduced(value, false)
 }
 
 /// The largest over all units of a cube, which all of them get.
 #[cube]
 pub(super) fn most_of_cube(value: f32) -> f32 {
+    reduced(value, true)
+}
+
+#[cube]
+fn reduced(value: f32, #[comptime] largest: bool) -> f32 {
     let mut shared = Shared::<[f32]>::new_slice(comptime!(UNITS as usize));
     let unit = UNIT_POS_X as usize;
     shared[unit] = value;
@@ -34,8 +26,12 @@ pub(super) fn most_of_cube(value: f32) -> f32 {
     let mut half = comptime!(UNITS as usize / 2).runtime();
     while half > 0 {
         if unit < half {
-            let other = shared[unit + half];
-            shared[unit] = max(shared[unit], other);
+            let (own, other) = (shared[unit], shared[unit + half]);
+            if comptime!(largest) {
+                shared[unit] = max(own, other);
+            } else {
+                shared[unit] = own + other;
+            }
         }
         sync_cube();
         half /= 2;

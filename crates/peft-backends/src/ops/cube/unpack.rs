@@ -110,7 +110,7 @@ fn unpack_kernel<O: Float>(
     let value = if comptime!(four_bits) {
         let both = byte(words, at / 2);
         // The first of two is the high half.
-        let code = select(at % 2 == 0, both >> 4, both & 15u32);
+        let code = select(at % 2 == 1, both & 15u32, both >> 4);
         table[code as usize]
     } else {
         let code = f32::cast_from(byte(words, at));

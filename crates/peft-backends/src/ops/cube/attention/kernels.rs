@@ -11,6 +11,7 @@ use super::{HIDDEN, Scores};
 use crate::ops::cube::{
     dropout::{Seed, factor},
     launch,
+    soft_cap::{capped, slope_of_capped},
 };
 
 /// Shared memory in floats that every device has.
@@ -305,15 +306,33 @@ fn dot(a: &[f32], a_row: usize, b: &[f32], b_row: usize, #[comptime] dim: usize)
     sum
 }
 
+/// Adds to each of a unit's columns what a row of weights makes of the rows of a tile.
+#[cube]
+fn add_weighted(
+    sums: &mut Array<f32>,
+    weights: &[f32],
+    row: usize,
+    rows: &[f32],
+    column: usize,
+    #[comptime] tile: usize,
+    #[comptime] width: usize,
+) {
+    for at in 0..comptime!(width.div_ceil(tile)) {
+        let place = column + at * tile;
+        if place < width {
+            let mut sum = sums[at];
+            for other in 0..tile {
+                sum += weights[row * tile + other] * rows[other * width + place];
+            }
+            sums[at] = sum;
+        }
+    }
+}
+
 /// A product as a score.
 #[cube]
 fn score(product: f32, numbers: &Numbers, #[comptime] plan: Plan) -> f32 {
-    let mut score = product * numbers.scale;
-    if comptime!(plan.caps) {
-        let bounded = clamp(score / numbers.cap, -20.0f32, 20.0f32);
-        score = numbers.cap * (1.0f32 - 2.0f32 / (1.0f32 + (2.0f32 * bounded).exp()));
-    }
-    score
+    capped(product * numbers.scale, numbers.cap, comptime!(plan.caps))
 }
 
 /// What dropout leaves of a weight.
@@ -393,18 +412,12 @@ fn forward_kernel<F: Float>(
             total += weights[row * tile + other];
         }
         for at in 0..columns {
-            let place = column + at * tile;
-            if place < width {
-                let mut sum = sums[at] * shrink;
-                for other in 0..tile {
-                    let mut weight = weights[row * tile + other];
-                    if comptime!(plan.drops) {
-                        weight = dropped[row * tile + other];
-                    }
-                    sum += weight * kv_tile[other * width + place];
-                }
-                sums[at] = sum;
-            }
+            sums[at] *= shrink;
+        }
+        if comptime!(plan.drops) {
+            add_weighted(&mut sums, &dropped, row, &kv_tile, column, tile, width);
+        } else {
+            add_weighted(&mut sums, &weights, row, &kv_tile, column, tile, width);
         }
         start += tile;
     }
@@ -443,12 +456,7 @@ fn along_kernel<F: Float>(y: &Tensor<F>, grad: &Tensor<F>, out: &mut [f32], #[de
 /// The gradient of a score, from the weight and the weight's gradient.
 #[cube]
 fn slope(own: f32, weight: f32, grad: f32, along: f32, numbers: &Numbers, #[comptime] plan: Plan) -> f32 {
-    let mut slope = weight * (grad - along);
-    if comptime!(plan.caps) {
-        let share = own / numbers.cap;
-        slope *= 1.0f32 - share * share;
-    }
-    slope
+    weight * (grad - along) * slope_of_capped(own, numbers.cap, comptime!(plan.caps))
 }
 
 #[cube(launch)]
@@ -509,16 +517,7 @@ fn backward_queries_kernel<F: Float>(
         sync_cube();
         read_tile::<F>(k, batch, key_head, start, &mut kv_tile, tile, dim);
         sync_cube();
-        for at in 0..columns {
-            let place = column + at * tile;
-            if place < dim {
-                let mut sum = sums[at];
-                for other in 0..tile {
-                    sum += slopes[row * tile + other] * kv_tile[other * dim + place];
-                }
-                sums[at] = sum;
-            }
-        }
+        add_weighted(&mut sums, &slopes, row, &kv_tile, column, tile, dim);
         start += tile;
     }
     if query < queries {
@@ -604,29 +603,11 @@ fn backward_keys_kernel<F: Float>(
             let weight_grad = dot(&v_tile, row, &other_tile, column, width) * keep;
             let own_slope = slope(own, weight, weight_grad, along[place], &numbers, plan);
             slopes[row * tile + column] = select(seen, own_slope, 0.0f32);
-            for at in 0..v_columns {
-                let place = column + at * tile;
-                if place < width {
-                    let mut sum = v_sums[at];
-                    for other in 0..tile {
-                        sum += weights[row * tile + other] * other_tile[other * width + place];
-                    }
-                    v_sums[at] = sum;
-                }
-            }
+            add_weighted(&mut v_sums, &weights, row, &other_tile, column, tile, width);
             sync_cube();
             read_tile::<F>(q, batch, head, start, &mut other_tile, tile, dim);
             sync_cube();
-            for at in 0..k_columns {
-                let place = column + at * tile;
-                if place < dim {
-                    let mut sum = k_sums[at];
-                    for other in 0..tile {
-                        sum += slopes[row * tile + other] * other_tile[other * dim + place];
-                    }
-                    k_sums[at] = sum;
-                }
-            }
+            add_weighted(&mut k_sums, &slopes, row, &other_tile, column, tile, dim);
             start += tile;
         }
     }
