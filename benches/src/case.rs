@@ -31,6 +31,9 @@ pub(crate) struct Train {
     pub(crate) adapter: PathBuf,
     /// How many adapters act, all of them started from that one.
     pub(crate) adapters: usize,
+    /// Whether each acts on its share of the rows instead of on all.
+    #[serde(default)]
+    pub(crate) by_rows: bool,
     /// Whose adapters.
     pub(crate) lora: Whose,
     /// Type of the base model's weights.
@@ -46,6 +49,9 @@ pub(crate) struct Train {
     pub(crate) training: TrainingArguments,
     /// Where the trained adapter is written, if anywhere.
     pub(crate) save: Option<PathBuf>,
+    /// Where it runs, as `--device` names it; the best device that works if it is not named.
+    #[serde(default)]
+    pub(crate) device: Option<String>,
     /// When the process was started, in seconds since 1970.
     pub(crate) started: f64,
 }
@@ -75,8 +81,19 @@ pub(crate) struct Generate {
     pub(crate) max_new_tokens: usize,
     /// How often, the first time unmeasured.
     pub(crate) times: usize,
+    /// Where it runs, as `--device` names it; the best device that works if it is not named.
+    #[serde(default)]
+    pub(crate) device: Option<String>,
     /// When the process was started, in seconds since 1970.
     pub(crate) started: f64,
+}
+
+/// The device of that name.
+///
+/// # Errors
+/// If it is not built in or does not work.
+pub(crate) fn device(name: Option<&str>) -> Result<Device> {
+    peft::backends::device::parse(name).map_err(|error| Error::Data(error.to_string()))
 }
 
 /// Seconds since `started`.

@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use peft::{
-    AutoClass, Error, PeftModel, Result,
+    AutoClass, PeftModel, Result,
     models::checkpoint::{self, LoadOptions, Loaded},
 };
 use peft_generate::{GenerationConfig, Generator};
@@ -10,7 +10,7 @@ use peft_train::report::peak_rss_bytes;
 use serde::Serialize;
 
 use crate::{
-    case::{Generate, seconds_since},
+    case::{Generate, device, seconds_since},
     training::timed,
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct Figures {
 /// # Errors
 /// If the model cannot be read or cannot write.
 pub(crate) fn run(case: &Generate) -> Result<Figures> {
-    let device = peft::backends::device::parse(None).map_err(|error| Error::Data(error.to_string()))?;
+    let device = device(case.device.as_deref())?;
     let options = LoadOptions { dtype: Some(DType::from(case.dtype)), ..LoadOptions::default() };
     let Loaded { base, .. } = checkpoint::load(&case.model, &AutoClass::CAUSAL_LM, &options, &device)?;
     let model = PeftModel::from_base(base, &device);

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     burn_lora::BurnLora,
-    case::{Train, Whose, batches, seconds_since, tokens},
+    case::{Train, Whose, batches, device, seconds_since, tokens},
 };
 
 /// What a run came to.
@@ -31,6 +31,8 @@ pub(crate) struct Figures {
     loaded_rss_bytes: Option<u64>,
     /// Largest resident memory by the end of the steps.
     peak_rss_bytes: Option<u64>,
+    /// What the pools of a GPU hold after the steps; none of the processor.
+    device_bytes: Option<u64>,
     /// From the start of the process to the end of the first step.
     first_step_seconds: f64,
     /// Writing, reading and merging the adapter; none where that was not asked for.
@@ -58,22 +60,22 @@ trait Side {
 /// If model, adapter or batches cannot be read or do not fit each other.
 pub(crate) fn run(case: &Train) -> Result<Figures> {
     peft::backends::ops::set_fused(case.lora != Whose::BurnPlain);
-    let device = peft::backends::device::parse(None).map_err(|error| Error::Data(error.to_string()))?;
+    let device = device(case.device.as_deref())?;
     let model = load(case, &device)?;
     let (base_bytes, loaded_rss_bytes) = (model.base().bytes(), peak_rss_bytes());
     let batches = batches(&case.batches, &device.clone().inner())?;
-    match case.lora {
+    let mut after = None;
+    let figures = match case.lora {
+        Whose::Ours if case.by_rows => steps(&mut Together::new(model, case)?, case, &batches)?,
         Whose::Ours => {
             let mut ours = Ours::new(model, case);
             let figures = steps(&mut ours, case, &batches)?;
-            let after = case.save.as_ref().map(|folder| ours.after(folder)).transpose()?;
-            Ok(Figures { after, base_bytes, loaded_rss_bytes, ..figures })
+            after = case.save.as_ref().map(|folder| ours.after(folder)).transpose()?;
+            figures
         }
-        Whose::Burn | Whose::BurnPlain => {
-            let figures = steps(&mut BurnLora::new(model, case)?, case, &batches)?;
-            Ok(Figures { base_bytes, loaded_rss_bytes, ..figures })
-        }
-    }
+        Whose::Burn | Whose::BurnPlain => steps(&mut BurnLora::new(model, case)?, case, &batches)?,
+    };
+    Ok(Figures { after, base_bytes, loaded_rss_bytes, ..figures })
 }
 
 /// The base model and the adapters, all active.
@@ -107,10 +109,12 @@ fn steps(side: &mut dyn Side, case: &Train, batches: &[Batch]) -> Result<Figures
             first_step_seconds = seconds_since(case.started);
         }
     }
+    let device = first.inputs.input_ids.as_ref().map(Tensor::device);
     Ok(Figures {
         losses,
         step_seconds,
         tokens,
+        device_bytes: device.and_then(|device| device.memory_pool_usage()).map(|usage| usage.bytes_reserved),
         peak_rss_bytes: peak_rss_bytes(),
         first_step_seconds,
         ..Figures::default()
@@ -153,6 +157,44 @@ impl Side for Ours {
         self.optimizer.accumulate(self.model.gradients(&loss));
         self.optimizer.step(&mut self.model, self.lr);
         Ok(loss.without_autodiff())
+    }
+}
+
+/// This library with an adapter for each share of the rows, all in one pass.
+struct Together {
+    model: PeftModel,
+    optimizers: Vec<Optimizer>,
+    lr: f64,
+}
+
+impl Together {
+    fn new(mut model: PeftModel, case: &Train) -> Result<Self> {
+        let names = model.active().to_vec();
+        let optimizers = names
+            .iter()
+            .map(|name| Ok(Optimizer::new(&case.training, &model.trainable_of(name)?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { model, optimizers, lr: case.training.learning_rate })
+    }
+}
+
+impl Side for Together {
+    fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
+        let rows = batch.inputs.batch().unwrap_or_default();
+        let names = self.model.active().to_vec();
+        let share = rows.div_ceil(names.len().max(1)).max(1);
+        let of: Vec<&str> = (0..rows).filter_map(|row| names.get(row / share)).map(String::as_str).collect();
+        self.model.set_rows(&of)?;
+        let (losses, _outputs) = self.model.losses_by_adapter(batch)?;
+        let count = losses.len();
+        let sum = losses.into_iter().map(|one| one.loss).reduce(|sum, loss| sum + loss);
+        let sum = sum.ok_or_else(|| Error::Data("no row has a label".to_owned()))?;
+        let mut gradients = self.model.gradients(&sum);
+        for optimizer in &mut self.optimizers {
+            optimizer.take(&mut gradients);
+            optimizer.step(&mut self.model, self.lr);
+        }
+        Ok(sum.without_autodiff() / count as f64)
     }
 }
 
