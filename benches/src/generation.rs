@@ -32,6 +32,7 @@ pub(crate) struct Figures {
 /// # Errors
 /// If the model cannot be read or cannot write.
 pub(crate) fn run(case: &Generate) -> Result<Figures> {
+    peft::backends::memory::keep_freed();
     let device = device(case.device.as_deref())?;
     let options = LoadOptions { dtype: Some(DType::from(case.dtype)), ..LoadOptions::default() };
     let Loaded { base, .. } = checkpoint::load(&case.model, &AutoClass::CAUSAL_LM, &options, &device)?;

@@ -60,6 +60,10 @@ trait Side {
 /// If model, adapter or batches cannot be read or do not fit each other.
 pub(crate) fn run(case: &Train) -> Result<Figures> {
     peft::backends::ops::set_fused(case.lora != Whose::BurnPlain);
+    if case.lora == Whose::Ours {
+        // As the program does.
+        peft::backends::memory::keep_freed();
+    }
     let device = device(case.device.as_deref())?;
     let model = load(case, &device)?;
     let (base_bytes, loaded_rss_bytes) = (model.base().bytes(), peak_rss_bytes());
@@ -90,7 +94,9 @@ fn load(case: &Train, device: &Device) -> Result<PeftModel> {
     for name in &names {
         model.load_adapter(name, AdapterFolder::read(&case.adapter)?)?;
     }
-    model.set_active(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    // Of adapters that have rows of their own none needs to act on all, nor could two that have a head each.
+    let active = if case.by_rows { 1 } else { names.len() };
+    model.set_active(&names.iter().take(active).map(String::as_str).collect::<Vec<_>>())?;
     model.set_training(true);
     Ok(model)
 }
@@ -163,17 +169,19 @@ impl Side for Ours {
 /// This library with an adapter for each share of the rows, all in one pass.
 struct Together {
     model: PeftModel,
-    optimizers: Vec<Optimizer>,
+    /// By the adapter's name, in the order of the rows.
+    optimizers: Vec<(String, Optimizer)>,
     lr: f64,
 }
 
 impl Together {
     fn new(mut model: PeftModel, case: &Train) -> Result<Self> {
-        let names = model.active().to_vec();
-        let optimizers = names
-            .iter()
-            .map(|name| Ok(Optimizer::new(&case.training, &model.trainable_of(name)?)))
-            .collect::<Result<_>>()?;
+        let names: Vec<String> = model.adapter_names().map(ToOwned::to_owned).collect();
+        let mut optimizers = Vec::with_capacity(names.len());
+        for name in names {
+            let trained = model.trainable_of(&name)?;
+            optimizers.push((name, Optimizer::new(&case.training, &trained)));
+        }
         Ok(Self { model, optimizers, lr: case.training.learning_rate })
     }
 }
@@ -181,16 +189,16 @@ impl Together {
 impl Side for Together {
     fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
         let rows = batch.inputs.batch().unwrap_or_default();
-        let names = self.model.active().to_vec();
-        let share = rows.div_ceil(names.len().max(1)).max(1);
-        let of: Vec<&str> = (0..rows).filter_map(|row| names.get(row / share)).map(String::as_str).collect();
+        let share = rows.div_ceil(self.optimizers.len().max(1)).max(1);
+        let of: Vec<&str> =
+            (0..rows).filter_map(|row| self.optimizers.get(row / share)).map(|(name, _)| name.as_str()).collect();
         self.model.set_rows(&of)?;
         let (losses, _outputs) = self.model.losses_by_adapter(batch)?;
         let count = losses.len();
         let sum = losses.into_iter().map(|one| one.loss).reduce(|sum, loss| sum + loss);
         let sum = sum.ok_or_else(|| Error::Data("no row has a label".to_owned()))?;
         let mut gradients = self.model.gradients(&sum);
-        for optimizer in &mut self.optimizers {
+        for (_, optimizer) in &mut self.optimizers {
             optimizer.take(&mut gradients);
             optimizer.step(&mut self.model, self.lr);
         }

@@ -60,25 +60,30 @@ fn numbers(figures: &Value, key: &str) -> Vec<f64> {
     figures[key].as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
 }
 
+/// The case of a side with that many adapters, each on all rows or on its own.
+fn case(folder: &Path, lora: &str, adapters: usize, by_rows: bool) -> Value {
+    json!({
+        "kind": "train",
+        "model": folder.join("model"),
+        "adapter": folder.join("adapter"),
+        "adapters": adapters,
+        "by_rows": by_rows,
+        "device": "cpu",
+        "lora": lora,
+        "dtype": "f32",
+        "batches": folder.join("batches.safetensors"),
+        "steps": STEPS,
+        "training": { "learning_rate": 0.005, "weight_decay": 0.01, "max_grad_norm": 0.5 },
+        "save": (lora == "ours" && !by_rows).then(|| folder.join("saved")),
+        "started": 0.0,
+    })
+}
+
 #[test]
 fn burns_own_lora_trains_to_the_same_losses() {
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path());
-    let case = |lora: &str| {
-        json!({
-            "kind": "train",
-            "model": folder.path().join("model"),
-            "adapter": folder.path().join("adapter"),
-            "adapters": 1,
-            "lora": lora,
-            "dtype": "f32",
-            "batches": folder.path().join("batches.safetensors"),
-            "steps": STEPS,
-            "training": { "learning_rate": 0.005, "weight_decay": 0.01, "max_grad_norm": 0.5 },
-            "save": (lora == "ours").then(|| folder.path().join("saved")),
-            "started": 0.0,
-        })
-    };
+    let case = |lora: &str| case(folder.path(), lora, 1, false);
     let ours = run(&case("ours"), folder.path());
     let losses = numbers(&ours, "losses");
     assert_eq!(losses.len(), STEPS);
@@ -94,4 +99,14 @@ fn burns_own_lora_trains_to_the_same_losses() {
         assert!(ours[key].as_f64().unwrap() > 0.0, "{key}: {ours}");
     }
     assert_eq!(ours["tokens"], 24);
+}
+
+#[test]
+fn an_adapter_for_each_row_starts_where_one_for_all_does() {
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path());
+    let one = numbers(&run(&case(folder.path(), "ours", 1, false), folder.path()), "losses");
+    let three = numbers(&run(&case(folder.path(), "ours", 3, true), folder.path()), "losses");
+    assert!((one[0] - three[0]).abs() < 1e-5, "{one:?} {three:?}");
+    assert!(three[BATCHES] < three[0] - 0.01, "{three:?} learn nothing");
 }

@@ -57,6 +57,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    peft::backends::memory::keep_freed();
     let Cli { verb, globals } = Cli::parse();
     let done = panics::caught(|| match verb {
         Verb::Train(verb) => verb.run(&globals),
