@@ -36,6 +36,8 @@ mod vector_math;
 
 pub use adamw::{AdamW, Trained, Updated, adamw};
 pub use attention::{Weights, attention};
+#[cfg(feature = "gpu")]
+pub(crate) use cube::Gpu;
 pub(crate) use dropout::{Draws, recorded, replayed};
 pub use dropout::{dropout, runs_twice};
 pub use gated::{Gate, gelu_tanh_gated, silu_gated};

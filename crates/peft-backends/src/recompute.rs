@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData};
 
 use burn::{
     backend::{
-        Autodiff, Flex,
+        Autodiff, Backend, DispatchKindConversion, DispatchTensor, Flex,
         autodiff::{
             NodeId,
             checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
@@ -14,9 +14,14 @@ use burn::{
         tensor::FloatTensor,
     },
     module::{Module, ModuleMapper, Param},
-    tensor::{Device, Gradients as InnerGradients, Tensor},
+    tensor::{Gradients as InnerGradients, Tensor},
 };
 
+#[cfg(feature = "gpu")]
+use burn::tensor::Device;
+
+#[cfg(feature = "gpu")]
+use crate::ops::Gpu;
 use crate::ops::{Draws, recorded, replayed};
 
 /// `run(layer, hidden, others)` as one node of the graph. Going forward the layer runs without a graph; going back it runs
@@ -24,8 +29,7 @@ use crate::ops::{Draws, recorded, replayed};
 /// bit; only those of `others`, to which many layers add, may be added up in another order.
 ///
 /// What `run` takes from elsewhere (masks, rotations) must be no part of a graph: it would get no gradient. A layer of which no
-/// input is part of a graph (the lowest with something to train, and those below it) simply runs, and so does every layer on
-/// another device than the processor.
+/// input is part of a graph (the lowest with something to train, and those below it) simply runs.
 ///
 /// # Shapes
 /// - `hidden`: `[batch, sequence, width]`, the layer's input
@@ -37,14 +41,26 @@ where
     F: Fn(&M, Tensor<3>, [Tensor<3>; K]) -> Tensor<3> + Clone + Send + 'static,
 {
     const { assert!(K <= 2, "a node has three inputs") };
+    #[cfg(feature = "gpu")]
     if hidden.device().inner() != Device::flex() {
-        return run(layer, hidden, others);
+        return recomputed_on::<Gpu, _, _, K>(layer, hidden, others, run);
     }
+    recomputed_on::<Flex, _, _, K>(layer, hidden, others, run)
+}
+
+fn recomputed_on<B, M, F, const K: usize>(layer: &M, hidden: Tensor<3>, others: [Tensor<3>; K], run: F) -> Tensor<3>
+where
+    B: Backend,
+    M: Module + 'static,
+    F: Fn(&M, Tensor<3>, [Tensor<3>; K]) -> Tensor<3> + Clone + Send + 'static,
+    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B>>,
+{
     let mut rest = others.clone().into_iter();
     let given = [Some(hidden.clone()), rest.next(), rest.next()];
-    let needs = given.each_ref().map(|input| input.as_ref().is_some_and(is_tracked));
+    let needs = given.each_ref().map(|input| input.as_ref().is_some_and(is_tracked::<B, 3>));
     let inputs = given.clone().map(|input| input.map(Tensor::without_autodiff));
-    let parents = given.map(|input| node(input.unwrap_or_else(|| Tensor::zeros([0, 0, 0], &Device::flex()))));
+    // A constant stands for an input that is not there.
+    let parents = given.map(|input| node::<B>(input.unwrap_or_else(|| hidden.clone().without_autodiff())));
     let (true, [Some(first), Some(second), Some(third)], Some((plain, plain_others))) =
         (needs.contains(&true), parents, split(inputs.clone()))
     else {
@@ -53,7 +69,7 @@ where
     let frozen = layer.clone().map(&mut Freeze);
     drop((hidden, others));
     let (output, draws) = recorded(|| run(&frozen, plain, plain_others));
-    let output = match output.without_autodiff().try_into_primitive::<Flex>() {
+    let output = match output.without_autodiff().try_into_primitive::<B>() {
         Ok(output) => output,
         Err(error) => unreachable!("the layer's input is on this device: {error:?}"),
     };
@@ -63,7 +79,7 @@ where
         OpsKind::Tracked(prep) => prep.finish(state, output),
         OpsKind::UnTracked(prep) => prep.finish(output),
     };
-    Tensor::from_primitive::<Autodiff<Flex>>(output)
+    Tensor::from_primitive::<Autodiff<B>>(output)
 }
 
 /// The first input and the `K` others.
@@ -72,16 +88,28 @@ fn split<const K: usize>([hidden, second, third]: [Option<Tensor<3>>; 3]) -> Opt
     Some((hidden?, others.try_into().ok()?))
 }
 
-fn graph<const D: usize>(x: Tensor<D>) -> Option<FloatTensor<Autodiff<Flex>>> {
-    x.autodiff().try_into_primitive::<Autodiff<Flex>>().ok()
+fn graph<B, const D: usize>(x: Tensor<D>) -> Option<FloatTensor<Autodiff<B>>>
+where
+    B: Backend,
+    DispatchTensor: DispatchKindConversion<Autodiff<B>>,
+{
+    x.autodiff().try_into_primitive::<Autodiff<B>>().ok()
 }
 
-fn is_tracked<const D: usize>(x: &Tensor<D>) -> bool {
-    x.is_autodiff() && graph(x.clone()).is_some_and(|x| x.is_tracked())
+fn is_tracked<B, const D: usize>(x: &Tensor<D>) -> bool
+where
+    B: Backend,
+    DispatchTensor: DispatchKindConversion<Autodiff<B>>,
+{
+    x.is_autodiff() && graph::<B, D>(x.clone()).is_some_and(|x| x.is_tracked())
 }
 
-fn node(x: Tensor<3>) -> Option<NodeGuard> {
-    graph(x).map(|x| x.into_parts().1)
+fn node<B>(x: Tensor<3>) -> Option<NodeGuard>
+where
+    B: Backend,
+    DispatchTensor: DispatchKindConversion<Autodiff<B>>,
+{
+    graph::<B, 3>(x).map(|x| x.into_parts().1)
 }
 
 /// What the layer is run again from.
@@ -110,17 +138,19 @@ impl<M, F, const K: usize> fmt::Debug for Recompute<M, F, K> {
     }
 }
 
-impl<M, F, const K: usize> Backward<Flex, 3> for Recompute<M, F, K>
+impl<B, M, F, const K: usize> Backward<B, 3> for Recompute<M, F, K>
 where
+    B: Backend,
     M: Module + 'static,
     F: Fn(&M, Tensor<3>, [Tensor<3>; K]) -> Tensor<3> + Clone + Send + 'static,
+    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B>>,
 {
     type State = Again<M, F>;
 
     fn backward(self, ops: Ops<Again<M, F>, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = Tensor::<3>::from_primitive::<Flex>(grads.consume::<Flex>(&ops.node));
+        let grad = Tensor::<3>::from_primitive::<B>(grads.consume::<B>(&ops.node));
         let Again { layer, inputs, needs, run, draws } = ops.state;
-        let mut anew = Anew { trained: Vec::new() };
+        let mut anew = Anew::<B> { trained: Vec::new(), backend: PhantomData };
         // New leaves, so that this graph has no node of the one that is being walked through.
         let layer = layer.map(&mut anew);
         let mut tracked = needs.into_iter();
@@ -136,9 +166,9 @@ where
         let mut found = (output * grad).sum().backward();
         for ((parent, input), needed) in ops.parents.into_iter().zip(inputs).zip(needs) {
             let grad = input.filter(|_| needed).and_then(|input| input.grad_remove(&mut found));
-            let grad = grad.and_then(|grad| grad.try_into_primitive::<Flex>().ok());
+            let grad = grad.and_then(|grad| grad.try_into_primitive::<B>().ok());
             if let (Some(parent), Some(grad)) = (parent, grad) {
-                grads.register::<Flex>(parent.id, grad);
+                grads.register::<B>(parent.id, grad);
             }
         }
         for hand_over in anew.trained {
@@ -160,26 +190,35 @@ impl ModuleMapper for Freeze {
 type HandOver = Box<dyn FnOnce(&mut InnerGradients, &mut Gradients)>;
 
 /// Puts new leaves in the place of what is trained.
-struct Anew {
+struct Anew<B> {
     trained: Vec<HandOver>,
+    backend: PhantomData<fn() -> B>,
 }
 
-impl ModuleMapper for Anew {
+impl<B> ModuleMapper for Anew<B>
+where
+    B: Backend,
+    DispatchTensor: DispatchKindConversion<B> + DispatchKindConversion<Autodiff<B>>,
+{
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if !is_trained(&param) {
             return param;
         }
-        let Some(own) = graph(param.base()).map(|own| own.id()) else { return param };
+        let Some(own) = graph::<B, D>(param.base()).map(|own| own.id()) else { return param };
         let leaf = param.base().without_autodiff().autodiff().require_grad();
         let kept = leaf.clone();
-        self.trained.push(Box::new(move |found, grads| hand_over(own, &kept, found, grads)));
+        self.trained.push(Box::new(move |found, grads| hand_over::<B, D>(own, &kept, found, grads)));
         param.map(|_| leaf)
     }
 }
 
-fn hand_over<const D: usize>(own: NodeId, leaf: &Tensor<D>, found: &mut InnerGradients, grads: &mut Gradients) {
-    if let Some(grad) = leaf.grad_remove(found).and_then(|grad| grad.try_into_primitive::<Flex>().ok()) {
-        grads.register::<Flex>(own, grad);
+fn hand_over<B, const D: usize>(own: NodeId, leaf: &Tensor<D>, found: &mut InnerGradients, grads: &mut Gradients)
+where
+    B: Backend,
+    DispatchTensor: DispatchKindConversion<B>,
+{
+    if let Some(grad) = leaf.grad_remove(found).and_then(|grad| grad.try_into_primitive::<B>().ok()) {
+        grads.register::<B>(own, grad);
     }
 }
 

@@ -14,8 +14,8 @@ pub(crate) enum CliError {
     Device(#[from] peft::backends::device::DeviceError),
     /// The device's memory does not suffice.
     #[error(
-        "the device ran out of memory ({0}); take a smaller per_device_train_batch_size or max_length, pack the weights with \
-         load_in_4bit, or use --device cpu with gradient_checkpointing; peft train --dry-run estimates what a recipe needs"
+        "the device ran out of memory ({0}); take gradient_checkpointing, a smaller per_device_train_batch_size or max_length, \
+         pack the weights with load_in_4bit, or use --device cpu; peft train --dry-run estimates what a recipe needs"
     )]
     DeviceMemory(String),
     /// The device or its driver stopped working.

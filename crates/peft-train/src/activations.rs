@@ -2,10 +2,8 @@
 
 use std::collections::HashSet;
 
-use burn::tensor::Device;
 use peft::{
     BaseModel, Error as PeftError, Plan,
-    backends::device::is_host,
     example::{Example, Label},
     explain,
     module_tree::is_inside,
@@ -47,8 +45,8 @@ impl Activations {
     /// What the recipe asks for; none if it asks for nothing.
     ///
     /// # Errors
-    /// If it asks for something that the model, the method or the device cannot do.
-    pub fn choose(recipe: &Recipe, prepared: &Prepared, device: &Device) -> Result<Option<Self>> {
+    /// If it asks for something that the model or the method cannot do.
+    pub fn choose(recipe: &Recipe, prepared: &Prepared) -> Result<Option<Self>> {
         let training = &recipe.training;
         let key = match (training.gradient_checkpointing, training.activation_memory_mb) {
             (true, _) => "gradient_checkpointing",
@@ -60,8 +58,6 @@ impl Activations {
             Some(format!("the layers of {} always keep what they compute", prepared.base.info.class_name))
         } else if plan.prompt.as_ref().is_some_and(|prompt| prompt.tuner.entry() == PromptEntry::PastKeyValues) {
             Some(format!("{} does not work with it, as in PEFT: it enters every layer", recipe.adapter.peft_type))
-        } else if !is_host(&device.clone().inner()) {
-            Some("works on the CPU only so far".to_owned())
         } else {
             None
         };

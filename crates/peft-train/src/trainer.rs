@@ -80,7 +80,7 @@ impl TrainOptions {
 /// `stop` was set; [`Error::Diverged`] or [`Error::NotFinite`] if the loss or the result is no number any more.
 pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observer) -> Result<TrainReport> {
     let prepared = prepare(recipe, &options.device)?;
-    let activations = Activations::choose(recipe, &prepared, &options.device)?;
+    let activations = Activations::choose(recipe, &prepared)?;
     observer.observe(&Event::Prepared(&prepared));
     let memory = Memory::estimate(recipe, &prepared, activations.as_ref(), &options.device)?;
     if options.check_memory {

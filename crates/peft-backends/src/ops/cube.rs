@@ -44,7 +44,7 @@ pub(super) use unpack::{Code, Packed, unpack};
 use super::host;
 
 /// The backend of all CubeCL runtimes; a tensor's device says which one it runs on.
-pub(super) type Gpu = burn::backend::Cube;
+pub(crate) type Gpu = burn::backend::Cube;
 
 /// A tensor in a GPU's memory.
 pub(super) type OnGpu = FloatTensor<Gpu>;

@@ -60,7 +60,7 @@ impl Train {
         session::fetch(&recipe, Needed::Model, globals)?;
         if self.dry_run {
             let prepared = prepare(&recipe, &device)?;
-            let activations = Activations::choose(&recipe, &prepared, &device)?;
+            let activations = Activations::choose(&recipe, &prepared)?;
             let memory = Memory::estimate(&recipe, &prepared, activations.as_ref(), &device)?;
             return dry_run(&recipe, &prepared, activations, &memory, globals);
         }

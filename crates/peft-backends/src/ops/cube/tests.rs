@@ -4,17 +4,21 @@
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use burn::{
+    module::{Module, Param},
+    tensor::{DType, Device, Distribution, FloatDType, Tensor},
+};
 use proptest::prelude::*;
 
 use crate::{
     device,
     ops::{
         AdamW, FourBit, LowRank, PackedMatrix, Packing, Sight, Trained, Weights, adamw, attention, dropout, layer_norm,
-        linear_cross_entropies, lora_linear, quantize,
+        linear_cross_entropies, lora_linear, quantize, rms_norm,
         self_test::{CASES, Case, random},
         tests::{close, gradients_close, run},
     },
+    recomputed,
 };
 
 /// The GPU, for one test at a time: they share its queue and the random numbers.
@@ -238,6 +242,66 @@ fn steps_of_the_optimiser_are_the_processors() {
         close("adamw", found, expected, 1e-6);
     }
     assert!(norms.iter().zip(&exact).all(|(a, b)| (a - b).abs() <= 1e-5 * b), "{norms:?} {exact:?}");
+}
+
+/// A layer with a frozen weight, and dropout before its adapter, in its attention and behind it.
+#[derive(Module, Debug)]
+struct Layer {
+    weight: Param<Tensor<2>>,
+    a: Param<Tensor<2>>,
+    b: Param<Tensor<2>>,
+}
+
+impl Layer {
+    fn forward(&self, hidden: Tensor<3>, [gain]: [Tensor<3>; 1]) -> Tensor<3> {
+        let [batch, length, width] = hidden.dims();
+        let gain = gain.reshape([width]);
+        let x = rms_norm(hidden.clone(), gain, 0.0, 1e-5).reshape([batch * length, width]);
+        let low_rank = LowRank { a: self.a.val(), b: self.b.val(), scale: 0.5, drop: 0.3 };
+        let y = lora_linear(&x, &self.weight.val(), None, low_rank).unwrap();
+        let heads = y.reshape([batch, length, 2, width / 2]).swap_dims(1, 2);
+        let weights = Weights { scale: 0.4, soft_cap: None, drop: 0.2 };
+        let y = attention(&heads, &heads, &heads, &Sight { causal: true, ..Sight::default() }, weights).unwrap();
+        hidden + dropout(y.swap_dims(1, 2).reshape([batch, length, width]), 0.1)
+    }
+}
+
+#[test]
+fn layers_that_run_again_give_the_same_gradients() {
+    let (_one, gpu) = gpu();
+    let (batch, length, width, rank) = (2, 19, 24, 5);
+    let there = |dims| normal(dims).to_device(&gpu);
+    let trained = |dims| Param::from_tensor(there(dims).autodiff());
+    let layers = [(); 3].map(|()| Layer {
+        weight: Param::from_tensor(there([width, width])).set_require_grad(false),
+        a: trained([rank, width]),
+        b: trained([width, rank]),
+    });
+    let input = there([batch * length, width]).reshape([batch, length, width]).autodiff().require_grad();
+    let gain = there([1, width]).reshape([1, 1, width]).autodiff().require_grad();
+    let gradients = |forgetful: usize| {
+        Device::flex().seed(11);
+        let y = layers.iter().enumerate().fold(input.clone(), |hidden, (at, layer)| match at < forgetful {
+            true => recomputed(layer, hidden, [gain.clone()], Layer::forward),
+            false => layer.forward(hidden, [gain.clone()]),
+        });
+        let gradients = y.clone().sin().sum().backward();
+        let of = |x: Tensor<2>| x.grad(&gradients).unwrap().into_data();
+        let trained: Vec<_> = layers.iter().flat_map(|layer| [of(layer.a.val()), of(layer.b.val())]).collect();
+        let shared = gain.grad(&gradients).unwrap().into_data();
+        (y.without_autodiff().into_data(), input.grad(&gradients).unwrap().into_data(), trained, shared)
+    };
+    let kept = gradients(0);
+    for forgetful in [1, 3] {
+        let again = gradients(forgetful);
+        assert_eq!((&kept.0, &kept.1, &kept.2), (&again.0, &again.1, &again.2));
+        // To this one all layers add, in another order.
+        again.3.assert_approx_eq::<f32>(&kept.3, burn::tensor::Tolerance::relative(1e-4));
+    }
+    assert_ne!(kept.0, {
+        Device::flex().seed(12);
+        layers.iter().fold(input.clone(), |hidden, layer| layer.forward(hidden, [gain.clone()])).into_data()
+    });
 }
 
 #[test]
