@@ -54,5 +54,5 @@ pub use projection::{Adapted, Weight};
 pub use rms_norm::rms_norm;
 pub use rotary::rotate;
 pub use self_test::{SelfTest, self_test};
-pub use sight::Sight;
+pub use sight::{Marks, Sight};
 pub use softmax::softmax;

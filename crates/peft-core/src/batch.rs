@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{DynTensor, Error, PastKeyValues, Result, WordLogits};
 
@@ -13,7 +13,8 @@ pub struct Inputs {
     pub input_ids: Option<Tensor<2, Int>>,
     /// Embedded inputs in place of `input_ids`, `[batch, sequence, hidden]`.
     pub inputs_embeds: Option<Tensor<3>>,
-    /// 1 where a position counts, 0 at padding, `[batch, sequence]`. Packed examples are numbered from 1: each sees itself.
+    /// 1 where a position counts, 0 at padding, `[batch, sequence]`. Packed examples are numbered from 1: each sees itself. It may
+    /// lie on the host, as [`collate`](crate::example::collate) has it: what it says decides what is computed.
     pub attention_mask: Option<Tensor<2, Int>>,
     /// Vectors before the embedded input, `[batch, virtual tokens, hidden]`: the prompt of prompt learning. `attention_mask` and
     /// `token_type_ids` cover them too.
@@ -30,7 +31,7 @@ pub struct Inputs {
     pub decoder_input_ids: Option<Tensor<2, Int>>,
     /// Embedded decoder inputs in place of `decoder_input_ids`, `[batch, target, hidden]`.
     pub decoder_inputs_embeds: Option<Tensor<3>>,
-    /// 1 where a decoder position counts, `[batch, target]`.
+    /// 1 where a decoder position counts, `[batch, target]`; on the model's device or on the host.
     pub decoder_attention_mask: Option<Tensor<2, Int>>,
     /// What the encoder made of the source, so that it does not run again, `[batch, sequence, hidden]`.
     pub encoder_outputs: Option<Tensor<3>>,
@@ -47,6 +48,12 @@ impl Inputs {
     /// ran again would add its own to them twice, and they would get no gradient.
     pub fn forgetful_layers(&self) -> usize {
         if self.past_key_values.is_some() { 0 } else { self.forgetful_layers }
+    }
+
+    /// [`attention_mask`](Self::attention_mask) to compute with, on the model's device.
+    pub fn attention_mask_on(&self, device: &Device) -> Option<Tensor<2, Int>> {
+        let mask = self.attention_mask.clone()?;
+        Some(if mask.device().inner() == *device { mask } else { Tensor::from_data(mask.into_data(), device) })
     }
 
     /// How many rows there are; none without input.

@@ -206,7 +206,7 @@ impl Example {
     }
 }
 
-/// Pads examples on the right to one length and puts them on a device.
+/// Pads examples on the right to one length and puts them on a device, the attention mask on the host.
 ///
 /// Where examples are packed, the attention mask numbers the parts of each row from 1 and the positions start anew in each.
 ///
@@ -245,7 +245,8 @@ fn collate_on(side: Side, examples: &[&Example], pad_id: u32, type_ids: bool, de
     let segments = || padded(&|e, at| e.type_ids.get(at).map(|id| i64::from(*id)), 0, longest);
     let inputs = Inputs {
         input_ids: Some(ints(ids)),
-        attention_mask: Some(ints(mask)),
+        // A GPU would be waited for to look at it.
+        attention_mask: Some(Tensor::from_data(mask, &Device::flex())),
         token_type_ids: type_ids.then(|| ints(segments())),
         position_ids: is_packed.then(|| ints(places())),
         ..Inputs::default()

@@ -50,7 +50,7 @@ impl<'a> Decoder<'a> {
         let mut decoder = Self { reader, past, states: None, mask, read: vec![vec![start]; sources.len()] };
         let inputs = Inputs {
             input_ids: Some(decoder.table(&ids(sources))),
-            attention_mask: Some(decoder.table(&decoder.mask)),
+            attention_mask: Some(table(&decoder.mask, &Device::flex())),
             decoder_input_ids: Some(decoder.table(&ids(&decoder.read))),
             past_key_values: decoder.past.clone(),
             ..Inputs::default()
@@ -111,7 +111,7 @@ impl<'a> Decoder<'a> {
     fn inputs(&self, tokens: &[Vec<u32>], places: &[Vec<i64>]) -> Inputs {
         let tokens = Some(self.table(&ids(tokens)));
         let shared = Inputs {
-            attention_mask: Some(self.table(&self.mask)),
+            attention_mask: Some(table(&self.mask, &Device::flex())),
             past_key_values: self.past.clone(),
             ..Inputs::default()
         };
@@ -126,9 +126,13 @@ impl<'a> Decoder<'a> {
     }
 
     fn table(&self, rows: &[Vec<i64>]) -> Tensor<2, Int> {
-        let width = rows.first().map_or(0, Vec::len);
-        Tensor::from_data(TensorData::new(rows.concat(), [rows.len(), width]), &self.reader.device)
+        table(rows, &self.reader.device)
     }
+}
+
+fn table(rows: &[Vec<i64>], device: &Device) -> Tensor<2, Int> {
+    let width = rows.first().map_or(0, Vec::len);
+    Tensor::from_data(TensorData::new(rows.concat(), [rows.len(), width]), device)
 }
 
 fn ids(rows: &[Vec<u32>]) -> Vec<Vec<i64>> {

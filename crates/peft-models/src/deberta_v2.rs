@@ -227,10 +227,10 @@ impl Context {
                 towards_queries: encoder.distances.rows(length, Towards::Queries, &device),
             }
         });
-        let padding = inputs.attention_mask.as_ref().map(|mask| {
+        let padding = inputs.attention_mask_on(&device).map(|mask| {
             let [batch, length] = mask.dims();
             let seen = mask.clone().reshape([batch, 1, length, 1]) * mask.clone().reshape([batch, 1, 1, length]);
-            Padding { is_token: is_token(mask, hidden.dtype()), hidden: seen.equal_scalar(0) }
+            Padding { is_token: is_token(&mask, hidden.dtype()), hidden: seen.equal_scalar(0) }
         });
         Self { padding, relative }
     }
@@ -239,7 +239,8 @@ impl Context {
 impl Encoder for Deberta {
     fn encode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let words = embed(&self.embeddings.word_embeddings, inputs)?;
-        let is_token = inputs.attention_mask.as_ref().map(|mask| is_token(mask, words.dtype()));
+        let mask = inputs.attention_mask_on(&words.device().inner());
+        let is_token = mask.map(|mask| is_token(&mask, words.dtype()));
         let embedded = self.embeddings.forward(words, inputs, is_token.as_ref());
         let context = Context::new(&self.encoder, inputs, &embedded);
         let mut hidden = embedded.clone();

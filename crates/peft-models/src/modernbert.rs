@@ -212,8 +212,10 @@ impl Forward for Classifier {
 /// The mean of each row's tokens that are no padding, `[batch, hidden]`.
 fn mean(hidden: Tensor<3>, inputs: &Inputs) -> Tensor<2> {
     let [batch, length, width] = hidden.dims();
-    let Some(mask) = &inputs.attention_mask else { return hidden.mean_dim(1).reshape([batch, width]) };
-    let mask = mask.clone().float().cast(hidden.dtype()).reshape([batch, length, 1]);
+    let Some(mask) = inputs.attention_mask_on(&hidden.device().inner()) else {
+        return hidden.mean_dim(1).reshape([batch, width]);
+    };
+    let mask = mask.float().cast(hidden.dtype()).reshape([batch, length, 1]);
     let counts = mask.clone().sum_dim(1).reshape([batch, 1]);
     (hidden * mask).sum_dim(1).reshape([batch, width]) / counts
 }

@@ -115,10 +115,10 @@ impl Forward for Opt {
 
 /// Rows of the table of positions: a token's is the number of tokens before it that are no padding.
 fn places(inputs: &Inputs, hidden: &Tensor<3>) -> Tensor<2, Int> {
-    let places = match (&inputs.position_ids, &inputs.attention_mask) {
+    let places = match (&inputs.position_ids, inputs.attention_mask_on(&hidden.device().inner())) {
         (None, Some(mask)) => {
             let [batch, keys] = mask.dims();
-            let places = mask.clone().cumsum(1) * mask.clone() - 1;
+            let places = mask.clone().cumsum(1) * mask - 1;
             places.slice([0..batch, past_length(inputs).min(keys)..keys])
         }
         _ => positions(inputs, hidden),

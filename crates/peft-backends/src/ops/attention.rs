@@ -562,7 +562,7 @@ mod tests {
         ) {
             let keys = queries + more;
             let hidden = hides.map(|from| (0..batch * keys).map(|at| at % keys % 4 >= from || at % keys < from).collect());
-            let sight = Sight { causal, window, hidden, examples: None };
+            let sight = Sight { causal, window, hidden, ..Sight::default() };
             let weights = Weights {
                 scale: 0.4,
                 // What comes back through the cap of a query that sees nothing is not the same, and counts nowhere.
@@ -585,7 +585,7 @@ mod tests {
                 .collect();
             let hidden = examples.iter().map(|id| *id == 0).collect();
             let window = windowed.then_some([3, 0]);
-            let sight = Sight { causal: true, window, hidden: Some(hidden), examples: Some(examples.into()) };
+            let sight = Sight { causal: true, window, hidden: Some(hidden), examples: Some(examples.into()), ..Sight::default() };
             let case = Case { batch: 2, key_heads: 1, group: 2, queries, keys: queries, dims: [5, 6] };
             check(case, &sight, Weights { scale: 0.4, soft_cap: None, drop: 0.0 });
         }

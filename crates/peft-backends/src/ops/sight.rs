@@ -1,6 +1,11 @@
 //! What queries see.
 
 use std::sync::Arc;
+#[cfg(feature = "gpu")]
+use std::sync::OnceLock;
+
+#[cfg(feature = "gpu")]
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// Which keys a query sees: of all those that no field hides.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +18,32 @@ pub struct Sight {
     pub hidden: Option<Arc<[bool]>>,
     /// To which of several examples in a row a position belongs, `[batch · keys]`: a query sees its own, and queries are keys.
     pub examples: Option<Arc<[i64]>>,
+    /// What a GPU has of the rest, so that all layers that see the same share it; empty to begin with.
+    pub marks: Marks,
+}
+
+/// What a GPU has of a [`Sight`] and its copies. It goes with the last of them.
+#[derive(Debug, Clone, Default)]
+pub struct Marks {
+    #[cfg(feature = "gpu")]
+    first: Arc<OnceLock<(Case, Tensor<1, Int>)>>,
+}
+
+#[cfg(all(test, feature = "gpu"))]
+impl Marks {
+    pub(super) fn is_there(&self) -> bool {
+        self.first.get().is_some()
+    }
+}
+
+/// What marks are of, beside what is hidden.
+#[cfg(feature = "gpu")]
+#[derive(Debug, Clone, PartialEq)]
+struct Case {
+    device: Device,
+    sizes: [usize; 3],
+    causal: bool,
+    window: Option<[usize; 2]>,
 }
 
 impl Sight {
@@ -64,7 +95,21 @@ impl Sight {
 impl Sight {
     /// What is not the same for all queries, in one piece as a GPU's kernels take it: to which example each key belongs,
     /// `[batch · keys]`, or `none` if it is hidden, and which queries see nothing, `[batch · queries]`. One number if that is all.
-    pub(super) fn marks(&self, batch: usize, queries: usize, keys: usize, none: i32) -> Vec<i32> {
+    ///
+    /// They are worked out and brought there for the first layer that asks.
+    pub(super) fn marks_on(&self, device: &Device, sizes: [usize; 3], none: i32) -> Tensor<1, Int> {
+        let case = Case { device: device.clone(), sizes, causal: self.causal, window: self.window };
+        let bring = || {
+            let [batch, queries, keys] = sizes;
+            let marks = self.marks(batch, queries, keys, none);
+            let count = marks.len();
+            Tensor::from_data(TensorData::new(marks, [count]), (device, DType::I32))
+        };
+        let (of, marks) = self.marks.first.get_or_init(|| (case.clone(), bring()));
+        if *of == case { marks.clone() } else { bring() }
+    }
+
+    fn marks(&self, batch: usize, queries: usize, keys: usize, none: i32) -> Vec<i32> {
         if self.hidden.is_none() && self.examples.is_none() {
             return vec![0];
         }

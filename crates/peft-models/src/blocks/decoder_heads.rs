@@ -7,7 +7,7 @@
 use burn::{
     module::{Module, ModuleDisplay},
     nn::{Dropout, Embedding, Linear},
-    tensor::{Bool, Tensor},
+    tensor::{Bool, Device, Tensor},
 };
 use peft_core::{AutoClass, BaseModel, Forward, Inputs, ModelInfo, Outputs, Result};
 
@@ -137,9 +137,9 @@ impl<B: CausalBackbone> SequenceClassification<B> {
     /// Which tokens are no padding. By their ids, as Transformers has it, which takes the last place where the input is
     /// embedded already, as it is behind a prompt; a model without a padding token, which
     /// Transformers runs one row at a time, goes by the attention mask.
-    fn counted(&self, inputs: &Inputs) -> Option<Tensor<2, Bool>> {
+    fn counted(&self, inputs: &Inputs, device: &Device) -> Option<Tensor<2, Bool>> {
         let Some(pad) = self.pad_token_id else {
-            let mask = inputs.attention_mask.clone()?.not_equal_scalar(0);
+            let mask = inputs.attention_mask_on(device)?.not_equal_scalar(0);
             // The mask is of what stands before the input as well.
             let past = past_length(inputs);
             return Some(mask.clone().narrow(1, past, mask.dims()[1].saturating_sub(past)));
@@ -159,7 +159,8 @@ impl<B: CausalBackbone> Forward for CausalLM<B> {
 impl<B: CausalBackbone> Forward for SequenceClassification<B> {
     fn forward(&self, inputs: &Inputs) -> Outputs {
         let Some(hidden) = self.model.decode(inputs) else { return Outputs::new() };
-        let pooled = last_token(hidden, self.counted(inputs));
+        let counted = self.counted(inputs, &hidden.device().inner());
+        let pooled = last_token(hidden, counted);
         Outputs::new().with("logits", adapted_linear(&self.score, pooled))
     }
 }

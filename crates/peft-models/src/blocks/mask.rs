@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Bool, DType, Device, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, kind::Basic};
 use peft_backends::{device::is_host, ops::Sight};
 
 /// The mask of an attention, in the two forms that kernels take; each is built when the first layer asks for it.
+///
+/// An attention mask may lie on the host, whatever the model's device. One that lies on a GPU is waited for.
 #[derive(Debug)]
 pub struct AttentionMask {
     /// True at padding, `[batch, keys]`.
@@ -78,8 +80,9 @@ impl AttentionMask {
         let device = hidden.device().inner();
         let keys = attention_mask.map_or(past + queries, |mask| mask.dims()[1]);
         let padding = attention_mask.map(|mask| mask.clone().equal_scalar(0));
-        // Most batches of equal length have no padding. On a GPU asking would cost more than a mask that hides nothing.
-        let padding = padding.filter(|padding| !is_host(&device) || padding.clone().any().into_scalar::<bool>());
+        // Most batches of equal length have no padding. Asking a GPU would cost more than a mask that hides nothing.
+        let is_far = |padding: &Tensor<2, Bool>| !is_host(&padding.device().inner());
+        let padding = padding.filter(|padding| is_far(padding) || padding.clone().any().into_scalar::<bool>());
         let (hidden, additive, sight) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
         Self { padding, examples: None, causal, window: None, batch, queries, keys, device, hidden, additive, sight }
     }
@@ -102,9 +105,9 @@ impl AttentionMask {
                 (Some(unseen), Some(others)) => Some(unseen.expand(others.dims()).bool_or(others)),
                 (unseen, others) => unseen.or(others),
             };
-            let Some(padding) = &self.padding else { return unseen };
+            let Some(padding) = self.padding_of_keys() else { return unseen };
             let all = [self.batch, 1, self.queries, self.keys];
-            let padding = padding.clone().reshape([self.batch, 1, 1, self.keys]).expand(all);
+            let padding = padding.expand(all);
             Some(match unseen {
                 Some(unseen) => padding.bool_or(unseen.expand(all)),
                 None => padding,
@@ -120,10 +123,8 @@ impl AttentionMask {
     /// - returned: `[batch or 1, 1, queries or 1, keys]`
     pub(super) fn additive(&self, dtype: DType) -> Option<Tensor<4>> {
         let build = || {
-            let hidden = match &self.padding {
-                Some(padding) if !self.causal && self.window.is_none() => {
-                    padding.clone().reshape([self.batch, 1, 1, self.keys])
-                }
+            let hidden = match self.padding_of_keys() {
+                Some(padding) if !self.causal && self.window.is_none() => padding,
                 _ => self.hidden()?,
             };
             let least = dtype.finfo().map_or(f64::from(f32::MIN), |info| info.min);
@@ -132,8 +133,7 @@ impl AttentionMask {
         self.additive.get_or_init(build).clone()
     }
 
-    /// The same for the fused attention, which works the mask out as it goes. To be asked for on the processor only, where
-    /// looking at values costs nothing.
+    /// The same for the fused attention, which works the mask out as it goes.
     pub(super) fn sight(&self) -> &Sight {
         self.sight.get_or_init(|| {
             let size = |n: i64| usize::try_from(n).unwrap_or(usize::MAX);
@@ -144,13 +144,20 @@ impl AttentionMask {
                 window: self.window.map(|Window { before, after }| [size(before), size(after)]),
                 hidden: padding.and_then(|data| data.try_to_vec::<bool>().ok()).map(Arc::from),
                 examples: examples.and_then(|data| data.try_to_vec_as::<i64>().ok()).map(Arc::from),
+                ..Sight::default()
             }
         })
     }
 
+    /// True at padding, `[batch, 1, 1, keys]`, on the model's device.
+    fn padding_of_keys(&self) -> Option<Tensor<4, Bool>> {
+        let padding = on(&self.device, self.padding.clone()?);
+        Some(padding.reshape([self.batch, 1, 1, self.keys]))
+    }
+
     /// True where a key belongs to another of the packed examples, `[batch, 1, queries, keys]`.
     fn of_others(&self) -> Option<Tensor<4, Bool>> {
-        let examples = self.examples.clone()?;
+        let examples = on(&self.device, self.examples.clone()?);
         let all = [self.batch, 1, self.queries, self.keys];
         let queries = examples.clone().reshape([self.batch, 1, self.keys, 1]).expand(all);
         Some(queries.not_equal(examples.reshape([self.batch, 1, 1, self.keys]).expand(all)))
@@ -171,6 +178,11 @@ impl AttentionMask {
             }
         }
     }
+}
+
+/// The table on the device, its numbers of the type that the device has for them.
+fn on<K: Basic>(device: &Device, table: Tensor<2, K>) -> Tensor<2, K> {
+    if table.device().inner() == *device { table } else { Tensor::from_data(table.into_data(), device) }
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,7 @@ mod kernels;
 
 use burn::{
     backend::{ops::FloatTensorOps, tensor::IntTensor},
-    tensor::{DType, Int, Tensor, TensorData},
+    tensor::Tensor,
 };
 
 pub(super) use kernels::{Backward, along, forward};
@@ -60,11 +60,7 @@ impl Attention {
             hides: sight.hidden.is_some(),
             examples: sight.examples.is_some(),
         };
-        let marks = sight.marks(batch, queries, keys, HIDDEN);
-        let count = marks.len();
-        let device = q.device().inner();
-        let marks = Tensor::<1, Int>::from_data(TensorData::new(marks, [count]), (&device, DType::I32));
-        let marks = primitive(marks);
+        let marks = primitive(sight.marks_on(&q.device().inner(), [batch, queries, keys], HIDDEN));
         Some(apply(Self { scores, marks }, [q, k, v].map(|x| Input::new(x.clone()))))
     }
 }

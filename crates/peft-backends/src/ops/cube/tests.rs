@@ -132,7 +132,7 @@ proptest! {
         let (_one, gpu) = gpu();
         let (keys, heads) = (queries + more, key_heads * group);
         let hidden = hides.map(|from| (0..batch * keys).map(|at| at % keys % 4 >= from || at % keys < from).collect());
-        let sight = Sight { causal, window, hidden, examples: None };
+        let sight = Sight { causal, window, hidden, ..Sight::default() };
         let soft_cap = (caps && hides.is_none()).then_some(1.5);
         let weights = Weights { scale: 0.4, soft_cap, drop: if drops { 0.25 } else { 0.0 } };
         let inputs = [
@@ -181,13 +181,30 @@ fn packed_examples_do_not_see_each_other() {
     let (batch, length, dim) = (2, 61, 8);
     let examples: Vec<i64> = (0..batch * length).map(|at| [1, 1, 2, 3, 3, 0][at % length / 11]).collect();
     let hidden: Arc<[bool]> = examples.iter().map(|example| *example == 0).collect();
-    let sight = Sight { causal: true, window: None, hidden: Some(hidden), examples: Some(examples.into()) };
+    let sight = Sight { causal: true, hidden: Some(hidden), examples: Some(examples.into()), ..Sight::default() };
     let weights = Weights { scale: 0.4, soft_cap: None, drop: 0.0 };
     let inputs = [(); 3].map(|()| normal([batch * length, 2 * dim]));
     same("attention", &gpu, &inputs, &|all| {
         let [q, k, v] = all.each_ref().map(|x| x.clone().reshape([batch, length, 2, dim]).swap_dims(1, 2));
         attention(&q, &k, &v, &sight, weights).unwrap().swap_dims(1, 2).reshape([batch * length, 2 * dim])
     });
+}
+
+#[test]
+fn layers_share_what_hides_keys() {
+    let (_one, gpu) = gpu();
+    let hidden: Arc<[bool]> = [true, false, false, false, true, false].into();
+    let sight = Sight { causal: true, hidden: Some(hidden), ..Sight::default() };
+    let marks = |sight: &Sight| sight.marks_on(&gpu, [2, 2, 3], -1).into_data().try_to_vec::<i32>().unwrap();
+    // The keys of both rows, then the queries that see none.
+    assert_eq!(marks(&sight), [-1, 0, 0, 0, -1, 0, 0, 0, 0, 0]);
+    let again = sight.clone();
+    assert!(again.marks.is_there());
+    assert_eq!(marks(&again), marks(&sight));
+    // A copy that sees less has marks of its own.
+    let near = Sight { window: Some([0, 0]), ..sight.clone() };
+    assert_eq!(marks(&near), [-1, 0, 0, 0, -1, 0, 0, 0, 1, 0]);
+    assert_eq!(marks(&sight), [-1, 0, 0, 0, -1, 0, 0, 0, 0, 0]);
 }
 
 #[test]
