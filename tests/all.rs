@@ -11,6 +11,8 @@ mod fresh;
 mod generation;
 mod gguf;
 mod golden_cases;
+#[cfg(feature = "wgpu")]
+mod gpu;
 mod gradients;
 mod half_precision;
 mod hub;

@@ -36,15 +36,22 @@ pub(crate) fn model(case: &Path) -> PeftModel {
 }
 
 pub(crate) fn batch(case: &Path) -> Batch {
+    batch_on(case, &Device::flex())
+}
+
+/// The case's batch on a device, its masks on the host as training has them.
+pub(crate) fn batch_on(case: &Path, device: &Device) -> Batch {
     let tensors = TensorFile::read(&case.join("inputs.safetensors"), "inputs").unwrap().tensors;
-    let device = Device::flex();
-    let ids = |name: &str| tensors.get(name).map(|data| Tensor::from_data(data.clone().convert::<i64>(), &device));
+    let table = |name: &str, device: &Device| {
+        tensors.get(name).map(|data| Tensor::from_data(data.clone().convert::<i64>(), device))
+    };
+    let (ids, mask) = (|name: &str| table(name, device), |name: &str| table(name, &Device::flex()));
     let inputs = Inputs {
         input_ids: ids("input_ids"),
-        attention_mask: ids("attention_mask"),
+        attention_mask: mask("attention_mask"),
         token_type_ids: ids("token_type_ids"),
         decoder_input_ids: ids("decoder_input_ids"),
-        decoder_attention_mask: ids("decoder_attention_mask"),
+        decoder_attention_mask: mask("decoder_attention_mask"),
         ..Inputs::default()
     };
     let labels = ["labels", "start_positions", "end_positions"];

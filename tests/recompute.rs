@@ -16,7 +16,7 @@ use peft::{
 };
 use rstest::rstest;
 
-use crate::fixture::{base_of, batch, floats};
+use crate::fixture::{base_of, batch_on, floats};
 
 /// What the adapted layers of a model were given, in the order in which they ran: whether it was part of a graph.
 type Calls = Arc<Mutex<Vec<bool>>>;
@@ -54,7 +54,7 @@ impl LayerTuner for Spy {
 }
 
 /// A case's model in training, with a fresh adapter that changes something and drops a lot.
-struct Run {
+pub(crate) struct Run {
     model: PeftModel,
     adapter: Adapter,
     module: Box<dyn DynModule>,
@@ -64,12 +64,15 @@ struct Run {
 
 impl Run {
     fn new(case: &Path, change: impl FnOnce(&mut PeftConfig)) -> Self {
-        let device = Device::flex();
+        Self::on(&Device::flex(), case, change)
+    }
+
+    pub(crate) fn on(device: &Device, case: &Path, change: impl FnOnce(&mut PeftConfig)) -> Self {
         let mut config = AdapterFolder::read(&case.join("adapter")).unwrap().config;
         config.options.insert("lora_dropout".to_owned(), 0.3.into());
         config.options.insert("init_lora_weights".to_owned(), false.into());
         change(&mut config);
-        let mut model = PeftModel::from_base(base_of(case, &config, &device), &device);
+        let mut model = PeftModel::from_base(base_of(case, &config, device), device);
         model.add_adapter(DEFAULT_ADAPTER, config, 7).unwrap();
         let mut adapter = model.adapter(DEFAULT_ADAPTER).unwrap().clone();
         let calls = Calls::default();
@@ -86,12 +89,12 @@ impl Run {
             &peft::Acting::Together,
         );
         model.set_active(&[DEFAULT_ADAPTER]).unwrap();
-        let batch = model.complete(batch(case)).unwrap();
+        let batch = model.complete(batch_on(case, device)).unwrap();
         Self { model, adapter, module: module.set_training(true), calls, batch }
     }
 
     /// The loss and the gradients with so many layers that keep nothing, and how often adapted layers ran.
-    fn gradients(&self, forgetful: usize) -> (TensorData, BTreeMap<String, TensorData>, usize) {
+    pub(crate) fn gradients(&self, forgetful: usize) -> (TensorData, BTreeMap<String, TensorData>, usize) {
         Device::flex().seed(5);
         self.calls.lock().unwrap().clear();
         let mut inputs = self.model.prepare(&self.batch.inputs);

@@ -20,8 +20,8 @@ use crate::{
     report::peak_rss_bytes,
 };
 
-/// Logits that the loss over a vocabulary has in memory at a time on the processor.
-const LOGITS: u64 = 32 << 20;
+/// Logits that the loss over a vocabulary has in memory at a time on the processor, and on a GPU.
+const LOGITS: [u64; 2] = [32 << 20, 256 << 20];
 
 /// The share of what there is above which training warns.
 const NEAR: f64 = 0.9;
@@ -226,8 +226,7 @@ impl Run<'_> {
             .collect();
         let is_words = |name: &String| info.output_embedding.as_ref() == Some(name);
         let vocab = dims.iter().find(|(name, _)| is_words(name)).map_or(0, |(_, [_, vocab])| *vocab);
-        let all_logits = most * vocab * 4;
-        let logits = if on_host { all_logits.min(LOGITS) } else { all_logits };
+        let logits = (most * vocab * 4).min(if on_host { LOGITS[0] } else { LOGITS[1] });
         let widest = dims.iter().filter(|(name, _)| !is_words(name)).map(|(_, dims)| dims[0].max(dims[1])).max();
         // The gradients of a layer's widest values, single precision whatever the model's.
         let values = 4 * most * widest.unwrap_or(0) * 4;

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 #[cfg(feature = "gpu")]
 use super::cube;
 use super::{
+    half_precision::of_type,
     host::{self, PIECE, lanes2, vectorised},
     node::Host,
 };
@@ -81,18 +82,14 @@ pub fn adamw(rule: &AdamW, tensors: Vec<Trained>) -> (Vec<Updated>, Option<Tenso
         (false, true) => on_gpu(rule, tensors),
         _ => plain(rule, tensors),
     };
-    let back = |(updated, dtype): (Updated, _)| Updated { value: cast(updated.value, dtype), ..updated };
+    let back = |(updated, dtype): (Updated, _)| Updated { value: of_type(updated.value, dtype), ..updated };
     (updated.into_iter().zip(dtypes).map(back).collect(), Some(norm))
-}
-
-fn cast(x: Tensor<1>, dtype: DType) -> Tensor<1> {
-    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
 impl Trained {
     /// In single precision and without a graph.
     fn single(self) -> Self {
-        let single = |x: Tensor<1>| cast(x.without_autodiff(), DType::F32);
+        let single = |x: Tensor<1>| of_type(x.without_autodiff(), DType::F32);
         let Self { value, gradient, moments, step } = self;
         Self { value: single(value), gradient: single(gradient), moments: moments.map(single), step }
     }

@@ -1,6 +1,6 @@
 //! Half precision as a form to keep numbers in: operations compute in single precision and round once, at their end.
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
@@ -13,6 +13,11 @@ use super::{
 /// Whether elements of this type are half as wide as those that are computed with.
 pub(super) fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::BF16 | DType::F16)
+}
+
+/// The tensor in this type. Where a backend's own operations mix no types, what is kept in another is cast where it is used.
+pub(super) fn of_type<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
 /// The tensor in single precision, laid out as it was.

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Tensor};
 #[cfg(feature = "gpu")]
 use super::{
     cube::{self, Kind, Norm},
+    half_precision::of_type,
     node::apply,
 };
 use super::{
@@ -35,7 +36,8 @@ pub fn layer_norm<const D: usize>(
     {
         let keep = (drop > 0.0).then(|| Keep::draw(drop));
         let norm = Norm { kind: Kind::Layer, epsilon: epsilon as f32, keep };
-        return apply(norm, [Input::new(x), Input::optional(residual), Input::new(gamma), Input::optional(beta)]);
+        let beta = Input::optional(beta.map(|beta| of_type(beta, gamma.dtype())));
+        return apply(norm, [Input::new(x), Input::optional(residual), Input::new(gamma), beta]);
     }
     let fits = host::takes(&x)
         && residual.as_ref().is_none_or(|r| host::takes(r) && r.dims() == x.dims())

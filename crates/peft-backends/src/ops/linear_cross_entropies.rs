@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
-use super::{cube, node::apply};
+use super::{cube, half_precision::of_type, node::apply};
 use super::{
     host::{self, lanes},
     node::{Fused, Host, Input, Kept, run},
@@ -47,7 +47,8 @@ pub fn linear_cross_entropies(
     #[cfg(feature = "gpu")]
     if cube::takes(hidden) && cube::takes(weight) {
         let op = cube::CrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32) };
-        return Some(apply(op, [Input::new(hidden.clone()), Input::new(weight.clone())]));
+        let weight = of_type(weight.clone(), hidden.dtype());
+        return Some(apply(op, [Input::new(hidden.clone()), Input::new(weight)]));
     }
     if !host::takes(hidden) || !host::takes(weight) {
         return None;

@@ -12,7 +12,7 @@ use super::{cube, node::apply};
 use super::{
     dropout::{Keep, runs_twice},
     few_rows,
-    half_precision::{narrowed, widened},
+    half_precision::{narrowed, of_type, widened},
     host,
     node::{Fused, Host, Input, Kept, run},
     normed::{Normed, Origin},
@@ -42,7 +42,8 @@ pub struct LowRank {
 /// - returned: `[tokens, d_out]`
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     if !fit(&x, &weight, bias.as_ref()) {
-        return module::linear(x, weight, bias);
+        let dtype = x.dtype();
+        return module::linear(x, of_type(weight, dtype), bias.map(|bias| of_type(bias, dtype)));
     }
     if let Some(y) = in_half(&x, &weight) {
         return bias.into_iter().fold(y, |y, bias| y + bias.unsqueeze());
@@ -79,11 +80,9 @@ pub fn lora_linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, 
     if [x, weight, &lora.a, &lora.b].into_iter().all(cube::takes) && bias.is_none_or(cube::takes) {
         let keep = (lora.drop > 0.0).then(|| Keep::draw(lora.drop));
         let op = cube::LoraLinear { scale: lora.scale as f32, keep, packed: None };
-        let bias = Input::optional(bias.cloned());
-        return Some(apply(
-            op,
-            [Input::new(x.clone()), Input::new(weight.clone()), bias, Input::new(lora.a), Input::new(lora.b)],
-        ));
+        let weight = Input::new(of_type(weight.clone(), x.dtype()));
+        let bias = Input::optional(bias.map(|bias| of_type(bias.clone(), x.dtype())));
+        return Some(apply(op, [Input::new(x.clone()), weight, bias, Input::new(lora.a), Input::new(lora.b)]));
     }
     if !fit(x, weight, bias) || !host::takes(&lora.a) || !host::takes(&lora.b) {
         return None;
@@ -117,7 +116,8 @@ pub(super) fn packed_linear(
         let scale = lora.as_ref().map_or(0.0, |lora| lora.scale) as f32;
         let [a, b] = lora.map_or([None, None], |LowRank { a, b, .. }| [Some(a), Some(b)]).map(Input::optional);
         let op = cube::LoraLinear { scale, keep, packed: Some(weight.clone()) };
-        return Some(apply(op, [Input::new(x.clone()), Input::Absent, Input::optional(bias.cloned()), a, b]));
+        let bias = Input::optional(bias.map(|bias| of_type(bias.clone(), x.dtype())));
+        return Some(apply(op, [Input::new(x.clone()), Input::Absent, bias, a, b]));
     }
     let takes_lora = |lora: &LowRank| host::takes(&lora.a) && host::takes(&lora.b);
     let fit = host::takes(x) && bias.is_none_or(host::takes) && lora.as_ref().is_none_or(takes_lora);

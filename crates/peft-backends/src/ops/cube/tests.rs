@@ -14,7 +14,7 @@ use crate::{
     device,
     ops::{
         AdamW, FourBit, LowRank, PackedMatrix, Packing, Sight, Trained, Weights, adamw, attention, dropout, layer_norm,
-        linear_cross_entropies, lora_linear, quantize, rms_norm,
+        linear, linear_cross_entropies, lora_linear, quantize, rms_norm,
         self_test::{CASES, Case, random},
         tests::{close, gradients_close, run},
     },
@@ -333,5 +333,32 @@ fn half_precision_is_computed_in_single() {
         let (single, slopes) = on_gpu(&gpu, &inputs.clone().map(|x| x.cast(FloatDType::F32)), &|x| fast(x).unwrap());
         close(name, half, single, 2e-3);
         gradients_close(name, gradients, slopes, 1e-2);
+    }
+}
+
+#[test]
+fn what_is_trained_beside_half_precision_is_in_single() {
+    let (_one, gpu) = gpu();
+    if !gpu.supports_dtype(DType::F16) {
+        return;
+    }
+    let inputs = [normal([33, 24]), normal([24, 20]), normal([1, 20]), normal([4, 24]), normal([20, 4])];
+    let half = |x: Tensor<2>| x.cast(FloatDType::F16);
+    let run = |device: &Device| {
+        let leaves = inputs.each_ref().map(|x| x.clone().to_device(device).autodiff().require_grad());
+        let [x, weight, bias, a, b] = leaves.clone();
+        let low_rank = LowRank { a, b: b.clone(), scale: 0.1, drop: 0.0 };
+        let y = lora_linear(&half(x), &half(weight), Some(&row(&bias)), low_rank).unwrap();
+        let y = layer_norm(y, None, 0.0, row(&half(bias.clone())), Some(row(&bias)), 1e-5);
+        let y = linear(y, b, Some(row(&bias).narrow(0, 0, 4)));
+        assert_eq!(y.dtype(), DType::F16);
+        let gradients = y.clone().cast(FloatDType::F32).sin().sum().backward();
+        (home(y), leaves.map(|x| home(x.grad(&gradients).unwrap())))
+    };
+    let ((found, gradients), (expected, slopes)) = (run(&gpu), run(&Device::flex()));
+    close("result", found, expected, 5e-3);
+    for (found, expected) in gradients.into_iter().zip(slopes) {
+        assert_eq!(found.dtype(), DType::F32);
+        close("gradient", found, expected, 1e-2);
     }
 }
