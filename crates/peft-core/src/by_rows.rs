@@ -172,11 +172,14 @@ pub(crate) fn linear(
     }
     let Some(first) = parts.first() else { return output };
     let call = LinearCall { input, weight: frozen, bias, training };
-    first.layer.forward_by_rows(&parts, &call, output.clone()).unwrap_or_else(|| one_by_one(&parts, &call, &output))
+    first.layer.forward_by_rows(&parts, &call, output)
 }
 
-/// Each part by itself.
-fn one_by_one(parts: &[RowsPart<'_>], call: &LinearCall, output: &Tensor<2>) -> Tensor<2> {
+/// Adds the contributions of adapters to their rows, each part by itself.
+///
+/// # Shapes
+/// - `output`, returned: `[tokens, d_out]`
+pub fn one_by_one(parts: &[RowsPart<'_>], call: &LinearCall, output: &Tensor<2>) -> Tensor<2> {
     let mut done = Vec::new();
     let mut at = 0;
     let total = output.dims()[0];

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::{
     DynParam, DynTensor, Error, FrozenWeight, PeftConfig, Result,
     architecture::ModelInfo,
-    by_rows::RowsPart,
+    by_rows::{RowsPart, one_by_one},
     module_tree::ModuleTree,
     plan::{Plan, TaskRules},
     registry::Plugin,
@@ -90,13 +90,13 @@ pub trait LayerTuner: Debug + Send + Sync {
         Some("has a tuner that acts on whole batches")
     }
 
-    /// Adds the contributions of adapters that each act on some rows, for a tuner that has them as one operation; none where it
-    /// has not. The first of them is this one.
+    /// Adds the contributions of adapters that each act on some rows: one by one, for a tuner that has no operation for all. The
+    /// first of them is this one.
     ///
     /// # Shapes
     /// - `output`, returned: `[tokens, d_out]`
-    fn forward_by_rows(&self, _parts: &[RowsPart<'_>], _call: &LinearCall, _output: Tensor<2>) -> Option<Tensor<2>> {
-        None
+    fn forward_by_rows(&self, parts: &[RowsPart<'_>], call: &LinearCall, output: Tensor<2>) -> Tensor<2> {
+        one_by_one(parts, call, &output)
     }
 
     /// Numbers worth showing to a person, such as rank and scale.

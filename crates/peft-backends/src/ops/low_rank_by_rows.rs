@@ -9,6 +9,8 @@ use std::ops::Range;
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::cube;
 use super::{
     LowRank, dropout,
     dropout::Keep,
@@ -50,40 +52,75 @@ pub fn low_rank_by_rows(y: Tensor<2>, x: &Tensor<2>, adapters: Vec<LowRank>, run
     if runs.is_empty() {
         return y;
     }
-    if !host::takes(&y) || !host::takes(x) || !adapters.iter().all(takes) || d_out == 0 || x.dims()[1] == 0 {
+    let of_one_type = |pair: &[LowRank]| matches!(pair, [one, other] if one.a.dtype() == other.a.dtype() && one.b.dtype() == other.b.dtype());
+    let is_pool = adapters.windows(2).all(of_one_type);
+    let draw = |lora: &LowRank| (lora.drop > 0.0).then(|| Keep::draw(lora.drop));
+    #[cfg(feature = "gpu")]
+    if is_pool && [&y, x].into_iter().chain(adapters.iter().flat_map(|lora| [&lora.a, &lora.b])).all(cube::takes) {
+        let keeps = adapters.iter().map(draw).collect();
+        let order = Order::new(&runs, adapters.len(), rows);
+        let (factors, pools) = pooled(adapters, keeps);
+        return cube::LowRankByRows::run(y, x, pools, &factors, &order);
+    }
+    if !is_pool || !host::takes(&y) || !host::takes(x) || !adapters.iter().all(takes) || d_out == 0 || x.dims()[1] == 0
+    {
         return portable(y, x, &adapters, &runs);
     }
-    let keeps = adapters.iter().map(|lora| (lora.drop > 0.0).then(|| Keep::draw(lora.drop))).collect();
+    let keeps = adapters.iter().map(draw).collect();
     fused(y, x, adapters, runs, keeps)
 }
 
 fn fused(y: Tensor<2>, x: &Tensor<2>, adapters: Vec<LowRank>, runs: Vec<Run>, keeps: Vec<Option<Keep>>) -> Tensor<2> {
+    let (factors, [a, b]) = pooled(adapters, keeps);
+    let op = ByRows { factors, runs };
+    run(op, [Input::new(y), Input::new(x.clone()), Input::new(a), Input::new(b)])
+}
+
+/// The factors of all adapters one after the other, and where each one's lie.
+fn pooled(adapters: Vec<LowRank>, keeps: Vec<Option<Keep>>) -> (Vec<Factor>, [Tensor<2>; 2]) {
     let mut from = 0;
     let factors = adapters.iter().zip(keeps).map(|(lora, keep)| {
         let rank = lora.a.dims()[0];
         from += rank;
         Factor { from: from - rank, rank, scale: lora.scale as f32, keep }
     });
-    let op = ByRows { factors: factors.collect(), runs };
+    let factors = factors.collect();
     let (a, b): (Vec<_>, Vec<_>) = adapters.into_iter().map(|lora| (lora.a, lora.b)).unzip();
     let pool = |mut parts: Vec<Tensor<2>>, dim| if parts.len() > 1 { Tensor::cat(parts, dim) } else { parts.remove(0) };
-    run(op, [Input::new(y), Input::new(x.clone()), Input::new(pool(a, 0)), Input::new(pool(b, 1))])
+    (factors, [pool(a, 0), pool(b, 1)])
+}
+
+/// All rows in the order of their adapters, those of none last.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) rows: Vec<usize>,
+    /// How many rows each adapter has.
+    pub(super) counts: Vec<usize>,
+}
+
+impl Order {
+    fn new(runs: &[Run], adapters: usize, rows: usize) -> Self {
+        let mut order: Vec<usize> = Vec::with_capacity(rows);
+        let mut counts = Vec::with_capacity(adapters);
+        for adapter in 0..adapters {
+            let before = order.len();
+            order.extend(runs.iter().filter(|run| run.adapter == adapter).flat_map(|run| run.rows.clone()));
+            counts.push(order.len() - before);
+        }
+        let mut at = 0;
+        for run in runs {
+            order.extend(at..run.rows.start);
+            at = run.rows.end;
+        }
+        order.extend(at..rows);
+        Self { rows: order, counts }
+    }
 }
 
 /// By plain operations: the rows are put in the order of their adapters, unless they are in it already, and come back in their own.
 fn portable(y: Tensor<2>, x: &Tensor<2>, adapters: &[LowRank], runs: &[Run]) -> Tensor<2> {
     let [rows, _] = y.dims();
-    let mut order: Vec<usize> = Vec::with_capacity(rows);
-    let mut segments: Vec<(usize, usize)> = Vec::new();
-    for adapter in 0..adapters.len() {
-        let before = order.len();
-        order.extend(runs.iter().filter(|run| run.adapter == adapter).flat_map(|run| run.rows.clone()));
-        segments.extend((order.len() > before).then_some((adapter, order.len() - before)));
-    }
-    let adapted = order.len();
-    let mut is_adapted = vec![false; rows];
-    order.iter().for_each(|row| is_adapted[*row] = true);
-    order.extend((0..rows).filter(|row| !is_adapted[*row]));
+    let Order { rows: order, counts } = Order::new(runs, adapters.len(), rows);
     let is_sorted = order.is_sorted();
     let select = |x: Tensor<2>, rows: &[usize]| {
         let rows: Vec<i64> = rows.iter().map(|row| i64::try_from(*row).unwrap_or(i64::MAX)).collect();
@@ -93,9 +130,8 @@ fn portable(y: Tensor<2>, x: &Tensor<2>, adapters: &[LowRank], runs: &[Run]) -> 
     let sorted = |x: Tensor<2>| if is_sorted { x } else { select(x, &order) };
     let (x, y) = (sorted(x.clone()), sorted(y));
     let mut at = 0;
-    let mut parts = Vec::with_capacity(segments.len() + 1);
-    for (adapter, count) in segments {
-        let LowRank { a, b, scale, drop } = &adapters[adapter];
+    let mut parts = Vec::with_capacity(counts.len() + 1);
+    for (LowRank { a, b, scale, drop }, count) in adapters.iter().zip(counts).filter(|(_, count)| *count > 0) {
         let x = x.clone().narrow(0, at, count);
         let x = dropout(if x.dtype() == a.dtype() { x } else { x.cast(a.dtype()) }, *drop);
         let product = x.matmul(a.clone().transpose()).mul_scalar(*scale).matmul(b.clone().transpose());
@@ -103,8 +139,8 @@ fn portable(y: Tensor<2>, x: &Tensor<2>, adapters: &[LowRank], runs: &[Run]) -> 
         parts.push(y.clone() + product.cast(y.dtype()));
         at += count;
     }
-    if adapted < rows {
-        parts.push(y.narrow(0, adapted, rows - adapted));
+    if at < rows {
+        parts.push(y.narrow(0, at, rows - at));
     }
     let y = Tensor::cat(parts, 0);
     if is_sorted {
@@ -117,11 +153,11 @@ fn portable(y: Tensor<2>, x: &Tensor<2>, adapters: &[LowRank], runs: &[Run]) -> 
 
 /// Where an adapter's factors lie in the pools, and what their product is multiplied with.
 #[derive(Debug, Clone, Copy)]
-struct Factor {
-    from: usize,
-    rank: usize,
-    scale: f32,
-    keep: Option<Keep>,
+pub(super) struct Factor {
+    pub(super) from: usize,
+    pub(super) rank: usize,
+    pub(super) scale: f32,
+    pub(super) keep: Option<Keep>,
 }
 
 #[derive(Debug, Clone)]

@@ -5,8 +5,8 @@ use std::panic::{self, AssertUnwindSafe};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor, TensorData, activation};
 
 use super::{
-    Adapted, Gate, LowRank, Sight, Weight, Weights, attention, gated_mlp, gelu, gelu_tanh, gelu_tanh_gated, layer_norm,
-    linear, linear_cross_entropies, lora_linear, rms_norm, rotate, silu_gated, softmax,
+    Adapted, Gate, LowRank, Run, Sight, Weight, Weights, attention, gated_mlp, gelu, gelu_tanh, gelu_tanh_gated,
+    layer_norm, linear, linear_cross_entropies, lora_linear, low_rank_by_rows, rms_norm, rotate, silu_gated, softmax,
 };
 
 /// What was found of an operation on a device.
@@ -83,7 +83,7 @@ impl Case {
 
 const SCALE: f64 = 0.5;
 
-pub(super) const CASES: [Case; 13] = [
+pub(super) const CASES: [Case; 14] = [
     Case::new("gelu", |x| Some(gelu(x[0].clone()))),
     Case::new("gelu_tanh", |x| Some(gelu_tanh(x[0].clone()))),
     Case::new("silu_gated", |x| Some(silu_gated(x[0].clone(), x[1].clone()))),
@@ -106,6 +106,18 @@ pub(super) const CASES: [Case; 13] = [
             Some(frozen + x[0].clone().matmul(a.transpose()).matmul(b.transpose()) * SCALE)
         },
     },
+    // Two adapters of different ranks, and rows of neither between theirs.
+    Case::new("low_rank_by_rows", |x| {
+        let [a, b] = factors(x);
+        let rows = x[0].dims()[0];
+        let adapter = |rank| {
+            let (a, b) = (a.clone().narrow(0, 0, rank), b.clone().narrow(1, 0, rank));
+            LowRank { a, b, scale: SCALE, drop: 0.0 }
+        };
+        let runs = [(0..rows / 3, 0), (2 * rows / 3..rows, 1)].map(|(rows, adapter)| Run { rows, adapter });
+        let y = x[0].clone().matmul(x[1].clone().transpose()) * 0.1;
+        Some(low_rank_by_rows(y, &x[1], vec![adapter(rows.div_ceil(3)), adapter(rows)], &runs))
+    }),
     Case {
         name: "gated_mlp",
         fast: |x| Some(gated_mlp(x[0].clone(), Gate::Silu, mlp(x))),

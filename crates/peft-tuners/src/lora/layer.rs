@@ -4,7 +4,7 @@ use burn::tensor::{DType, FloatDType, Int, Tensor, module::embedding};
 use peft_backends::ops::{self, LowRank, PackedMatrix};
 use peft_core::{
     DynTensor, FrozenWeight,
-    by_rows::RowsPart,
+    by_rows::{RowsPart, one_by_one},
     tuner::{self, Init, LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 
@@ -77,18 +77,20 @@ impl LayerTuner for LoraLinear {
         None
     }
 
-    fn forward_by_rows(&self, parts: &[RowsPart<'_>], call: &LinearCall, output: Tensor<2>) -> Option<Tensor<2>> {
+    fn forward_by_rows(&self, parts: &[RowsPart<'_>], call: &LinearCall, output: Tensor<2>) -> Tensor<2> {
         let mut factors: Vec<LowRank> = Vec::new();
         let mut runs = Vec::with_capacity(parts.len());
         for RowsPart { adapter, rows, layer, tensors } in parts {
             // Adapters are numbered in the order in which they first come.
             if *adapter == factors.len() {
-                let tuner::LowRank { a, b, scale, drop } = layer.low_rank(tensors, call.training)?;
+                let Some(tuner::LowRank { a, b, scale, drop }) = layer.low_rank(tensors, call.training) else {
+                    return one_by_one(parts, call, &output);
+                };
                 factors.push(LowRank { a, b, scale, drop });
             }
             runs.push(ops::Run { rows: rows.clone(), adapter: *adapter });
         }
-        Some(ops::low_rank_by_rows(output, &call.input, factors, &runs))
+        ops::low_rank_by_rows(output, &call.input, factors, &runs)
     }
 
     fn summary(&self) -> String {

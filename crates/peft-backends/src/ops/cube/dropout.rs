@@ -58,6 +58,12 @@ fn dropout_kernel<F: Float>(x: &[F], y: &mut [F], seed: Seed, #[define(F)] _dtyp
     y[ABSOLUTE_POS] = F::cast_from(kept);
 }
 
+/// A [`Keep`] of which a table has the parts.
+#[cube]
+pub(super) fn seed_of(table: &[u32], at: usize) -> Seed {
+    Seed { low: table[at], high: table[at + 1], bound: table[at + 2], scale: f32::from_bits(table[at + 3]) }
+}
+
 /// What the element at this place is multiplied with.
 #[cube]
 pub(super) fn factor(place: u32, seed: &Seed) -> f32 {

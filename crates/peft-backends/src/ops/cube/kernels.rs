@@ -15,6 +15,7 @@ use super::{
     adamw::{self, Formula},
     attention::{self, Backward, Scores},
     cross_entropies, dropout,
+    low_rank_by_rows::{self, Batch, Side},
     norm::{self, Kind},
     product::{self, Drops, Onto},
     rotary, softmax,
@@ -121,6 +122,47 @@ pub(super) trait Kernels: Backend {
         b: FloatTensor<Self>,
         scale: f32,
         drops: Option<(Drops, Keep)>,
+    ) -> FloatTensor<Self>;
+
+    /// `scale · x F` of each adapter's rows, adapter by adapter, where the columns of the factors are ranks.
+    #[fusion(meta = |_x, _factors, _table, batch, _side| TensorSpec::new(Shape::new(batch.inner()), DType::F32))]
+    fn into_ranks(
+        x: FloatTensor<Self>,
+        factors: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        batch: Batch,
+        side: Side,
+    ) -> FloatTensor<Self>;
+
+    /// What the factors, whose rows are ranks, make of that; zeros in the rows of no adapter.
+    #[fusion(meta = |_inner, factors, _table, batch, dtype| TensorSpec::new(Shape::new([batch.rows, factors.shape[1]]), *dtype))]
+    fn out_of_ranks(
+        inner: FloatTensor<Self>,
+        factors: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        batch: Batch,
+        dtype: DType,
+    ) -> FloatTensor<Self>;
+
+    /// The same added to `y`, in the place of `y` if nobody else holds it.
+    #[fusion(dtype = y, shape = y)]
+    fn add_out_of_ranks(
+        y: FloatTensor<Self>,
+        inner: FloatTensor<Self>,
+        factors: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        batch: Batch,
+    ) -> FloatTensor<Self>;
+
+    /// The gradient of all adapters' first factors, or of their second.
+    #[fusion(meta = |_inner, x, _table, batch, side, dtype| TensorSpec::new(Shape::new(batch.gradient(*side, x.shape[1])), *dtype))]
+    fn sum_by_rank(
+        inner: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        batch: Batch,
+        side: Side,
+        dtype: DType,
     ) -> FloatTensor<Self>;
 
     /// The gradients of the losses by the logits, and the losses.
@@ -316,6 +358,47 @@ impl Kernels for CubeBackend {
         drops: Option<(Drops, Keep)>,
     ) -> FloatTensor<Self> {
         product::product(a, b, scale, drops, Onto::Sum(y))
+    }
+
+    fn into_ranks(
+        x: FloatTensor<Self>,
+        factors: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        batch: Batch,
+        side: Side,
+    ) -> FloatTensor<Self> {
+        low_rank_by_rows::into_ranks(x, factors, table, batch, side)
+    }
+
+    fn out_of_ranks(
+        inner: FloatTensor<Self>,
+        factors: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        batch: Batch,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        low_rank_by_rows::out_of_ranks(inner, factors, table, batch, dtype)
+    }
+
+    fn add_out_of_ranks(
+        y: FloatTensor<Self>,
+        inner: FloatTensor<Self>,
+        factors: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        batch: Batch,
+    ) -> FloatTensor<Self> {
+        low_rank_by_rows::add_out_of_ranks(y, inner, factors, table, batch)
+    }
+
+    fn sum_by_rank(
+        inner: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        batch: Batch,
+        side: Side,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        low_rank_by_rows::sum_by_rank(inner, x, table, batch, side, dtype)
     }
 
     fn cross_entropy_rows(

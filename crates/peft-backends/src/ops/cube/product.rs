@@ -17,9 +17,9 @@ use super::{
 use crate::ops::dropout::Keep;
 
 /// Units of a cube.
-const UNITS: usize = 256;
+pub(super) const UNITS: usize = 256;
 /// Terms of the sum that are in shared memory at a time.
-const DEPTH: usize = 16;
+pub(super) const DEPTH: usize = 16;
 /// Terms of the sum for which a cube of its own is worth it.
 const PART: usize = 256;
 /// Cubes that keep a device busy.
@@ -82,16 +82,13 @@ pub(super) fn product(
         [32, 32]
     };
     let tiles = m.div_ceil(rows) * n.div_ceil(columns);
-    let wanted = if adds || tiles >= CUBES { 1 } else { (CUBES / tiles).min(k.div_ceil(PART)).max(1) };
-    let part = k.div_ceil(wanted).next_multiple_of(DEPTH);
-    let parts = k.div_ceil(part).max(1);
+    let (part, parts) = if adds { (k.next_multiple_of(DEPTH), 1) } else { parts_of(k, tiles) };
     let (out, dtype) = match onto {
         Onto::Sum(onto) => {
             let dtype = onto.dtype;
             (launch::own(onto), dtype)
         }
-        Onto::New(dtype) if parts == 1 => (launch::empty(&a, [m, n], dtype), dtype),
-        Onto::New(dtype) => (launch::empty(&a, [parts, m, n], DType::F32), dtype),
+        Onto::New(dtype) => (room(&a, parts, [m, n], dtype), dtype),
     };
     let plan = Plan { rows, columns, drops: drops.map(|(drops, _)| drops), adds };
     let seed = Seed::launch(drops.map(|(_, keep)| keep));
@@ -108,6 +105,22 @@ pub(super) fn product(
         dtypes,
     );
     if parts == 1 { out } else { sum_of_parts(out, [m, n], dtype) }
+}
+
+/// Memory for the parts of a sum; for the sum itself if it is one part.
+pub(super) fn room(like: &CubeTensor, parts: usize, [m, n]: [usize; 2], dtype: DType) -> CubeTensor {
+    match parts {
+        1 => launch::empty(like, [m, n], dtype),
+        _ => launch::empty(like, [parts, m, n], DType::F32),
+    }
+}
+
+/// How many of a sum's terms make a part, and how many parts there are, where the result has so many tiles.
+pub(super) fn parts_of(terms: usize, tiles: usize) -> (usize, usize) {
+    let tiles = tiles.max(1);
+    let wanted = if tiles >= CUBES { 1 } else { (CUBES / tiles).min(terms.div_ceil(PART)).max(1) };
+    let part = terms.div_ceil(wanted).next_multiple_of(DEPTH).max(DEPTH);
+    (part, terms.div_ceil(part).max(1))
 }
 
 /// The sum over the first dimension.

@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use crate::{
     device,
     ops::{
-        AdamW, FourBit, LowRank, PackedMatrix, Packing, Sight, Trained, Weights, adamw, attention, dropout, layer_norm,
-        linear, linear_cross_entropies, lora_linear, quantize, rms_norm,
+        AdamW, FourBit, LowRank, PackedMatrix, Packing, Run, Sight, Trained, Weights, adamw, attention, dropout,
+        layer_norm, linear, linear_cross_entropies, lora_linear, low_rank_by_rows, quantize, rms_norm,
         self_test::{CASES, Case, random},
         tests::{close, gradients_close, run},
     },
@@ -107,6 +107,43 @@ proptest! {
     }
 
     #[test]
+    fn adapters_of_their_own_rows(
+        lengths in proptest::collection::vec((1..90_usize, 0..6_usize), 1..7),
+        ranks in proptest::collection::vec(1..65_usize, 1..6),
+        [d_in, d_out] in [1..90_usize, 1..90_usize],
+        drops: bool,
+    ) {
+        let (_one, gpu) = gpu();
+        let (mut runs, mut rows) = (Vec::new(), 0);
+        for (length, adapter) in lengths {
+            // Numbers of no adapter stand for rows of none.
+            runs.extend((adapter < ranks.len()).then(|| Run { rows: rows..rows + length, adapter }));
+            rows += length;
+        }
+        let pool = ranks.iter().sum();
+        let inputs = [normal([rows, d_out]), normal([rows, d_in]), normal([pool, d_in]), normal([d_out, pool])];
+        let operation = |[y, x, a, b]: &[Tensor<2>; 4]| {
+            let mut from = 0;
+            let adapters = ranks.iter().enumerate().map(|(at, rank)| {
+                from += rank;
+                let (a, b) = (a.clone().narrow(0, from - rank, *rank), b.clone().narrow(1, from - rank, *rank));
+                LowRank { a, b, scale: 0.05 * (at + 1) as f64, drop: if drops { 0.25 } else { 0.0 } }
+            });
+            low_rank_by_rows(y.clone() * 1.0, x, adapters.collect(), &runs)
+        };
+        same("low_rank_by_rows", &gpu, &inputs, &operation);
+        if !drops {
+            let double = inputs.each_ref().map(|x| x.clone().cast(FloatDType::F64));
+            let (found, gradients) = on_gpu(&gpu, &inputs, &operation);
+            let (expected, slopes) = on_gpu(&Device::flex(), &double, &operation);
+            close("low_rank_by_rows", found, expected, 2e-5);
+            for (found, expected) in gradients.into_iter().flatten().zip(slopes.into_iter().flatten()) {
+                close("low_rank_by_rows", found, expected, 1e-4);
+            }
+        }
+    }
+
+    #[test]
     fn norms_with_what_stands_before_them(rows in 1..200_usize, columns in 1..300_usize, drops: bool, biased: bool) {
         let (_one, gpu) = gpu();
         let drop = if drops { 0.25 } else { 0.0 };
@@ -173,6 +210,39 @@ fn every_rank_up_to_64_is_right() {
             lora_linear(x, weight, None, lora).unwrap()
         });
     }
+}
+
+#[test]
+fn long_sums_of_single_rows_are_added_up() {
+    let (_one, gpu) = gpu();
+    let rows = 700;
+    let inputs = [normal([rows, 24]), normal([rows, 600]), normal([5, 600]), normal([24, 5])];
+    for alternating in [true, false] {
+        let adapter = |row: usize| if alternating { row % 2 } else { usize::from(row % 100 == 7) };
+        let runs: Vec<_> = (0..rows).map(|row| Run { rows: row..row + 1, adapter: adapter(row) }).collect();
+        same("low_rank_by_rows", &gpu, &inputs, &|[y, x, a, b]| {
+            let lora = |from, rank| {
+                let (a, b) = (a.clone().narrow(0, from, rank), b.clone().narrow(1, from, rank));
+                LowRank { a, b, scale: 0.05, drop: 0.1 }
+            };
+            low_rank_by_rows(y.clone() * 1.0, x, vec![lora(0, 3), lora(3, 2)], &runs)
+        });
+    }
+}
+
+#[test]
+fn rows_that_somebody_else_holds_are_copied() {
+    let (_one, gpu) = gpu();
+    let [y, x, a, b] = [normal([9, 8]), normal([9, 7]), normal([2, 7]), normal([8, 2])].map(|x| x.to_device(&gpu));
+    let held = y.clone();
+    let lora = LowRank { a, b, scale: 1.0, drop: 0.0 };
+    let sum = low_rank_by_rows(y, &x, vec![lora], &[Run { rows: 2..5, adapter: 0 }]);
+    let (before, after) = (home(held), home(sum));
+    let same = |from, count| {
+        let part = |x: &Tensor<2>| x.clone().narrow(0, from, count).into_data();
+        part(&before) == part(&after)
+    };
+    assert!(same(0, 2) && same(5, 4) && !same(2, 1) && !same(3, 1) && !same(4, 1));
 }
 
 #[test]
