@@ -24,6 +24,7 @@ mod softmax;
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests;
 mod unpack;
+mod unpack_ggml;
 
 use burn::{
     backend::{DispatchTensorKind, tensor::FloatTensor},
@@ -42,6 +43,7 @@ pub(super) use norm::{Kind, Norm};
 pub(super) use rotary::Rotate;
 pub(super) use softmax::Softmax;
 pub(super) use unpack::{Code, Packed, unpack};
+pub(super) use unpack_ggml::{has_kernel, unpack_ggml};
 
 use super::host;
 

@@ -64,6 +64,10 @@ pub(super) fn packed_cross_entropies(
     targets: &[Option<usize>],
     soft_cap: Option<f64>,
 ) -> Option<Tensor<1>> {
+    #[cfg(feature = "gpu")]
+    if weight.is_on_gpu() && cube::takes(hidden) {
+        return linear_cross_entropies(hidden, &weight.dense_as(hidden.dtype()), targets, soft_cap);
+    }
     let ([rows, width], [inner, classes]) = (hidden.dims(), weight.dims());
     let fits = targets.len() == rows && width == inner && host::takes(hidden);
     let packed = HostPacked::new(weight).filter(|_| fits)?;

@@ -2,7 +2,7 @@
 //!
 //! The numbers are bitsandbytes' own, so that what one wrote the other reads. On the processor products unpack a band of the
 //! matrix at a time, in the pass forward and again in the pass back, and gradients of the input are exact; on other devices
-//! the matrix is unpacked by plain operations.
+//! the matrix is unpacked by plain operations or, on a GPU, by a kernel.
 
 mod codebook;
 mod frozen;
@@ -258,12 +258,21 @@ impl PackedMatrix {
     /// Whether it lies in words as a GPU's kernel takes it.
     #[cfg(feature = "gpu")]
     pub(super) fn is_on_gpu(&self) -> bool {
-        !is_host(&self.codes.tensor.device()) && !matches!(self.packing, Packing::Ggml(_))
+        let has_kernel = match self.packing {
+            Packing::Ggml(kind) => cube::has_kernel(kind),
+            Packing::FourBit { .. } | Packing::Int8 => true,
+        };
+        has_kernel && !is_host(&self.codes.tensor.device())
     }
 
     /// The values of a matrix that [is on a GPU](Self::is_on_gpu), `[d_in, d_out]`, by its kernel.
     #[cfg(feature = "gpu")]
     pub(super) fn dense_as(&self, dtype: DType) -> Tensor<2> {
+        let words = primitive(self.codes.tensor.clone());
+        let back = |values| Tensor::from_primitive::<cube::Gpu>(values).transpose();
+        if let Packing::Ggml(kind) = self.packing {
+            return back(cube::unpack_ggml(words, kind, self.dims, dtype));
+        }
         let device = &self.codes.tensor.device();
         let (scales, nested, of_scales) = match &self.scales {
             Scales::Plain(scales) => (scales.clone(), None, None),
@@ -278,9 +287,8 @@ impl PackedMatrix {
             Packing::Int8 | Packing::Ggml(_) => (scales.clone(), false, self.dims[1]),
         };
         let code = cube::Code { dims: self.dims, four_bits, block, step: reader::INT8_STEP, nested: of_scales };
-        let words = primitive(self.codes.tensor.clone());
         let packed = cube::Packed { words, table: primitive(table), scales: primitive(scales), nested };
-        Tensor::from_primitive::<cube::Gpu>(cube::unpack(packed, code, dtype)).transpose()
+        back(cube::unpack(packed, code, dtype))
     }
 
     /// `x W + b`; nothing dense is kept for the pass back.

@@ -20,8 +20,9 @@ use super::{
     product::{self, Drops, Onto},
     rotary, softmax,
     unpack::{self, Code},
+    unpack_ggml,
 };
-use crate::ops::dropout::Keep;
+use crate::ops::{GgmlType, dropout::Keep};
 
 /// What every CubeCL runtime does by a kernel of ours.
 #[backend_extension(Cube, Fusion)]
@@ -198,6 +199,10 @@ pub(super) trait Kernels: Backend {
         code: Code,
         dtype: DType,
     ) -> FloatTensor<Self>;
+
+    /// The values of a matrix in blocks as GGUF files have them, `[d_out, d_in]`.
+    #[fusion(meta = |_words, _kind, dims, dtype| TensorSpec::new(Shape::new(*dims), *dtype))]
+    fn unpack_ggml(words: IntTensor<Self>, kind: GgmlType, dims: [usize; 2], dtype: DType) -> FloatTensor<Self>;
 
     /// The sums of the squares of a few elements each.
     #[fusion(meta = |x| TensorSpec::new(Shape::new([adamw::parts(x.shape.num_elements())]), DType::F32))]
@@ -433,6 +438,10 @@ impl Kernels for CubeBackend {
         dtype: DType,
     ) -> FloatTensor<Self> {
         unpack::run([words, table, scales, scale_words, map], code, dtype)
+    }
+
+    fn unpack_ggml(words: IntTensor<Self>, kind: GgmlType, dims: [usize; 2], dtype: DType) -> FloatTensor<Self> {
+        unpack_ggml::run(words, kind, dims, dtype)
     }
 
     fn parts_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {

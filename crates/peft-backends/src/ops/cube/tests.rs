@@ -13,8 +13,9 @@ use proptest::prelude::*;
 use crate::{
     device,
     ops::{
-        AdamW, FourBit, LowRank, PackedMatrix, Packing, Run, Sight, Trained, Weights, adamw, attention, dropout,
-        layer_norm, linear, linear_cross_entropies, lora_linear, low_rank_by_rows, quantize, rms_norm,
+        AdamW, FourBit, GgmlType, LowRank, PackedMatrix, PackedParts, Packing, Run, ScaleParts, Sight, Trained,
+        Weights, adamw, attention, dropout, layer_norm, linear, linear_cross_entropies, lora_linear, low_rank_by_rows,
+        quantize, rms_norm,
         self_test::{CASES, Case, random},
         tests::{close, gradients_close, run},
     },
@@ -294,6 +295,49 @@ fn packed_weights_are_the_processors() {
             weight.lora_linear(x, None, lora).unwrap() + weight.linear(x.clone(), None)
         });
     }
+}
+
+#[test]
+fn blocks_of_gguf_are_the_processors_bits() {
+    use GgmlType::{Bf16, F16, F32, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    let (_one, gpu) = gpu();
+    let [d_out, d_in] = [6, 512];
+    // A hash, so that every bit of a block is one now and zero then.
+    let noise =
+        |at: usize| (at as u32 ^ 0x9e37).wrapping_mul(0x7feb_352d).rotate_left(15).wrapping_mul(0x846c_a68b) >> 24;
+    for kind in [F32, F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K] {
+        let count = kind.bytes(d_out * d_in).unwrap();
+        let mut codes: Vec<u8> = (0..count).map(|at| noise(at) as u8).collect();
+        let packing = Packing::Ggml(kind);
+        // What is no number is equal to nothing: its exponent loses a bit.
+        while let Some(at) = kind.dequantize(&codes).iter().position(|value| !value.is_finite()) {
+            let bytes = kind.bytes(kind.block()).unwrap();
+            let block = at / kind.block() * bytes;
+            codes[block..block + bytes].iter_mut().for_each(|byte| *byte &= 0b1011_1111);
+        }
+        let values = kind.dequantize(&codes);
+        let parts =
+            PackedParts { dims: [d_out, d_in], packing, block: kind.block(), codes, scales: ScaleParts::Plain(vec![]) };
+        let there = PackedMatrix::new(parts.clone(), &gpu).unwrap();
+        assert!(there.is_on_gpu() && there.parts() == parts, "{kind:?}");
+        let found = there.dense().transpose().into_data().try_into_vec::<f32>().unwrap();
+        let wrong = found.iter().zip(&values).position(|(a, b)| a != b);
+        assert!(wrong.is_none(), "{kind:?}: {wrong:?} {:?}", wrong.map(|at| (found[at], values[at])));
+    }
+    let codes = (0..Q4K.bytes(d_out * d_in).unwrap())
+        .map(|at| if at % 144 < 4 { [0x66, 0x1c][at % 2] } else { noise(at) as u8 });
+    let (packing, scales) = (Packing::Ggml(Q4K), ScaleParts::Plain(Vec::new()));
+    let parts = PackedParts { dims: [d_out, d_in], packing, block: 256, codes: codes.collect(), scales };
+    same("packed", &gpu, &[normal([9, d_in]), normal([5, d_in]), normal([d_out, 5])], &|[x, a, b]| {
+        let weight = PackedMatrix::new(parts.clone(), &x.device().inner()).unwrap();
+        let lora = LowRank { a: a.clone(), b: b.clone(), scale: 0.1, drop: 0.0 };
+        weight.lora_linear(x, None, lora).unwrap() * 0.1
+    });
+    let targets: Vec<_> = (0..9).map(|row| (row % 4 != 1).then_some(row % d_out)).collect();
+    same("packed_cross_entropies", &gpu, &[normal([9, d_in])], &|[x]| {
+        let weight = PackedMatrix::new(parts.clone(), &x.device().inner()).unwrap();
+        weight.cross_entropies(x, &targets, Some(2.0)).unwrap().unsqueeze()
+    });
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub(super) fn run(all: [CubeTensor; 5], code: Code, dtype: DType) -> CubeTensor 
 
 /// A byte of those that lie four in a word.
 #[cube]
-fn byte(words: &[u32], at: usize) -> u32 {
+pub(super) fn byte(words: &[u32], at: usize) -> u32 {
     (words[at / 4] >> ((at % 4) as u32 * 8)) & 255u32
 }
 

@@ -6,7 +6,7 @@ use half::f16;
 use rayon::prelude::*;
 
 /// How the values of a tensor are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "their names say all that there is to say")]
 pub enum GgmlType {
     F32,
