@@ -24,6 +24,7 @@ pub mod row_adapters;
 pub mod schedule;
 mod seeds;
 pub mod step_plan;
+mod trainee;
 pub mod trainer;
 pub mod trainer_log;
 pub mod writing;

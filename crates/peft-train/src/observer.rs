@@ -41,6 +41,8 @@ pub enum Event<'a> {
     },
     /// An evaluation was done.
     Evaluated {
+        /// Which of several adapters.
+        adapter: Option<&'a str>,
         /// The step after which it was done.
         step: usize,
         /// `eval_loss` and the task's metrics.

@@ -1,11 +1,15 @@
 //! From a recipe to everything that training needs, judged before the first step.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use burn::tensor::Device;
 use peft::{
-    BaseModel, Error as PeftError, ModelInfo, Task, TaskPlugin,
-    example::{EncodeContext, EncodeOptions, Pooling},
+    BadRows, BaseModel, Error as PeftError, ModelInfo, Plan, Task, TaskPlugin,
+    example::{EncodeContext, EncodeOptions, Pooling, Row},
     explain,
     models::{
         HfTokenizer,
@@ -24,6 +28,7 @@ use crate::{
     packing::check_kept_apart,
     pooling,
     recipe::{DataArguments, Init, RECIPE_FILE, TrainingArguments},
+    row_adapters::named_adapters,
 };
 
 /// Most tokens of an example where neither the recipe nor the model says less: the default of `SFTConfig`.
@@ -135,23 +140,96 @@ fn encode_options(data: &DataArguments, model: &Path, max_length: usize) -> Resu
     })
 }
 
-/// Resolves a recipe: reads the rows, finds their classes, opens the base model with the task's head, encodes the rows.
+/// Resolves a recipe: reads the rows, finds their classes, opens the base model with the task's head, encodes the rows. Of
+/// several adapters the first.
 ///
 /// # Errors
 /// Whatever is wrong with the recipe, the data or the model; file and line for a row.
 pub fn prepare(recipe: &Recipe, device: &Device) -> Result<Prepared> {
+    Ok(resolve(recipe, device, true)?.swap_remove(0))
+}
+
+/// The same for each of the adapters, in the order of [`Recipe::apart`], over one base model.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_all(recipe: &Recipe, device: &Device) -> Result<Vec<Prepared>> {
     resolve(recipe, device, true)
 }
 
-/// The same without the weights of the base model: for looking at the data.
+/// What stands for all adapters where a batch is estimated: a recipe whose batches are those of all together, and whichever has
+/// the longest example.
+pub fn joint<'a>(recipe: &Recipe, all: &'a [Prepared]) -> (Recipe, &'a Prepared) {
+    let mut whole = recipe.clone();
+    whole.training.per_device_train_batch_size *= all.len();
+    let longest = |prepared: &&Prepared| prepared.train.examples.iter().map(|e| e.input_ids.len()).max();
+    let Some(largest) = all.iter().max_by_key(longest) else { unreachable!("a recipe has an adapter") };
+    (whole, largest)
+}
+
+/// [`prepare`] without the weights of the base model: for looking at the data.
 ///
 /// # Errors
 /// As [`prepare`].
 pub fn preview(recipe: &Recipe, device: &Device) -> Result<Prepared> {
-    resolve(recipe, device, false)
+    Ok(resolve(recipe, device, false)?.swap_remove(0))
 }
 
-fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> {
+/// The rows of an adapter.
+struct Rows {
+    source: PathBuf,
+    train: Vec<Row>,
+    eval: Option<Vec<Row>>,
+}
+
+impl Rows {
+    fn read(recipe: &Recipe) -> Result<Self> {
+        let source = recipe.locate(&recipe.data.train);
+        let read = |source: &Path, part| own_rows(read_part(source, part)?, &recipe.data);
+        let train = read(&source, Part::Train)?;
+        if let Some(name) = recipe.data.adapter.as_ref().filter(|_| train.is_empty()) {
+            let problem = format!("no row has `{name}` in its column `{}`", recipe.data.column_of_adapters());
+            return Err(PeftError::File { path: source, problem }.into());
+        }
+        let (train, eval) = match (&recipe.data.eval, recipe.data.eval_split) {
+            (Some(eval), _) => (train, Some(read(&recipe.locate(eval), Part::Validation)?)),
+            (None, None) if source.is_dir() && has_part(&source, Part::Validation)? => {
+                (train, Some(read(&source, Part::Validation)?))
+            }
+            (None, Some(share)) => {
+                dataset::split(train, share, recipe.training.seed).map(|(train, eval)| (train, Some(eval)))?
+            }
+            (None, None) => (train, None),
+        };
+        let eval = eval.filter(|rows| !rows.is_empty() || recipe.data.adapter.is_none());
+        Ok(Self { source, train, eval })
+    }
+}
+
+/// The rows of the adapter that the recipe wants those of; all if it wants no one's.
+fn own_rows(rows: Vec<Row>, data: &DataArguments) -> Result<Vec<Row>> {
+    let Some(name) = &data.adapter else { return Ok(rows) };
+    let mut bad = BadRows::default();
+    let mut own = Vec::new();
+    for row in rows {
+        let is_own = row.text(data.column_of_adapters()).map(|named| named == name);
+        own.extend((bad.take(is_own)? == Some(true)).then_some(row));
+    }
+    bad.finish()?;
+    Ok(own)
+}
+
+/// That each row which several adapters share out among them is one's.
+fn check_shared(recipe: &Recipe) -> Result<()> {
+    if recipe.apart().iter().all(|(_, one)| one.data.adapter.is_none()) || recipe.adapters.is_empty() {
+        return Ok(());
+    }
+    let known: Vec<&str> = recipe.adapters.iter().map(|one| one.name.as_str()).collect();
+    let rows = read_part(&recipe.locate(&recipe.data.train), Part::Train)?;
+    named_adapters(&rows, recipe.data.column_of_adapters(), &known).map(drop)
+}
+
+fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepared>> {
     let Some(task) = recipe.adapter.task()? else {
         let problem = "missing: training needs a task; the default wrapper has no loss".to_owned();
         return Err(PeftError::Config {
@@ -166,22 +244,19 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
         let what = "the base model of the recipe, beside it, in the working directory or in the Hub's cache".to_owned();
         return Err(PeftError::NotFound { path: folder, what }.into());
     }
-    let source = recipe.locate(&recipe.data.train);
-    let train = read_part(&source, Part::Train)?;
-    let (train, eval) = match (&recipe.data.eval, recipe.data.eval_split) {
-        (Some(eval), _) => (train, Some(read_part(&recipe.locate(eval), Part::Validation)?)),
-        (None, None) if source.is_dir() && has_part(&source, Part::Validation)? => {
-            (train, Some(read_part(&source, Part::Validation)?))
-        }
-        (None, Some(share)) => {
-            dataset::split(train, share, recipe.training.seed).map(|(train, eval)| (train, Some(eval)))?
-        }
-        (None, None) => (train, None),
-    };
+    check_shared(recipe)?;
+    let apart: Vec<&Recipe> = recipe.apart().into_iter().map(|(_, one)| one).collect();
+    let rows: Vec<Rows> = apart.iter().map(|one| Rows::read(one)).collect::<Result<_>>()?;
 
     let label_column = label_column(task, &recipe.data.columns);
-    let of_rows = |error: PeftError| about_rows(error, &source, recipe);
-    let found = task.task.labels(&train, &label_column).map_err(of_rows)?;
+    let found = match rows.as_slice() {
+        [one] => task.task.labels(&one.train, &label_column).map_err(|error| about_rows(error, &one.source, recipe))?,
+        // One head's classes are those of all.
+        several => {
+            let all: Vec<Row> = several.iter().flat_map(|rows| rows.train.iter().cloned()).collect();
+            task.task.labels(&all, &label_column).map_err(|error| error.in_file(&recipe.path))?
+        }
+    };
     let labels = if has_own_classes(&config, task, found.as_ref())? { None } else { found.clone() };
     let options = LoadOptions {
         dtype: recipe.model.dtype.map(Into::into),
@@ -191,7 +266,8 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
     };
     let skeleton = checkpoint::skeleton(&config, &task.auto_class, &options, device)?;
     // What the model cannot take is refused before its weights are read.
-    let plan = explain::plan(&skeleton, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
+    let plan = |one: &&Recipe| explain::plan(&skeleton, &one.adapter).map_err(|error| error.in_file(&recipe.path));
+    let plans: Vec<Plan> = apart.iter().map(plan).collect::<peft::Result<_>>()?;
     let (base, initialised) = if !weights {
         (skeleton, Vec::new())
     } else if recipe.model.init == Some(Init::Random) {
@@ -200,11 +276,38 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Prepared> 
         let Loaded { base, initialised, .. } = checkpoint::load(&folder, &task.auto_class, &options, device)?;
         (base, initialised)
     };
+    let each = apart.into_iter().zip(plans).zip(rows);
+    let each = each.map(|((one, plan), rows)| {
+        let model = Model { base: base.clone(), initialised: initialised.clone(), found: found.clone(), weights };
+        encoded(one, task, model, plan, rows, device)
+    });
+    each.collect()
+}
+
+/// A base model, what was found of it, and whether its weights are there.
+struct Model {
+    base: BaseModel,
+    initialised: Vec<String>,
+    found: Option<LabelSet>,
+    weights: bool,
+}
+
+fn encoded(
+    recipe: &Recipe,
+    task: &'static TaskPlugin,
+    model: Model,
+    plan: Plan,
+    rows: Rows,
+    device: &Device,
+) -> Result<Prepared> {
+    let Model { base, initialised, found, weights } = model;
+    let Rows { source, train, eval } = rows;
+    let of_rows = |error: PeftError| about_rows(error, &source, recipe);
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&recipe.tokenizer())?);
 
     let info = plan.prompt.map_or_else(|| Arc::clone(&base.info), |prompt| Arc::new(prompt.info(&base.info)));
     let max_length = max_length(recipe, &info)?;
-    let options = encode_options(&recipe.data, &folder, max_length)?;
+    let options = encode_options(&recipe.data, &recipe.model_folder(), max_length)?;
     let context = EncodeContext { tokenizer: &*tokenizer, info: &info, options: &options, labelled: true };
     let train = Dataset::for_training(train, task.task, &context).map_err(|error| match error {
         Error::Peft(error) => of_rows(error).into(),

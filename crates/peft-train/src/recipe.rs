@@ -6,6 +6,7 @@
 
 mod arguments;
 mod document;
+mod several;
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +17,7 @@ use peft::{
     Error as PeftError, PeftConfig, PeftType, TaskPlugin, TaskType,
     config::UnknownKeys,
     files::read_text,
+    model::DEFAULT_ADAPTER,
     models::hub::{Hub, HubId, Needed},
     registry::plugins,
 };
@@ -23,15 +25,18 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 use document::{Document, Section};
+use several::several;
 
 pub(crate) use arguments::FREE_ON_RESUME;
 pub use arguments::{DataArguments, Init, ModelArguments, SchedulerType, Strategy, TrainingArguments, WeightType};
 pub use document::Place;
+pub use several::OneOfSeveral;
 
 /// The name of the resolved recipe in an output folder.
 pub const RECIPE_FILE: &str = "recipe.toml";
 
 const SECTIONS: &[&str] = &["model", "adapter", "data", "training"];
+const LISTS: &[&str] = &["adapters"];
 
 /// Roles of columns that recipes may name whatever tasks are linked.
 const ROLES: &[&str] = &[
@@ -63,6 +68,8 @@ pub struct Recipe {
     pub data: DataArguments,
     /// The training.
     pub training: TrainingArguments,
+    /// The adapters that are trained together; empty where it is one.
+    pub adapters: Vec<OneOfSeveral>,
 }
 
 impl Recipe {
@@ -79,7 +86,7 @@ impl Recipe {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Self> {
-        let mut document = Document::parse(text, path, SECTIONS)?;
+        let mut document = Document::parse(text, path, SECTIONS, LISTS)?;
         for argument in overrides {
             document.set(argument, SECTIONS)?;
         }
@@ -87,23 +94,43 @@ impl Recipe {
         let model: ModelArguments = section.read()?;
         model.check().map_err(|(key, problem)| section.error(key, problem))?;
 
-        let adapter = adapter(document.section("adapter"), path, &model)?;
+        let own = document.list("adapters");
+        let shared = document.section("adapter");
+        let adapter = adapter(shared.clone(), path, &model)?;
         check_packed(&section, &model, &adapter)?;
 
         let mut section = document.section("data");
         let columns = take_columns(&mut section, &adapter)?;
-        let data: DataArguments = section.read()?;
-        data.check().map_err(|(key, problem)| section.error(key, problem))?;
-        let data = DataArguments { columns, ..data };
+        let data = DataArguments { columns, ..section.read()? };
+        let of_data = section;
 
         let section = document.section("training");
         let training: TrainingArguments = section.read()?;
         training.check().map_err(|(key, problem)| section.error(key, problem))?;
-        if training.load_best_model_at_end && data.eval.is_none() && data.eval_split.is_none() {
-            let problem = "there is nothing to evaluate on: give `eval` or `eval_split` in [data]";
-            return Err(section.error("load_best_model_at_end", problem));
+        let recipe = Self { path: path.to_owned(), model, adapter, data, training, adapters: Vec::new() };
+        if own.is_empty() {
+            recipe.check(&of_data, &section)?;
+            return Ok(recipe);
         }
-        Ok(Self { path: path.to_owned(), model, adapter, data, training })
+        several(recipe, own, [&shared, &of_data, &section])
+    }
+
+    /// What can only be said of a recipe as a whole, with the sections that it is about.
+    fn check(&self, data: &Section, training: &Section) -> Result<()> {
+        self.data.check().map_err(|(key, problem)| data.error(key, problem))?;
+        if self.training.load_best_model_at_end && self.data.eval.is_none() && self.data.eval_split.is_none() {
+            let problem = "there is nothing to evaluate on: give `eval` or `eval_split` in [data]";
+            return Err(training.error("load_best_model_at_end", problem));
+        }
+        Ok(())
+    }
+
+    /// The recipes by which each adapter would be trained alone, with the adapters' names: this one if there are not several.
+    pub fn apart(&self) -> Vec<(&str, &Self)> {
+        match self.adapters.as_slice() {
+            [] => vec![(DEFAULT_ADAPTER, self)],
+            several => several.iter().map(|one| (one.name.as_str(), &one.recipe)).collect(),
+        }
     }
 
     /// Where a path of the recipe leads: beside the recipe if it exists there, else from the working directory.
@@ -169,12 +196,17 @@ impl Recipe {
         let mut adapter = self.adapter.to_map();
         // What the file will say of itself is no decision of the recipe.
         adapter.retain(|key, _| key != "peft_version" && key != "inference_mode");
-        Map::from_iter([
+        let mut map = Map::from_iter([
             ("model".to_owned(), section(serde_json::to_value(&self.model))),
             ("adapter".to_owned(), Value::Object(adapter)),
             ("data".to_owned(), section(serde_json::to_value(&self.data))),
             ("training".to_owned(), section(serde_json::to_value(&self.training))),
-        ])
+        ]);
+        if !self.adapters.is_empty() {
+            let given = self.adapters.iter().map(|one| Value::Object(one.given.clone())).collect();
+            map.insert("adapters".to_owned(), Value::Array(given));
+        }
+        map
     }
 
     /// The recipe as resolved, defaults included, paths as they were found.
@@ -187,12 +219,16 @@ impl Recipe {
             ("data", "train"),
             ("data", "eval"),
         ];
-        for (section, key) in paths {
-            if let Some(Value::String(given)) = map.get_mut(section).and_then(|section| section.get_mut(key))
-                && !given.is_empty()
-            {
+        let found = |value: Option<&mut Value>| {
+            if let Some(Value::String(given)) = value.filter(|given| **given != "") {
                 *given = self.locate(given).display().to_string();
             }
+        };
+        for (section, key) in paths {
+            found(map.get_mut(section).and_then(|section| section.get_mut(key)));
+        }
+        for one in map.get_mut("adapters").and_then(Value::as_array_mut).into_iter().flatten() {
+            ["train", "eval"].into_iter().for_each(|key| found(one.get_mut(key)));
         }
         let mut recipe = Value::Object(map);
         drop_nulls(&mut recipe);
@@ -304,6 +340,8 @@ fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<BTreeMap<
         "train",
         "eval",
         "eval_split",
+        "adapter",
+        "adapter_column",
         "max_length",
         "max_target_length",
         "source_prefix",

@@ -9,6 +9,9 @@ use serde::Serialize;
 /// What a run came to. Serialises flat: metrics stand beside the other keys.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainReport {
+    /// Which of several adapters this is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// Mean training loss over all steps.
     pub train_loss: f64,
     /// `eval_loss` and the task's metrics of the adapter that was written; empty without evaluation rows.
@@ -26,8 +29,11 @@ pub struct TrainReport {
     pub trainable_params: usize,
     /// The step whose adapter was written: the last, or the best.
     pub written_step: usize,
-    /// Folder of the result.
+    /// Folder of the result; of several the one that holds theirs.
     pub output_dir: PathBuf,
+    /// What several adapters came to, each by itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<Self>,
 }
 
 /// The middle of the values; the mean of the two middle ones for an even number, 0 for none.

@@ -63,7 +63,11 @@ impl<'a> Runner<'a> {
 /// # Errors
 /// [`Error::Data`](peft::Error::Data) with file and line of the first ten rows without a name, or with another.
 pub fn row_adapters(rows: &[Row], column: &str, model: &PeftModel) -> Result<Vec<String>> {
-    let known: Vec<&str> = model.adapter_names().chain([BASE]).collect();
+    named_adapters(rows, column, &model.adapter_names().chain([BASE]).collect::<Vec<_>>())
+}
+
+/// The same of adapters that have these names.
+pub(crate) fn named_adapters(rows: &[Row], column: &str, known: &[&str]) -> Result<Vec<String>> {
     let mut bad = BadRows::default();
     let mut names = Vec::with_capacity(rows.len());
     for row in rows {

@@ -22,6 +22,9 @@ pub const LOG_FILE: &str = "trainer_log.jsonl";
 /// What is said about the steps since the line before.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainLine {
+    /// Which of several adapters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// Steps done.
     pub step: usize,
     /// Passes over the data done.

@@ -9,14 +9,20 @@ use std::{
     },
 };
 
+use burn::tensor::Device;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use peft::{Explanation, models::hub::Needed, task::Metrics};
+use peft::{Explanation, model::DEFAULT_ADAPTER, models::hub::Needed, task::Metrics};
 use peft_train::{
-    Event, Observer, Prepared, Recipe, TrainOptions, TrainReport, activations::Activations, dataset::DataSummary,
-    memory::Memory, prepare::prepare, schedule::Schedule, step_plan::StepPlan,
+    Event, Observer, Prepared, Recipe, TrainOptions, TrainReport,
+    activations::Activations,
+    dataset::DataSummary,
+    memory::Memory,
+    prepare::{joint, prepare_all},
+    schedule::Schedule,
+    step_plan::StepPlan,
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::explain;
 use crate::{CliError, Globals, session, terminal};
@@ -59,10 +65,7 @@ impl Train {
         let device = session::device(globals)?;
         session::fetch(&recipe, Needed::Model, globals)?;
         if self.dry_run {
-            let prepared = prepare(&recipe, &device)?;
-            let activations = Activations::choose(&recipe, &prepared)?;
-            let memory = Memory::estimate(&recipe, &prepared, activations.as_ref(), &device)?;
-            return dry_run(&recipe, &prepared, activations, &memory, globals);
+            return dry_run(&recipe, &device, globals);
         }
         let options =
             TrainOptions { resume: self.resume, device, check_memory: !self.no_memory_check, stop: stop_on_ctrl_c()? };
@@ -87,44 +90,88 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, CliError> {
     Ok(stop)
 }
 
-fn dry_run(
-    recipe: &Recipe,
-    prepared: &Prepared,
-    activations: Option<Activations>,
-    memory: &Memory,
-    globals: &Globals,
-) -> Result<(), CliError> {
-    let explanation = Explanation::new(&prepared.base, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
-    let plan = StepPlan::new(&recipe.training, &prepared.train);
-    let schedule = Schedule::new(&recipe.training, plan.total);
+fn dry_run(recipe: &Recipe, device: &Device, globals: &Globals) -> Result<(), CliError> {
+    let all = prepare_all(recipe, device)?;
+    let (whole, largest) = joint(recipe, &all);
+    let activations = Activations::choose(&whole, largest)?;
+    let memory = Memory::estimate(&whole, largest, activations.as_ref(), device)?;
+    let mut parts = Vec::with_capacity(all.len());
+    for ((name, recipe), prepared) in recipe.apart().into_iter().zip(&all) {
+        let explanation =
+            Explanation::new(&prepared.base, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
+        let plan = StepPlan::new(&recipe.training, &prepared.train);
+        parts.push(Part {
+            name,
+            recipe,
+            prepared,
+            explanation,
+            schedule: Schedule::new(&recipe.training, plan.total),
+            plan,
+        });
+    }
     if globals.json {
-        return terminal::json(&json!({
-            "explanation": explanation,
-            "train": prepared.train.summary,
-            "eval": prepared.eval.as_ref().map(|eval| &eval.summary),
-            "labels": prepared.labels.as_ref().map(|labels| &labels.labels),
-            "max_length": prepared.options.max_length,
-            "steps": plan.total,
-            "warmup_steps": schedule.warmup,
-            "activations": activations,
-            "memory": memory,
-            "recipe": recipe.to_map(),
-        }));
+        let mut adapters: Vec<Map<String, Value>> = parts.iter().map(Part::to_json).collect();
+        let mut report = match recipe.adapters.is_empty() {
+            true => adapters.swap_remove(0),
+            false => Map::from_iter([("adapters".to_owned(), json!(adapters))]),
+        };
+        report.insert("activations".to_owned(), json!(activations));
+        report.insert("memory".to_owned(), json!(memory));
+        report.insert("recipe".to_owned(), json!(recipe.to_map()));
+        return terminal::json(&report);
     }
-    terminal::result(explain::prose(&explanation, &prepared.base, &recipe.adapter)?)?;
-    terminal::result("")?;
-    for line in data_lines(prepared) {
-        terminal::result(line)?;
+    for part in &parts {
+        if !recipe.adapters.is_empty() {
+            terminal::result(format!("adapter `{}`", part.name))?;
+        }
+        part.show()?;
     }
-    terminal::result(format!(
-        "steps: {} ({} each epoch), warmup {}, learning rate {:e} at its highest",
-        plan.total, plan.steps_per_epoch, schedule.warmup, schedule.peak
-    ))?;
     if let Some(activations) = activations {
         terminal::result(activations)?;
     }
     terminal::result(memory)?;
     terminal::result(format!("\n{}", recipe.to_toml().trim_end()))
+}
+
+/// What a dry run finds of an adapter.
+struct Part<'a> {
+    name: &'a str,
+    recipe: &'a Recipe,
+    prepared: &'a Prepared,
+    explanation: Explanation,
+    plan: StepPlan,
+    schedule: Schedule,
+}
+
+impl Part<'_> {
+    fn to_json(&self) -> Map<String, Value> {
+        let Self { prepared, .. } = self;
+        let mut map = Map::from_iter([
+            ("explanation".to_owned(), json!(self.explanation)),
+            ("train".to_owned(), json!(prepared.train.summary)),
+            ("eval".to_owned(), json!(prepared.eval.as_ref().map(|eval| &eval.summary))),
+            ("labels".to_owned(), json!(prepared.labels.as_ref().map(|labels| &labels.labels))),
+            ("max_length".to_owned(), json!(prepared.options.max_length)),
+            ("steps".to_owned(), json!(self.plan.total)),
+            ("warmup_steps".to_owned(), json!(self.schedule.warmup)),
+        ]);
+        if self.name != DEFAULT_ADAPTER {
+            map.insert("adapter".to_owned(), self.name.into());
+        }
+        map
+    }
+
+    fn show(&self) -> Result<(), CliError> {
+        terminal::result(explain::prose(&self.explanation, &self.prepared.base, &self.recipe.adapter)?)?;
+        terminal::result("")?;
+        for line in data_lines(self.prepared) {
+            terminal::result(line)?;
+        }
+        terminal::result(format!(
+            "steps: {} ({} each epoch), warmup {}, learning rate {:e} at its highest",
+            self.plan.total, self.plan.steps_per_epoch, self.schedule.warmup, self.schedule.peak
+        ))
+    }
 }
 
 pub(super) fn data_lines(prepared: &Prepared) -> Vec<String> {
@@ -156,7 +203,13 @@ fn summary(report: &TrainReport) -> String {
     lines.push(format!("{:.0} tokens/s, {:.3} s/step", report.tokens_per_second, report.step_seconds_median));
     let which =
         if report.written_step == report.steps { String::new() } else { format!(" (step {})", report.written_step) };
-    lines.push(format!("adapter{which} in {}", report.output_dir.display()));
+    if report.adapters.is_empty() {
+        lines.push(format!("adapter{which} in {}", report.output_dir.display()));
+    }
+    for one in &report.adapters {
+        let name = one.adapter.as_deref().unwrap_or_default();
+        lines.push(format!("\nadapter `{name}`\n{}", summary(one)));
+    }
     lines.join("\n")
 }
 
@@ -212,22 +265,32 @@ impl Observer for Progress<'_> {
                 }
             }
             Event::Logged(line) => self.say(format!(
-                "step {:>6}  epoch {:.2}  loss {:.4}  lr {:.2e}  {:.0} tokens/s",
-                line.step, line.epoch, line.loss, line.learning_rate, line.tokens_per_second
+                "step {:>6}  {}epoch {:.2}  loss {:.4}  lr {:.2e}  {:.0} tokens/s",
+                line.step,
+                whose(line.adapter.as_deref()),
+                line.epoch,
+                line.loss,
+                line.learning_rate,
+                line.tokens_per_second
             )),
             Event::Evaluating { done, total } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("(evaluating {done}/{total})"));
                 }
             }
-            Event::Evaluated { step, metrics, best } => {
+            Event::Evaluated { adapter, step, metrics, best } => {
                 let mark = if *best { "  best so far" } else { "" };
-                self.say(format!("step {step:>6}  {}{mark}", in_one_line(metrics)));
+                self.say(format!("step {step:>6}  {}{}{mark}", whose(*adapter), in_one_line(metrics)));
             }
             Event::Saved(folder) => self.say(format!("saved {}", folder.display())),
             _ => {}
         }
     }
+}
+
+/// The name of one of several adapters, before what is said of it.
+fn whose(adapter: Option<&str>) -> String {
+    adapter.map(|name| format!("{name}  ")).unwrap_or_default()
 }
 
 fn in_one_line(metrics: &Metrics) -> String {

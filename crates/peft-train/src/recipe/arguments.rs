@@ -74,6 +74,10 @@ pub struct DataArguments {
     pub eval: Option<String>,
     /// Share of the training rows that is evaluated on instead, in (0, 1).
     pub eval_split: Option<f64>,
+    /// The adapter whose rows alone are taken, of a file with the rows of several.
+    pub adapter: Option<String>,
+    /// The column that names it; `adapter` when absent.
+    pub adapter_column: Option<String>,
     /// Most tokens of an example; the model's positions, at most 1024, when absent.
     pub max_length: Option<usize>,
     /// Most tokens of what is to be written; `max_length` when absent.
@@ -107,6 +111,8 @@ impl Default for DataArguments {
             train: String::new(),
             eval: None,
             eval_split: None,
+            adapter: None,
+            adapter_column: None,
             max_length: None,
             max_target_length: None,
             source_prefix: String::new(),
@@ -370,6 +376,11 @@ impl ModelArguments {
 }
 
 impl DataArguments {
+    /// The column that names the adapter of a row.
+    pub(crate) fn column_of_adapters(&self) -> &str {
+        self.adapter_column.as_deref().unwrap_or("adapter")
+    }
+
     pub(crate) fn check(&self) -> Result<(), Wrong> {
         if self.train.is_empty() {
             return Err(("train", "missing; the file with the training rows".to_owned()));

@@ -61,11 +61,13 @@ pub(crate) struct Section {
 pub(crate) struct Document {
     top: Place,
     sections: IndexMap<String, Section>,
+    /// Sections of which there may be several: `[[name]]`.
+    lists: IndexMap<String, Vec<Section>>,
 }
 
 impl Document {
-    /// Reads the text of a recipe whose sections are `known`.
-    pub(crate) fn parse(text: &str, path: &Path, known: &[&str]) -> Result<Self> {
+    /// Reads the text of a recipe whose sections are `known`, and those of which there may be several `lists`.
+    pub(crate) fn parse(text: &str, path: &Path, known: &[&str], lists: &[&str]) -> Result<Self> {
         let path: Arc<Path> = Arc::from(path);
         let place = |at: usize| {
             let before = text.get(..at).unwrap_or(text);
@@ -77,32 +79,47 @@ impl Document {
             place: Box::new(place(error.span().map_or(0, |span| span.start))),
             problem: error.message().to_owned(),
         };
-        let located = DeTable::parse(text).map_err(syntax)?;
-        let mut values: toml::Table = toml::from_str(text).map_err(syntax)?;
-        let mut document = Self { top: place(0), sections: IndexMap::new() };
-        for (name, section) in located.get_ref() {
-            let at = place(name.span().start);
-            let name: &str = name.get_ref();
-            if !known.contains(&name) {
-                return Err(unknown_section(name, at, known));
-            }
-            let (DeValue::Table(keys), Some(toml::Value::Table(mut table))) = (section.get_ref(), values.remove(name))
-            else {
-                let problem = format!("expected a section, found a {}; write [{name}]", section.get_ref().type_str());
-                return Err(Error::Value {
-                    place: Box::new(at),
-                    section: name.to_owned(),
-                    key: name.to_owned(),
-                    problem,
-                });
-            };
+        let section = |name: &str, at: Place, keys: &DeTable<'_>, mut table: toml::Table| {
             let entries = keys.iter().filter_map(|(key, value)| {
                 let found = table.remove(key.get_ref().as_ref())?;
                 let (key_place, place) = (place(key.span().start), place(value.span().start));
                 Some((key.get_ref().to_string(), Entry { key_place, place, value: found, text: None }))
             });
-            let section = Section { name: name.to_owned(), entries: entries.collect(), place: at };
-            document.sections.insert(name.to_owned(), section);
+            Section { name: name.to_owned(), entries: entries.collect(), place: at }
+        };
+        let located = DeTable::parse(text).map_err(syntax)?;
+        let mut values: toml::Table = toml::from_str(text).map_err(syntax)?;
+        let mut document = Self { top: place(0), sections: IndexMap::new(), lists: IndexMap::new() };
+        for (name, found) in located.get_ref() {
+            let at = place(name.span().start);
+            let name: &str = name.get_ref();
+            if !known.contains(&name) && !lists.contains(&name) {
+                return Err(unknown_section(name, at, &[known, lists].concat()));
+            }
+            let wrong = |at: Place, what: &DeValue<'_>, write: String| Error::Value {
+                place: Box::new(at),
+                section: name.to_owned(),
+                key: name.to_owned(),
+                problem: format!("expected a section, found a {}; write {write}", what.type_str()),
+            };
+            match (found.get_ref(), values.remove(name)) {
+                (DeValue::Table(keys), Some(toml::Value::Table(table))) if known.contains(&name) => {
+                    document.sections.insert(name.to_owned(), section(name, at, keys, table));
+                }
+                (DeValue::Array(items), Some(toml::Value::Array(tables))) if lists.contains(&name) => {
+                    let mut list = Vec::with_capacity(tables.len());
+                    for (item, table) in items.iter().zip(tables) {
+                        let at = place(item.span().start);
+                        let (DeValue::Table(keys), toml::Value::Table(table)) = (item.get_ref(), table) else {
+                            return Err(wrong(at, item.get_ref(), format!("[[{name}]]")));
+                        };
+                        list.push(section(name, at, keys, table));
+                    }
+                    document.lists.insert(name.to_owned(), list);
+                }
+                (other, _) if lists.contains(&name) => return Err(wrong(at, other, format!("[[{name}]]"))),
+                (other, _) => return Err(wrong(at, other, format!("[{name}]"))),
+            }
         }
         Ok(document)
     }
@@ -126,6 +143,11 @@ impl Document {
         let empty = || Section { name: section.to_owned(), place, entries: IndexMap::new() };
         self.sections.entry(section.to_owned()).or_insert_with(empty).entries.insert(key.to_owned(), entry);
         Ok(())
+    }
+
+    /// Takes the sections of a list out; none if the recipe lacks it.
+    pub(crate) fn list(&mut self, name: &str) -> Vec<Section> {
+        self.lists.shift_remove(name).unwrap_or_default()
     }
 
     /// Takes a section out; an empty one if the recipe lacks it.
