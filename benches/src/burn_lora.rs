@@ -53,7 +53,7 @@ impl BurnLora {
             &|path| info.rename(path),
             &mut |name, param| match (param, tensors.get(name).map(Vec::as_slice)) {
                 (_, Some([copy])) if matches!(copy.role, Role::Saved) => copy.param.clone(),
-                (DynParam::R2(weight), Some([a, b])) => match (turned(a), turned(b)) {
+                (DynParam::R2(weight), Some([a, b])) => match (turned(a, &weight), turned(b, &weight)) {
                     (Some(a), Some(b)) => {
                         DynParam::R2(weight.apply_reparameterization(Given(Some(LoraAdapter { a, b, scale }))))
                     }
@@ -118,11 +118,12 @@ fn scale<const D: usize>(gradients: &mut GradientsParams, id: ParamId, factor: &
     }
 }
 
-/// A factor as Burn has it: the transpose of PEFT's, row by row in memory as Burn makes one.
-fn turned(tensor: &AdapterTensor) -> Option<Param<Tensor<2>>> {
+/// A factor as Burn has it: the transpose of PEFT's, row by row in memory as Burn makes one, of the weight's type.
+fn turned(tensor: &AdapterTensor, weight: &Param<Tensor<2>>) -> Option<Param<Tensor<2>>> {
     let value = tensor.param.val::<2>()?;
     let device = value.device();
-    let turned = Tensor::<2>::from_data(value.without_autodiff().transpose().into_data(), &device);
+    let turned =
+        Tensor::<2>::from_data(value.without_autodiff().transpose().into_data(), (&device, weight.val().dtype()));
     Some(Param::initialized(tensor.param.id(), turned.require_grad()))
 }
 

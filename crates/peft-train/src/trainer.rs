@@ -3,7 +3,7 @@
 //! A step is decided by its number alone: which examples, which learning rate, which seed for dropout. What training has
 //! changed so far is in the adapter and the optimiser. A checkpoint of those two therefore goes on to the same bits.
 //!
-//! Several adapters share the passes forward and back and nothing else: each has a [`Trainee`], as if it were trained alone.
+//! Several adapters share the passes forward and back and nothing else: each has a `Trainee`, as if it were trained alone.
 
 use std::{
     path::PathBuf,
