@@ -1,6 +1,6 @@
 //! Devices by name: `cpu`, `wgpu`, `wgpu:1`, `cuda:0`, or the best one that works.
 
-use std::thread;
+use std::{path::PathBuf, thread};
 
 use burn::tensor::{DType, Device};
 
@@ -118,6 +118,15 @@ pub fn seed(device: &Device, seed: u64) {
     if !is_host(&device.clone().inner()) {
         Device::flex().seed(seed);
     }
+}
+
+/// Where it is kept which of a GPU's kernels was the fastest for a shape and what they were compiled to, for the next run; none if
+/// this program was built without `persistence`.
+pub fn kernel_cache() -> Option<PathBuf> {
+    #[cfg(all(feature = "gpu", feature = "persistence"))]
+    return Some(crate::kernel_cache::file());
+    #[cfg(not(all(feature = "gpu", feature = "persistence")))]
+    None
 }
 
 /// The memory of a graphics device, in bytes; none of the processor, and where the driver does not say.
@@ -238,7 +247,7 @@ mod gpu {
     ) -> Result<Device, DeviceError> {
         let name = index.map_or_else(|| backend.to_owned(), |index| format!("{backend}:{index}"));
         let unavailable = |reason| DeviceError::Unavailable { name: name.clone(), reason };
-        let found = guarded(|| Device::enumerate(device_type).into_vec()).map_err(unavailable)?;
+        let found = enumerated(device_type).map_err(unavailable)?;
         let device = match index {
             _ if found.is_empty() => return Err(unavailable("no GPU or no driver was found".to_owned())),
             Some(at) => {
@@ -252,9 +261,16 @@ mod gpu {
         Ok(device)
     }
 
+    /// The devices of a backend. What has to be said before the first one starts is said here.
+    fn enumerated(device_type: DeviceType) -> Result<Vec<Device>, String> {
+        #[cfg(feature = "persistence")]
+        crate::kernel_cache::set_up();
+        guarded(|| Device::enumerate(device_type).into_vec())
+    }
+
     pub(super) fn report(backend: &str, device_type: DeviceType) -> Vec<DeviceReport> {
         let nothing = |reason: String| vec![DeviceReport::bare(backend.to_owned(), "none".to_owned(), reason, false)];
-        match guarded(|| Device::enumerate(device_type).into_vec()) {
+        match enumerated(device_type) {
             Err(reason) => nothing(reason),
             Ok(found) if found.is_empty() => nothing("no GPU or no driver was found".to_owned()),
             Ok(found) => found

@@ -1,6 +1,8 @@
 //! Where tensors live and what is computed fast: devices by name, fused operations, files mapped into memory.
 
 pub mod device;
+#[cfg(all(feature = "gpu", feature = "persistence"))]
+mod kernel_cache;
 mod mapped_file;
 pub mod memory;
 pub mod ops;

@@ -23,6 +23,7 @@ impl Doctor {
         let tests = self_test(&chosen);
         let works = tests.iter().all(SelfTest::passes);
         let hub = Hub::from_env();
+        let kernel_cache = peft::backends::device::kernel_cache();
         if globals.json {
             let hub = json!({
                 "cache": hub.cache, "endpoint": hub.endpoint, "offline": hub.offline, "token": hub.token.is_some(),
@@ -39,8 +40,8 @@ impl Doctor {
                 .collect();
             let tests: Vec<_> = tests.iter().map(test_as_json).collect();
             return terminal::json(&json!({
-                "version": env!("CARGO_PKG_VERSION"), "backends": built_in, "devices": rows, "hub": hub, "self_test": works,
-                "operations": tests,
+                "version": env!("CARGO_PKG_VERSION"), "backends": built_in, "devices": rows, "hub": hub,
+                "kernel_cache": kernel_cache, "self_test": works, "operations": tests,
             }));
         }
         let mut lines = vec![format!("peft {}", env!("CARGO_PKG_VERSION")), "devices".to_owned()];
@@ -61,6 +62,14 @@ impl Doctor {
         }
         lines.push(format!("hub cache  {}", hub.cache.display()));
         lines.push(format!("downloads  {}", downloads(&hub)));
+        if built_in.iter().any(|backend| *backend != "cpu") {
+            lines.push(match kernel_cache {
+                Some(file) => format!("kernels    kept for the next run in {}", file.display()),
+                None => {
+                    "kernels    compiled and measured anew in each run; --features persistence keeps them".to_owned()
+                }
+            });
+        }
         lines.push(format!("self-test  {}", summary(&tests)));
         lines.extend(tests.iter().filter(|test| !test.passes()).map(|test| match &test.found {
             Ok(off) => format!("  {:<24} WRONG: off by {off:.1e}, {:.0e} is allowed", test.operation, SelfTest::WITHIN),
