@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use burn::tensor::{DType, Device, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft::{PeftModel, backends::device, files::AdapterFolder};
 use peft_train::{Recipe, Silent, TrainOptions, train};
 use rstest::rstest;
@@ -23,6 +23,16 @@ fn outputs_are_pythons(
     let (case, gpu) = (case(name), gpu());
     let model = PeftModel::from_pretrained(base(&case, &gpu), &case.join("adapter"), &gpu).unwrap();
     assert_outputs(&model, &batch_on(&case, &gpu), &expected(&case));
+}
+
+#[test]
+fn a_mask_on_the_gpu_hides_what_one_on_the_host_does() {
+    let (case, gpu) = (case("qwen2.SEQ_CLS.left-padded"), gpu());
+    let model = PeftModel::from_pretrained(base(&case, &gpu), &case.join("adapter"), &gpu).unwrap();
+    let mut batch = batch_on(&case, &gpu);
+    let mask = batch.inputs.attention_mask.take().unwrap();
+    batch.inputs.attention_mask = Some(Tensor::from_data(mask.into_data(), &gpu));
+    assert_outputs(&model, &batch, &expected(&case));
 }
 
 #[rstest]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Bool, DType, Device, Int, Tensor, kind::Basic};
+use burn::tensor::{Bool, DType, Device, Element, Int, Tensor, kind::Basic};
 use peft_backends::{device::is_host, ops::Sight};
 
 /// The mask of an attention, in the two forms that kernels take; each is built when the first layer asks for it.
@@ -137,13 +137,11 @@ impl AttentionMask {
     pub(super) fn sight(&self) -> &Sight {
         self.sight.get_or_init(|| {
             let size = |n: i64| usize::try_from(n).unwrap_or(usize::MAX);
-            let padding = self.padding.clone().map(Tensor::into_data);
-            let examples = self.examples.clone().map(Tensor::into_data);
             Sight {
                 causal: self.causal,
                 window: self.window.map(|Window { before, after }| [size(before), size(after)]),
-                hidden: padding.and_then(|data| data.try_to_vec::<bool>().ok()).map(Arc::from),
-                examples: examples.and_then(|data| data.try_to_vec_as::<i64>().ok()).map(Arc::from),
+                hidden: self.padding.clone().map(values),
+                examples: self.examples.clone().map(values),
                 ..Sight::default()
             }
         })
@@ -183,6 +181,14 @@ impl AttentionMask {
 /// The table on the device, its numbers of the type that the device has for them.
 fn on<K: Basic>(device: &Device, table: Tensor<2, K>) -> Tensor<2, K> {
     if table.device().inner() == *device { table } else { Tensor::from_data(table.into_data(), device) }
+}
+
+/// What a table holds, whatever type its device has for it: a GPU keeps a truth value in a word.
+fn values<K: Basic, E: Element>(table: Tensor<2, K>) -> Arc<[E]> {
+    match table.into_data().try_into_vec_as() {
+        Ok(values) => values.into(),
+        Err(error) => unreachable!("numbers and truth values convert: {error:?}"),
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
