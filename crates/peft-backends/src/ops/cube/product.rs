@@ -153,10 +153,7 @@ fn product_kernel<A: Float, B: Float, O: Float>(
 
     let mut a_tile = Shared::<[f32]>::new_slice(comptime!(rows * DEPTH));
     let mut b_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * columns));
-    let mut sums = Array::<f32>::new(each);
-    for at in 0..each {
-        sums[at] = 0.0f32;
-    }
+    let mut sums = zeros(each);
     let mut start = from;
     while start < to {
         let mut at = unit;
@@ -185,15 +182,7 @@ fn product_kernel<A: Float, B: Float, O: Float>(
             b_tile[at] = value;
             at += UNITS;
         }
-        sync_cube();
-        for depth in 0..DEPTH {
-            let other = b_tile[depth * columns + own_column];
-            for at in 0..each {
-                let row = own_row + at * comptime!(UNITS / columns);
-                sums[at] += a_tile[row * DEPTH + depth] * other;
-            }
-        }
-        sync_cube();
+        add_products(&mut sums, &a_tile, &b_tile, own_row, own_column, each, columns, [DEPTH, 1]);
         start += DEPTH;
     }
     for at in 0..each {
@@ -224,4 +213,40 @@ fn sum_kernel<O: Float>(parts: &[f32], out: &mut [O], #[define(O)] _dtype: ElemT
         sum += parts[part * count + at];
     }
     out[at] = O::cast_from(sum);
+}
+
+/// A unit's sums before the first terms.
+#[cube]
+pub(super) fn zeros(#[comptime] count: usize) -> Array<f32> {
+    let mut sums = Array::<f32>::new(count);
+    for at in 0..count {
+        sums[at] = 0.0f32;
+    }
+    sums
+}
+
+/// Adds to a unit's sums, which stand in one column of the result, what [`DEPTH`] terms come to. The tiles in shared memory may be
+/// written anew afterwards.
+///
+/// Steps lead from row to row and from term to term of the left tile; the right one has its terms row by row.
+#[cube]
+pub(super) fn add_products(
+    sums: &mut Array<f32>,
+    left: &[f32],
+    right: &[f32],
+    own_row: usize,
+    own_column: usize,
+    #[comptime] count: usize,
+    #[comptime] columns: usize,
+    #[comptime] steps: [usize; 2],
+) {
+    sync_cube();
+    for depth in 0..DEPTH {
+        let other = right[depth * columns + own_column];
+        for at in 0..count {
+            let row = own_row + at * comptime!(UNITS / columns);
+            sums[at] += left[row * comptime!(steps[0]) + depth * comptime!(steps[1])] * other;
+        }
+    }
+    sync_cube();
 }

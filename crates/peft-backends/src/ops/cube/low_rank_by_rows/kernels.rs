@@ -10,7 +10,7 @@ use super::{Batch, Side, TILE_WORDS, WORDS};
 use crate::ops::cube::{
     dropout::{Seed, factor, seed_of},
     launch,
-    product::{DEPTH, UNITS, parts_of, room, sum_of_parts},
+    product::{DEPTH, UNITS, add_products, parts_of, room, sum_of_parts, zeros},
 };
 
 /// Columns of a tile, and of one that has few.
@@ -229,15 +229,14 @@ fn rows_kernel<A: Float, B: Float, O: Float>(
     let (own_row, own_column) = (unit / columns, unit % columns);
     let n = if comptime!(plan.into_ranks) { owner.rank } else { right.shape(1) };
     let k = if comptime!(plan.into_ranks) { left.shape(1) } else { owner.rank };
+    // Where the adapter's part of the pool begins.
+    let ranks = owner.from * if comptime!(plan.into_ranks) { right.stride(1) } else { right.stride(0) };
     let from = CUBE_POS_Z as usize * numbers.part as usize;
     let to = min(from + numbers.part as usize, k);
 
     let mut left_tile = Shared::<[f32]>::new_slice(comptime!(rows * DEPTH));
     let mut right_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * columns));
-    let mut sums = Array::<f32>::new(each);
-    for at in 0..each {
-        sums[at] = 0.0f32;
-    }
+    let mut sums = zeros(each);
     let mut start = from;
     while start < to {
         let mut at = unit;
@@ -245,14 +244,13 @@ fn rows_kernel<A: Float, B: Float, O: Float>(
             let (place, column) = (first_row + at / DEPTH, start + at % DEPTH);
             let mut value = 0.0f32;
             if place < owner.end && column < to {
+                let mut row = place;
                 if comptime!(plan.into_ranks) {
-                    let row = table[order + place] as usize;
-                    value = f32::cast_from(left[row * left.stride(0) + column * left.stride(1)]);
-                    if comptime!(plan.drops) {
-                        value *= factor((row * k + column) as u32, &owner.seed);
-                    }
-                } else {
-                    value = f32::cast_from(left[place * left.stride(0) + column * left.stride(1)]);
+                    row = table[order + place] as usize;
+                }
+                value = f32::cast_from(left[row * left.stride(0) + column * left.stride(1)]);
+                if comptime!(plan.into_ranks && plan.drops) {
+                    value *= factor((row * k + column) as u32, &owner.seed);
                 }
             }
             left_tile[at] = value;
@@ -263,26 +261,13 @@ fn rows_kernel<A: Float, B: Float, O: Float>(
             let (row, column) = (start + at / columns, first_column + at % columns);
             let mut value = 0.0f32;
             if row < to && column < n {
-                if comptime!(plan.into_ranks) {
-                    let column = owner.from + column;
-                    value = f32::cast_from(right[row * right.stride(0) + column * right.stride(1)]);
-                } else {
-                    let row = owner.from + row;
-                    value = f32::cast_from(right[row * right.stride(0) + column * right.stride(1)]);
-                }
+                let place = ranks + row * right.stride(0) + column * right.stride(1);
+                value = f32::cast_from(right[place]);
             }
             right_tile[at] = value;
             at += UNITS;
         }
-        sync_cube();
-        for depth in 0..DEPTH {
-            let other = right_tile[depth * columns + own_column];
-            for at in 0..each {
-                let row = own_row + at * comptime!(UNITS / columns);
-                sums[at] += left_tile[row * DEPTH + depth] * other;
-            }
-        }
-        sync_cube();
+        add_products(&mut sums, &left_tile, &right_tile, own_row, own_column, each, columns, [DEPTH, 1]);
         start += DEPTH;
     }
     let column = first_column + own_column;
@@ -331,10 +316,7 @@ fn gradient_kernel<A: Float, B: Float, O: Float>(
 
     let mut inner_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * ranks));
     let mut x_tile = Shared::<[f32]>::new_slice(comptime!(DEPTH * columns));
-    let mut sums = Array::<f32>::new(each);
-    for at in 0..each {
-        sums[at] = 0.0f32;
-    }
+    let mut sums = zeros(each);
     let mut start = from;
     while start < to {
         let mut at = unit;
@@ -361,15 +343,7 @@ fn gradient_kernel<A: Float, B: Float, O: Float>(
             x_tile[at] = value;
             at += UNITS;
         }
-        sync_cube();
-        for depth in 0..DEPTH {
-            let other = x_tile[depth * columns + own_column];
-            for at in 0..each {
-                let rank = own_rank + at * comptime!(UNITS / columns);
-                sums[at] += inner_tile[depth * ranks + rank] * other;
-            }
-        }
-        sync_cube();
+        add_products(&mut sums, &inner_tile, &x_tile, own_rank, own_column, each, columns, [1, ranks]);
         start += DEPTH;
     }
     let (pool, column) = (numbers.pool as usize, first_column + own_column);
