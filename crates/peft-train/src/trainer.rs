@@ -15,7 +15,7 @@ use std::{
 };
 
 use burn::tensor::{Device, Tensor};
-use peft::{PeftModel, backends::device, by_rows::BASE, example::Example, module_tree::is_inside, task::Metrics};
+use peft::{Batch, PeftModel, backends::device, example::Example, module_tree::is_inside, task::Metrics};
 
 use crate::{
     Error, Event, Observer, Recipe, Result, TrainReport,
@@ -135,8 +135,8 @@ struct Run<'a> {
     device: Device,
 }
 
-/// A trainee's number, and its batches of a step.
-type Work<'a> = (usize, Vec<MicroBatch<'a>>);
+/// Those that take part in a pass, each with its batch.
+type Parts<'r, 'a> = Vec<(&'r mut Trainee<'a>, &'r MicroBatch<'a>)>;
 
 impl<'a> Run<'a> {
     fn are_several(&self) -> bool {
@@ -157,14 +157,9 @@ impl<'a> Run<'a> {
         }
         loop {
             let started = Instant::now();
-            let stepping: Vec<usize> =
-                self.trainees.iter().enumerate().filter(|(_, trainee)| !trainee.is_done()).map(|(at, _)| at).collect();
-            if stepping.is_empty() {
+            let stepped = self.step()?;
+            if stepped.is_empty() {
                 return Ok(());
-            }
-            let norms = self.step(&stepping)?;
-            for at in &stepping {
-                self.trainees.get_mut(*at).map(Trainee::count_step).transpose()?;
             }
             let seconds = started.elapsed().as_secs_f64();
             self.step_seconds.push(seconds);
@@ -175,8 +170,8 @@ impl<'a> Run<'a> {
             // After the last step a checkpoint would only repeat the result.
             let stops = !over && options.stop.load(Ordering::Relaxed);
             let mut last = None;
-            for (at, norm) in stepping.iter().zip(norms) {
-                let Some(trainee) = self.trainees.get_mut(*at) else { continue };
+            for (at, norm) in stepped {
+                let Some(trainee) = self.trainees.get_mut(at) else { continue };
                 trainee.state.seconds += seconds;
                 let saved = trainee.after_step(&mut self.model, norm, over, stops, observer)?;
                 last = last.or(saved);
@@ -188,74 +183,34 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// One step of the optimisers of these; returns the norms of the gradients before clipping.
-    fn step(&mut self, stepping: &[usize]) -> Result<Vec<Option<Tensor<1>>>> {
-        let mut work: Vec<Work<'a>> = Vec::with_capacity(stepping.len());
-        for at in stepping {
-            if let Some(trainee) = self.trainees.get_mut(*at) {
-                work.push((*at, trainee.micro_batches()?));
-            }
+    /// One step of the optimisers of all that are not done: their places, and the norms of their gradients before clipping.
+    fn step(&mut self) -> Result<Vec<(usize, Option<Tensor<1>>)>> {
+        let mut work = Vec::with_capacity(self.trainees.len());
+        for (at, trainee) in self.trainees.iter_mut().enumerate().filter(|(_, trainee)| !trainee.is_done()) {
+            let batches = trainee.micro_batches()?;
+            work.push((at, trainee, batches));
         }
         // Of one run all steps have one number; only a killed one may go on from different steps.
-        let number = work.iter().filter_map(|(at, _)| self.trainees.get(*at)).map(|one| one.state.global_step).max();
-        for index in 0..work.iter().map(|(_, batches)| batches.len()).max().unwrap_or_default() {
-            let now: Vec<(usize, &MicroBatch<'a>)> = work
-                .iter()
-                .filter_map(|(at, batches)| Some((*at, batches.get(index)?)))
+        let number = work.iter().map(|(_, trainee, _)| trainee.state.global_step).max().unwrap_or_default();
+        for index in 0..work.iter().map(|(.., batches)| batches.len()).max().unwrap_or_default() {
+            let parts: Parts<'_, 'a> = work
+                .iter_mut()
+                .filter_map(|(_, trainee, batches)| Some((&mut **trainee, batches.get(index)?)))
                 .filter(|(_, batch)| batch.share > 0.0)
                 .collect();
-            if !now.is_empty() {
-                let parts = [DROPOUT, number.unwrap_or_default() as u64, index as u64];
-                device::seed(&self.device, seeds::derive(self.seed, &parts));
-                self.pass(&now)?;
-            }
+            let Some((first, _)) = parts.first() else { continue };
+            device::seed(&self.device, seeds::derive(self.seed, &[DROPOUT, number as u64, index as u64]));
+            let examples: Vec<&Example> = parts.iter().flat_map(|(_, batch)| batch.examples.iter().copied()).collect();
+            let mut batch = batch(&examples, &*first.prepared.tokenizer, &first.prepared.info, &self.device);
+            batch.inputs.forgetful_layers = self.forgetful_layers;
+            pass(&mut self.model, &batch, parts)?;
         }
-        let steps = work.iter().filter_map(|(at, _)| Some(self.trainees.get_mut(*at)?.step(&mut self.model)));
-        Ok(steps.collect())
-    }
-
-    /// The passes forward and back of a batch of each, which count by their shares.
-    fn pass(&mut self, now: &[(usize, &MicroBatch<'a>)]) -> Result<()> {
-        let Some(prepared) = now.first().and_then(|(at, _)| Some(self.trainees.get(*at)?.prepared)) else {
-            return Ok(());
-        };
-        let examples: Vec<&Example> = now.iter().flat_map(|(_, batch)| batch.examples.iter().copied()).collect();
-        let mut batch = batch(&examples, &*prepared.tokenizer, &prepared.info, &self.device);
-        batch.inputs.forgetful_layers = self.forgetful_layers;
-        let losses = if self.are_several() {
-            let named = now.iter().flat_map(|(at, batch)| {
-                let name = self.trainees.get(*at).and_then(|trainee| trainee.name).unwrap_or(BASE);
-                batch.examples.iter().map(move |_| name)
-            });
-            let names: Vec<&str> = named.collect();
-            self.model.set_rows(&names)?;
-            let (losses, _outputs) = self.model.losses_by_adapter(&batch)?;
-            let own = |at: usize| {
-                let name = self.trainees.get(at)?.name?;
-                losses.iter().find(|loss| loss.adapter == name).map(|loss| loss.loss.clone())
-            };
-            now.iter().map(|(at, _)| own(*at)).collect()
-        } else {
-            vec![Some(self.model.loss(&batch)?.0)]
-        };
-        let mut sum: Option<Tensor<1>> = None;
-        for ((at, batch), loss) in now.iter().zip(losses) {
-            let (Some(trainee), Some(loss)) = (self.trainees.get_mut(*at), loss) else { continue };
-            let loss = if batch.share == 1.0 { loss } else { loss.mul_scalar(batch.share) };
-            trainee.add_loss(loss.clone().without_autodiff());
-            sum = Some(match sum {
-                Some(sum) => sum + loss,
-                None => loss,
-            });
+        let mut stepped = Vec::with_capacity(work.len());
+        for (at, trainee, _) in work {
+            stepped.push((at, trainee.step(&mut self.model)));
+            trainee.count_step()?;
         }
-        let Some(sum) = sum else { return Ok(()) };
-        let mut gradients = self.model.gradients(&sum);
-        for (at, _) in now {
-            if let Some(trainee) = self.trainees.get_mut(*at) {
-                trainee.optimizer.take(&mut gradients);
-            }
-        }
-        Ok(())
+        Ok(stepped)
     }
 
     /// Writes the results.
@@ -285,4 +240,43 @@ impl<'a> Run<'a> {
             adapters: reports,
         })
     }
+}
+
+/// The passes forward and back of the batches of all as one, which count by their shares.
+fn pass(model: &mut PeftModel, batch: &Batch, parts: Parts<'_, '_>) -> Result<()> {
+    let names: Option<Vec<_>> = parts
+        .iter()
+        .flat_map(|(trainee, batch)| {
+            let name = trainee.name;
+            batch.examples.iter().map(move |_| name)
+        })
+        .collect();
+    let mut losses = match names {
+        Some(names) => {
+            model.set_rows(&names)?;
+            let (losses, _outputs) = model.losses_by_adapter(batch)?;
+            losses.into_iter().map(|loss| (Some(loss.adapter), loss.loss)).collect()
+        }
+        // It trains alone.
+        None => vec![(None, model.loss(batch)?.0)],
+    };
+    let mut sum: Option<Tensor<1>> = None;
+    let mut optimizers = Vec::with_capacity(parts.len());
+    for (trainee, batch) in parts {
+        if let Some(at) = losses.iter().position(|(name, _)| name.as_deref() == trainee.name) {
+            let (_, loss) = losses.swap_remove(at);
+            let loss = if batch.share == 1.0 { loss } else { loss.mul_scalar(batch.share) };
+            trainee.add_loss(loss.clone().without_autodiff());
+            sum = Some(match sum {
+                Some(sum) => sum + loss,
+                None => loss,
+            });
+        }
+        optimizers.push(&mut trainee.optimizer);
+    }
+    if let Some(sum) = sum {
+        let mut gradients = model.gradients(&sum);
+        optimizers.into_iter().for_each(|optimizer| optimizer.take(&mut gradients));
+    }
+    Ok(())
 }

@@ -3,17 +3,19 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use burn::tensor::Device;
 use peft::files::AdapterFolder;
-use peft_train::{Error, Event, Observer, Recipe, Silent, TrainOptions, train};
-use serde_json::{Map, Value, json};
+use peft_train::{Error, Recipe, Silent, TrainOptions, train};
+use serde_json::{Map, Value};
+
+#[path = "fixture/tagger.rs"]
+mod tagger;
+
+use tagger::StopAfter;
 
 const RECIPE: &str = r#"[model]
 model_name_or_path = "model"
@@ -65,23 +67,13 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/models/tiny-encoder");
-        fs::create_dir(folder.path().join("model")).unwrap();
-        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
-            fs::copy(shipped.join(file), folder.path().join("model").join(file)).unwrap();
-        }
+        tagger::model(&folder.path().join("model"));
         let bench = Self { folder };
-        let config = bench.path("model/config.json");
-        let mut keys: Map<String, Value> = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
-        for key in ["hidden_dropout_prob", "attention_probs_dropout_prob"] {
-            keys.insert(key.to_owned(), 0.0.into());
-        }
-        fs::write(&config, serde_json::to_string(&keys).unwrap()).unwrap();
-        let words = ["good", "bad", "day", "night", "the", "a", "sun", "rain", "why"];
+        tagger::without_dropout(&bench.path("model"));
         let row = |at: usize, who: Option<&str>| {
-            let tokens: Vec<_> = words.iter().cycle().skip(at).take(1 + (at * 5) % 9).collect();
-            let tags: Vec<_> = tokens.iter().map(|word| if word.len() == 3 { "SHORT" } else { "O" }).collect();
-            format!("{}\n", json!({ "tokens": tokens, "tags": tags, "who": who }))
+            let mut row = tagger::row(at);
+            row.insert("who".to_owned(), who.into());
+            format!("{}\n", Value::from(row))
         };
         // Red has more rows than green, and so more steps.
         let shared: String = (0..17).map(|at| row(at, Some(if at % 3 == 1 { "green" } else { "red" }))).collect();
@@ -164,16 +156,6 @@ fn trained_together_they_are_those_trained_apart() {
     }
 }
 
-struct StopAfter(usize, Arc<AtomicBool>);
-
-impl Observer for StopAfter {
-    fn observe(&mut self, event: &Event<'_>) {
-        if let Event::Step { step, .. } = event {
-            self.1.store(*step >= self.0, Ordering::Relaxed);
-        }
-    }
-}
-
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_bits() {
     let bench = Bench::new();
@@ -183,7 +165,7 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
         let out = format!("stopped{step}");
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = TrainOptions { stop: Arc::clone(&stop), ..options() };
-        let error = train(&bench.recipe(&out), &stopping, &mut StopAfter(step, stop)).unwrap_err();
+        let error = train(&bench.recipe(&out), &stopping, &mut StopAfter { step, stop }).unwrap_err();
         assert!(
             matches!(&error, Error::Interrupted { step: at, checkpoint } if *at == step && *checkpoint == bench.path(&out))
         );

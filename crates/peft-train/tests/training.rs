@@ -3,11 +3,8 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use burn::tensor::{Device, TensorData};
@@ -22,6 +19,11 @@ use peft_train::{
     train,
 };
 use serde_json::Value;
+
+#[path = "fixture/tagger.rs"]
+mod tagger;
+
+use tagger::StopAfter;
 
 const RECIPE: &str = r#"[model]
 model_name_or_path = "model"
@@ -55,20 +57,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/models/tiny-encoder");
-        fs::create_dir(folder.path().join("model")).unwrap();
-        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
-            fs::copy(shipped.join(file), folder.path().join("model").join(file)).unwrap();
-        }
-        // Rows of one to nine words, so that a mean of means is not the mean.
-        let words = ["good", "bad", "day", "night", "the", "a", "sun", "rain", "why"];
-        let rows: String = (0..12)
-            .map(|row| {
-                let tokens: Vec<_> = words.iter().cycle().skip(row).take(1 + (row * 5) % 9).collect();
-                let tags: Vec<_> = tokens.iter().map(|word| if word.len() == 3 { "SHORT" } else { "O" }).collect();
-                format!("{}\n", serde_json::json!({ "tokens": tokens, "tags": tags }))
-            })
-            .collect();
+        tagger::model(&folder.path().join("model"));
+        let rows: String = (0..12).map(|at| format!("{}\n", Value::from(tagger::row(at)))).collect();
         fs::write(folder.path().join("train.jsonl"), rows).unwrap();
         fs::write(folder.path().join("recipe.toml"), RECIPE).unwrap();
         Self { folder }
@@ -120,19 +110,6 @@ impl Bench {
     }
 }
 
-struct StopAfter {
-    step: usize,
-    stop: Arc<AtomicBool>,
-}
-
-impl Observer for StopAfter {
-    fn observe(&mut self, event: &Event<'_>) {
-        if let Event::Step { step, .. } = event {
-            self.stop.store(*step >= self.step, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Without dropout and with a step that is proportional to the gradient, so that rounding stays rounding.
 const PLAIN: &[&str] =
     &["training.adam_epsilon=1.0", "training.max_grad_norm=0", "training.lr_scheduler_type=constant"];
@@ -140,11 +117,7 @@ const PLAIN: &[&str] =
 #[test]
 fn accumulated_batches_train_as_one_large_batch_does() {
     let bench = Bench::new();
-    let config = bench.out("model/config.json");
-    let mut keys: serde_json::Map<String, Value> = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
-    keys.insert("hidden_dropout_prob".to_owned(), 0.0.into());
-    keys.insert("attention_probs_dropout_prob".to_owned(), 0.0.into());
-    fs::write(&config, serde_json::to_string(&keys).unwrap()).unwrap();
+    tagger::without_dropout(&bench.out("model"));
 
     let with = |name, more: [&str; 2]| bench.run(name, &[PLAIN, &more].concat());
     let large = with("large", ["training.per_device_train_batch_size=6", "training.gradient_accumulation_steps=1"]);
