@@ -26,7 +26,7 @@ pub struct Sight {
 #[derive(Debug, Clone, Default)]
 pub struct Marks {
     #[cfg(feature = "gpu")]
-    first: Arc<OnceLock<(Case, Tensor<1, Int>)>>,
+    first: Arc<OnceLock<(Case, OnDevice)>>,
 }
 
 #[cfg(all(test, feature = "gpu"))]
@@ -35,6 +35,10 @@ impl Marks {
         self.first.get().is_some()
     }
 }
+
+/// Marks, and whether they say of a query that it sees nothing.
+#[cfg(feature = "gpu")]
+type OnDevice = (Tensor<1, Int>, bool);
 
 /// What marks are of, beside what is hidden.
 #[cfg(feature = "gpu")]
@@ -95,15 +99,17 @@ impl Sight {
 impl Sight {
     /// What is not the same for all queries, in one piece as a GPU's kernels take it: to which example each key belongs,
     /// `[batch · keys]`, or `none` if it is hidden, and which queries see nothing, `[batch · queries]`. One number if that is all.
+    /// Beside it whether there is a query that sees nothing.
     ///
     /// They are worked out and brought there for the first layer that asks.
-    pub(super) fn marks_on(&self, device: &Device, sizes: [usize; 3], none: i32) -> Tensor<1, Int> {
+    pub(super) fn marks_on(&self, device: &Device, sizes: [usize; 3], none: i32) -> OnDevice {
         let case = Case { device: device.clone(), sizes, causal: self.causal, window: self.window };
         let bring = || {
             let [batch, queries, keys] = sizes;
             let marks = self.marks(batch, queries, keys, none);
+            let blind = marks.iter().skip(batch * keys).any(|mark| *mark != 0);
             let count = marks.len();
-            Tensor::from_data(TensorData::new(marks, [count]), (device, DType::I32))
+            (Tensor::from_data(TensorData::new(marks, [count]), (device, DType::I32)), blind)
         };
         let (of, marks) = self.marks.first.get_or_init(|| (case.clone(), bring()));
         if *of == case { marks.clone() } else { bring() }

@@ -1,13 +1,17 @@
 //! Attention that keeps no scores (Dao et al. 2022, arXiv:2205.14135).
 
-mod kernels;
+mod along;
+mod by_products;
+mod scores;
+mod tiles;
 
 use burn::{
     backend::{ops::FloatTensorOps, tensor::IntTensor},
     tensor::Tensor,
 };
+use burn_cubecl::tensor::CubeTensor;
 
-pub(super) use kernels::{Backward, along, forward};
+pub(super) use along::along;
 
 use super::{Gpu, Kernels, OnGpu, all, primitive};
 use crate::ops::{
@@ -29,6 +33,8 @@ pub(in crate::ops) struct Scores {
     pub(super) causal: bool,
     pub(super) window: Option<[usize; 2]>,
     pub(super) hides: bool,
+    /// Whether a query sees nothing, and so looks at all keys.
+    pub(super) blind: bool,
     pub(super) examples: bool,
 }
 
@@ -48,9 +54,10 @@ impl Attention {
         [q, k, v]: [&Tensor<4>; 3],
     ) -> Option<Tensor<4>> {
         let ([batch, _, queries, dim], [_, _, keys, _], [.., width]) = (q.dims(), k.dims(), v.dims());
-        if kernels::tile([dim, width]).is_none() || queries > keys {
+        if tiles::tile([dim, width]).is_none() || queries > keys {
             return None;
         }
+        let (marks, blind) = sight.marks_on(&q.device().inner(), [batch, queries, keys], HIDDEN);
         let scores = Scores {
             scale: weights.scale as f32,
             soft_cap: weights.soft_cap.map(|cap| cap as f32),
@@ -58,10 +65,10 @@ impl Attention {
             causal: sight.causal,
             window: sight.window,
             hides: sight.hidden.is_some(),
+            blind,
             examples: sight.examples.is_some(),
         };
-        let marks = primitive(sight.marks_on(&q.device().inner(), [batch, queries, keys], HIDDEN));
-        Some(apply(Self { scores, marks }, [q, k, v].map(|x| Input::new(x.clone()))))
+        Some(apply(Self { scores, marks: primitive(marks) }, [q, k, v].map(|x| Input::new(x.clone()))))
     }
 }
 
@@ -80,25 +87,41 @@ impl Node<Gpu, 3> for Attention {
         let [q, k, v, y, log_sums] = saved;
         let heads_last = |x: OnGpu| Gpu::float_swap_dims(x, 1, 2);
         let along = Gpu::attention_along(y, grad.clone());
-        let all = (q.clone(), k.clone(), v.clone());
-        let dq = needs_q.then(|| {
-            let (q, k, v) = all.clone();
-            let rest = (grad.clone(), log_sums.clone(), along.clone());
-            heads_last(Gpu::attention_backward_queries(
-                q,
-                k,
-                v,
-                rest.0,
-                rest.1,
-                rest.2,
-                self.marks.clone(),
-                self.scores.clone(),
-            ))
-        });
-        if !needs_k && !needs_v {
-            return [dq, None, None];
-        }
-        let (dk, dv) = Gpu::attention_backward_keys(q, k, v, grad, log_sums, along, self.marks, self.scores);
-        [dq, needs_k.then(|| heads_last(dk)), needs_v.then(|| heads_last(dv))]
+        let (dq, dk, dv) = Gpu::attention_backward(q, k, v, grad, log_sums, along, self.marks, self.scores);
+        [needs_q.then(|| heads_last(dq)), needs_k.then(|| heads_last(dk)), needs_v.then(|| heads_last(dv))]
+    }
+}
+
+/// The result as `[batch, queries, heads, width]`, and its logarithms of sums, `[batch · heads · queries]`.
+pub(super) fn forward(
+    q: CubeTensor,
+    k: CubeTensor,
+    v: CubeTensor,
+    marks: CubeTensor,
+    scores: Scores,
+) -> (CubeTensor, CubeTensor) {
+    if by_products::are_many(&q) {
+        return by_products::forward(q, k, v, marks, scores);
+    }
+    tiles::forward(q, k, v, marks, scores)
+}
+
+/// What the pass back is given.
+#[derive(Debug, Clone)]
+pub(super) struct Backward {
+    pub(super) q: CubeTensor,
+    pub(super) k: CubeTensor,
+    pub(super) v: CubeTensor,
+    pub(super) grad: CubeTensor,
+    pub(super) log_sums: CubeTensor,
+    pub(super) along: CubeTensor,
+    pub(super) marks: CubeTensor,
+    pub(super) scores: Scores,
+}
+
+impl Backward {
+    /// The gradients of `q`, `[batch, queries, heads, dim]`, and of `k` and `v`, `[batch, keys, key heads, ..]`.
+    pub(super) fn run(self) -> (CubeTensor, CubeTensor, CubeTensor) {
+        if by_products::are_many(&self.q) { self.by_products() } else { self.by_tiles() }
     }
 }

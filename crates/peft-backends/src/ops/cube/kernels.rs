@@ -219,9 +219,9 @@ pub(super) trait Kernels: Backend {
         formula: Formula,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The gradient of `q` as `[batch, queries, heads, dim]`.
-    #[fusion(meta = |q, _k, _v, _grad, _log_sums, _along, _marks, _scores| heads_last(q, q))]
-    fn attention_backward_queries(
+    /// The gradients of `q`, `[batch, queries, heads, dim]`, and of `k` and `v`, `[batch, keys, key heads, ..]`.
+    #[fusion(meta = |q, k, v, _grad, _log_sums, _along, _marks, _scores| (heads_last(q, q), heads_last(k, k), heads_last(v, v)))]
+    fn attention_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
@@ -230,20 +230,7 @@ pub(super) trait Kernels: Backend {
         along: FloatTensor<Self>,
         marks: IntTensor<Self>,
         scores: Scores,
-    ) -> FloatTensor<Self>;
-
-    /// The gradients of `k` and `v` as `[batch, keys, key heads, ..]`.
-    #[fusion(meta = |_q, k, v, _grad, _log_sums, _along, _marks, _scores| (heads_last(k, k), heads_last(v, v)))]
-    fn attention_backward_keys(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        log_sums: FloatTensor<Self>,
-        along: FloatTensor<Self>,
-        marks: IntTensor<Self>,
-        scores: Scores,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
 fn vectors(x: &TensorSpec) -> usize {
@@ -459,7 +446,7 @@ impl Kernels for CubeBackend {
         adamw::step([value, gradient, first, second], norm, formula)
     }
 
-    fn attention_backward_queries(
+    fn attention_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
@@ -468,20 +455,7 @@ impl Kernels for CubeBackend {
         along: FloatTensor<Self>,
         marks: IntTensor<Self>,
         scores: Scores,
-    ) -> FloatTensor<Self> {
-        Backward { q, k, v, grad, log_sums, along, marks, scores }.queries()
-    }
-
-    fn attention_backward_keys(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        log_sums: FloatTensor<Self>,
-        along: FloatTensor<Self>,
-        marks: IntTensor<Self>,
-        scores: Scores,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        Backward { q, k, v, grad, log_sums, along, marks, scores }.keys()
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        Backward { q, k, v, grad, log_sums, along, marks, scores }.run()
     }
 }

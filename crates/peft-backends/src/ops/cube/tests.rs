@@ -246,19 +246,53 @@ fn rows_that_somebody_else_holds_are_copied() {
     assert!(same(0, 2) && same(5, 4) && !same(2, 1) && !same(3, 1) && !same(4, 1));
 }
 
+/// Enough queries for products, in several stretches. The sizes are few: a software GPU takes seconds for each kernel of a product.
+#[test]
+fn attention_of_long_rows() {
+    let (_one, gpu) = gpu();
+    let ([batch, group, dim, width], [queries, keys]) = ([2, 2, 8, 12], [140, 143]);
+    let inputs = [normal([batch * queries, group * dim]), normal([batch * keys, dim]), normal([batch * keys, width])];
+    let left: Arc<[bool]> = (0..batch * keys).map(|at| at < 90).collect();
+    let right: Arc<[bool]> = (0..batch * keys).map(|at| at > 250).collect();
+    // Copies of one sight would share what is hidden.
+    let sight = |causal, window, hidden| Sight { causal, window, hidden, ..Sight::default() };
+    let sights = [
+        (sight(false, None, None), Some(1.5)),
+        (sight(true, None, None), None),
+        (sight(true, Some([40, 0]), None), Some(1.5)),
+        (sight(false, Some([30, 20]), None), None),
+        (sight(true, None, Some(left)), None),
+        (sight(true, None, Some(right)), None),
+    ];
+    for (drop, (sight, soft_cap)) in [0.0, 0.2].into_iter().cycle().zip(sights) {
+        let weights = Weights { scale: 0.4, soft_cap, drop };
+        same("attention", &gpu, &inputs, &|[q, k, v]| {
+            let heads = |x: &Tensor<2>, positions, heads, dim| {
+                x.clone().reshape([batch, positions, heads, dim]).swap_dims(1, 2)
+            };
+            let q = heads(q, queries, group, dim);
+            let (k, v) = (heads(k, keys, 1, dim), heads(v, keys, 1, width));
+            let y = attention(&q, &k, &v, &sight, weights).unwrap();
+            y.swap_dims(1, 2).reshape([batch * queries, group * width])
+        });
+    }
+}
+
 #[test]
 fn packed_examples_do_not_see_each_other() {
     let (_one, gpu) = gpu();
-    let (batch, length, dim) = (2, 61, 8);
-    let examples: Vec<i64> = (0..batch * length).map(|at| [1, 1, 2, 3, 3, 0][at % length / 11]).collect();
-    let hidden: Arc<[bool]> = examples.iter().map(|example| *example == 0).collect();
-    let sight = Sight { causal: true, hidden: Some(hidden), examples: Some(examples.into()), ..Sight::default() };
-    let weights = Weights { scale: 0.4, soft_cap: None, drop: 0.0 };
-    let inputs = [(); 3].map(|()| normal([batch * length, 2 * dim]));
-    same("attention", &gpu, &inputs, &|all| {
-        let [q, k, v] = all.each_ref().map(|x| x.clone().reshape([batch, length, 2, dim]).swap_dims(1, 2));
-        attention(&q, &k, &v, &sight, weights).unwrap().swap_dims(1, 2).reshape([batch * length, 2 * dim])
-    });
+    for length in [61, 140] {
+        let (batch, dim) = (2, 8);
+        let examples: Vec<i64> = (0..batch * length).map(|at| [1, 1, 2, 3, 3, 0][at % length * 6 / length]).collect();
+        let hidden: Arc<[bool]> = examples.iter().map(|example| *example == 0).collect();
+        let sight = Sight { causal: true, hidden: Some(hidden), examples: Some(examples.into()), ..Sight::default() };
+        let weights = Weights { scale: 0.4, soft_cap: None, drop: 0.0 };
+        let inputs = [(); 3].map(|()| normal([batch * length, 2 * dim]));
+        same("attention", &gpu, &inputs, &|all| {
+            let [q, k, v] = all.each_ref().map(|x| x.clone().reshape([batch, length, 2, dim]).swap_dims(1, 2));
+            attention(&q, &k, &v, &sight, weights).unwrap().swap_dims(1, 2).reshape([batch * length, 2 * dim])
+        });
+    }
 }
 
 #[test]
@@ -266,7 +300,7 @@ fn layers_share_what_hides_keys() {
     let (_one, gpu) = gpu();
     let hidden: Arc<[bool]> = [true, false, false, false, true, false].into();
     let sight = Sight { causal: true, hidden: Some(hidden), ..Sight::default() };
-    let marks = |sight: &Sight| sight.marks_on(&gpu, [2, 2, 3], -1).into_data().try_to_vec::<i32>().unwrap();
+    let marks = |sight: &Sight| sight.marks_on(&gpu, [2, 2, 3], -1).0.into_data().try_to_vec::<i32>().unwrap();
     // The keys of both rows, then the queries that see none.
     assert_eq!(marks(&sight), [-1, 0, 0, 0, -1, 0, 0, 0, 0, 0]);
     let again = sight.clone();

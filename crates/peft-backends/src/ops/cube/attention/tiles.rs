@@ -1,4 +1,4 @@
-//! The kernels of attention and how they are started.
+//! Attention by tiles of scores, for which nothing but its result needs memory.
 //!
 //! Each unit of a cube has one query and one key of a square tile of scores, and a share of the columns of its row's result.
 //! Nothing is added up by more than one cube, so that results are the same bits each time.
@@ -7,98 +7,22 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{HIDDEN, Scores};
-use crate::ops::cube::{
-    dropout::{Seed, factor},
-    launch,
-    soft_cap::{capped, slope_of_capped},
+use super::{
+    Backward, Scores,
+    scores::{Numbers, Plan, Sizes, is_blind, kept, score, sees, slope},
 };
+use crate::ops::cube::launch;
 
 /// Shared memory in floats that every device has.
 const SHARED: usize = 7 * 1024;
+
 /// The edge of a square tile of scores: the rows of four such tiles share the memory of a cube.
 pub(super) fn tile([dim, width]: [usize; 2]) -> Option<usize> {
     [16, 8].into_iter().find(|tile| 3 * tile * dim.max(width) + 2 * tile * tile <= SHARED)
 }
 
-/// What kernels are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Plan {
-    tile: usize,
-    dim: usize,
-    width: usize,
-    causal: bool,
-    window: bool,
-    hides: bool,
-    examples: bool,
-    caps: bool,
-    drops: bool,
-}
-
-/// Numbers that kernels are given.
-#[derive(CubeLaunch, CubeType)]
-struct Numbers {
-    queries: u32,
-    keys: u32,
-    heads: u32,
-    key_heads: u32,
-    before: u32,
-    after: u32,
-    scale: f32,
-    cap: f32,
-    seed: Seed,
-}
-
-struct Sizes {
-    batch: usize,
-    heads: usize,
-    key_heads: usize,
-    queries: usize,
-    keys: usize,
-    plan: Plan,
-}
-
-impl Sizes {
-    fn of(q: &CubeTensor, k: &CubeTensor, v: &CubeTensor, scores: &Scores) -> Self {
-        let ([batch, heads, queries, dim], [_, key_heads, keys, _], [_, _, _, width]) =
-            (launch::dims(q), launch::dims(k), launch::dims(v));
-        let Some(tile) = tile([dim, width]) else { unreachable!("heads of {dim} and {width} were found to fit") };
-        let plan = Plan {
-            tile,
-            dim,
-            width,
-            causal: scores.causal,
-            window: scores.window.is_some(),
-            hides: scores.hides,
-            examples: scores.examples,
-            caps: scores.soft_cap.is_some(),
-            drops: scores.keep.is_some(),
-        };
-        Self { batch, heads, key_heads, queries, keys, plan }
-    }
-
-    fn numbers(&self, scores: &Scores) -> NumbersLaunch {
-        let [before, after] = scores.window.unwrap_or_default().map(launch::small);
-        NumbersLaunch::new(
-            launch::small(self.queries),
-            launch::small(self.keys),
-            launch::small(self.heads),
-            launch::small(self.key_heads),
-            before,
-            after,
-            scores.scale,
-            scores.soft_cap.unwrap_or(1.0),
-            Seed::launch(scores.keep),
-        )
-    }
-
-    fn dim(&self) -> CubeDim {
-        CubeDim::new_1d(launch::small(self.plan.tile * self.plan.tile))
-    }
-}
-
 /// The result as `[batch, queries, heads, width]`, and its logarithms of sums.
-pub(in crate::ops::cube) fn forward(
+pub(super) fn forward(
     q: CubeTensor,
     k: CubeTensor,
     v: CubeTensor,
@@ -112,7 +36,7 @@ pub(in crate::ops::cube) fn forward(
     forward_kernel::launch(
         &q.client.clone(),
         CubeCount::Static(launch::small(queries.div_ceil(plan.tile)), launch::small(heads), launch::small(batch)),
-        sizes.dim(),
+        units(sizes.plan),
         q.clone().into_tensor_arg(),
         k.into_tensor_arg(),
         v.into_tensor_arg(),
@@ -126,41 +50,21 @@ pub(in crate::ops::cube) fn forward(
     (y, log_sums)
 }
 
-/// `Σ y · grad` over each vector.
-pub(in crate::ops::cube) fn along(y: CubeTensor, grad: CubeTensor) -> CubeTensor {
-    let [batch, heads, queries, _] = launch::dims(&y);
-    let count = batch * heads * queries;
-    let out = launch::empty(&y, [count], DType::F32);
-    let client = y.client.clone();
-    let (cubes, dim) = launch::units(&client, count);
-    let element = launch::element(&y);
-    along_kernel::launch(
-        &client,
-        cubes,
-        dim,
-        y.into_tensor_arg(),
-        grad.into_tensor_arg(),
-        out.clone().into_buffer_arg(),
-        element,
-    );
-    out
-}
-
-/// What all passes back are given.
-pub(in crate::ops::cube) struct Backward {
-    pub(in crate::ops::cube) q: CubeTensor,
-    pub(in crate::ops::cube) k: CubeTensor,
-    pub(in crate::ops::cube) v: CubeTensor,
-    pub(in crate::ops::cube) grad: CubeTensor,
-    pub(in crate::ops::cube) log_sums: CubeTensor,
-    pub(in crate::ops::cube) along: CubeTensor,
-    pub(in crate::ops::cube) marks: CubeTensor,
-    pub(in crate::ops::cube) scores: Scores,
+/// A unit for each score of a tile.
+fn units(plan: Plan) -> CubeDim {
+    CubeDim::new_1d(launch::small(plan.tile * plan.tile))
 }
 
 impl Backward {
+    /// The gradients as [`Backward::run`] returns them.
+    pub(super) fn by_tiles(self) -> (CubeTensor, CubeTensor, CubeTensor) {
+        let dq = self.clone().queries_by_tiles();
+        let (dk, dv) = self.keys_by_tiles();
+        (dq, dk, dv)
+    }
+
     /// The gradient of `q` as `[batch, queries, heads, dim]`.
-    pub(in crate::ops::cube) fn queries(self) -> CubeTensor {
+    fn queries_by_tiles(self) -> CubeTensor {
         let Self { q, k, v, grad, log_sums, along, marks, scores } = self;
         let sizes = Sizes::of(&q, &k, &v, &scores);
         let Sizes { batch, heads, queries, plan, .. } = sizes;
@@ -168,7 +72,7 @@ impl Backward {
         backward_queries_kernel::launch(
             &q.client.clone(),
             CubeCount::Static(launch::small(queries.div_ceil(plan.tile)), launch::small(heads), launch::small(batch)),
-            sizes.dim(),
+            units(sizes.plan),
             q.clone().into_tensor_arg(),
             k.into_tensor_arg(),
             v.into_tensor_arg(),
@@ -185,7 +89,7 @@ impl Backward {
     }
 
     /// The gradients of `k` and `v` as `[batch, keys, key heads, ..]`.
-    pub(in crate::ops::cube) fn keys(self) -> (CubeTensor, CubeTensor) {
+    fn keys_by_tiles(self) -> (CubeTensor, CubeTensor) {
         let Self { q, k, v, grad, log_sums, along, marks, scores } = self;
         let sizes = Sizes::of(&q, &k, &v, &scores);
         let Sizes { batch, key_heads, keys, plan, .. } = sizes;
@@ -194,7 +98,7 @@ impl Backward {
         backward_keys_kernel::launch(
             &q.client.clone(),
             CubeCount::Static(launch::small(keys.div_ceil(plan.tile)), launch::small(key_heads), launch::small(batch)),
-            sizes.dim(),
+            units(sizes.plan),
             q.clone().into_tensor_arg(),
             k.into_tensor_arg(),
             v.into_tensor_arg(),
@@ -212,43 +116,6 @@ impl Backward {
     }
 }
 
-/// Whether a query sees a key, from what is not the same for all.
-#[cube]
-fn sees(marks: &[i32], batch: usize, query: usize, key: usize, numbers: &Numbers, #[comptime] plan: Plan) -> bool {
-    let keys = numbers.keys as usize;
-    let place = query + keys - numbers.queries as usize;
-    let mut seen = key < keys;
-    if comptime!(plan.causal) {
-        seen = seen && key <= place;
-    }
-    if comptime!(plan.window) {
-        seen = seen && key + numbers.before as usize >= place && key <= place + numbers.after as usize;
-    }
-    if comptime!(plan.hides || plan.examples) {
-        // Behind the last key there is nothing to look at.
-        let own = marks[batch * keys + min(key, keys - 1)];
-        if comptime!(plan.hides) {
-            seen = seen && own != HIDDEN;
-        }
-        if comptime!(plan.examples) {
-            seen = seen && own == marks[batch * keys + min(place, keys - 1)];
-        }
-    }
-    seen
-}
-
-/// Whether a query sees no key, and so looks at all alike.
-#[cube]
-fn is_blind(marks: &[i32], batch: usize, query: usize, numbers: &Numbers, #[comptime] plan: Plan) -> bool {
-    let mut blind = false;
-    if comptime!(plan.hides) {
-        let (queries, keys) = (numbers.queries as usize, numbers.keys as usize);
-        let batches = marks.len() / (queries + keys);
-        blind = marks[batches * keys + batch * queries + min(query, queries - 1)] != 0;
-    }
-    blind
-}
-
 /// The first of the keys that queries from this one on see, and where the last of them ends.
 #[cube]
 fn range(first: usize, numbers: &Numbers, #[comptime] plan: Plan) -> (usize, usize) {
@@ -256,7 +123,7 @@ fn range(first: usize, numbers: &Numbers, #[comptime] plan: Plan) -> (usize, usi
     let mut from = 0usize.runtime();
     let mut to = keys;
     // A blind query looks at all keys.
-    if comptime!(!plan.hides) {
+    if comptime!(!plan.blind) {
         let place = first + keys - queries;
         if comptime!(plan.causal) {
             to = min(to, place + comptime!(plan.tile));
@@ -327,23 +194,6 @@ fn add_weighted(
             sums[at] = sum;
         }
     }
-}
-
-/// A product as a score.
-#[cube]
-fn score(product: f32, numbers: &Numbers, #[comptime] plan: Plan) -> f32 {
-    capped(product * numbers.scale, numbers.cap, comptime!(plan.caps))
-}
-
-/// What dropout leaves of a weight.
-#[cube]
-fn kept(batch: usize, head: usize, query: usize, key: usize, numbers: &Numbers, #[comptime] plan: Plan) -> f32 {
-    let mut kept = 1.0f32;
-    if comptime!(plan.drops) {
-        let place = (batch as u32 * numbers.heads + head as u32) * numbers.queries + query as u32;
-        kept = factor(place * numbers.keys + key as u32, &numbers.seed);
-    }
-    kept
 }
 
 #[cube(launch)]
@@ -433,30 +283,6 @@ fn forward_kernel<F: Float>(
             log_sums[(batch * heads + head) * queries + query] = most + total.ln();
         }
     }
-}
-
-#[cube(launch)]
-fn along_kernel<F: Float>(y: &Tensor<F>, grad: &Tensor<F>, out: &mut [f32], #[define(F)] _dtype: ElemType) {
-    let at = ABSOLUTE_POS;
-    if at >= out.len() {
-        terminate!();
-    }
-    let (heads, queries, width) = (y.shape(1), y.shape(2), y.shape(3));
-    let (query, head, batch) = (at % queries, at / queries % heads, at / queries / heads);
-    let start = batch * y.stride(0) + head * y.stride(1) + query * y.stride(2);
-    let grad_start = batch * grad.stride(0) + head * grad.stride(1) + query * grad.stride(2);
-    let mut sum = 0.0f32;
-    for place in 0..width {
-        let value = f32::cast_from(y[start + place * y.stride(3)]);
-        sum += value * f32::cast_from(grad[grad_start + place * grad.stride(3)]);
-    }
-    out[at] = sum;
-}
-
-/// The gradient of a score, from the weight and the weight's gradient.
-#[cube]
-fn slope(own: f32, weight: f32, grad: f32, along: f32, numbers: &Numbers, #[comptime] plan: Plan) -> f32 {
-    weight * (grad - along) * slope_of_capped(own, numbers.cap, comptime!(plan.caps))
 }
 
 #[cube(launch)]
@@ -574,7 +400,7 @@ fn backward_keys_kernel<F: Float>(
     }
     for head in key_head * group..(key_head + 1) * group {
         let mut start = 0usize.runtime();
-        if comptime!(plan.causal && !plan.hides) {
+        if comptime!(plan.causal && !plan.blind) {
             // No query before this one sees any of these keys.
             let behind = keys - queries;
             if first > behind {
