@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod adapters;
+#[cfg(feature = "wgpu")]
+mod captured_steps;
 mod chat_templates;
 mod config;
 mod docs;

@@ -4,7 +4,7 @@ use burn::tensor::Device;
 use peft::{
     Batch, Task,
     causal_lm::CausalLm,
-    example::{Example, IGNORE, Label, collate},
+    example::{Example, IGNORE, Label, Padding, collate, collate_to},
 };
 use peft_train::packing::{check_kept_apart, pack};
 
@@ -49,6 +49,24 @@ fn the_loss_of_packed_examples_is_theirs() {
     let two = pack(examples(), 11);
     assert_eq!(two.iter().map(|e| e.parts.clone()).collect::<Vec<_>>(), [vec![7, 3], vec![5]]);
     check(&two);
+}
+
+#[test]
+fn rows_may_be_padded_beyond_the_longest() {
+    let (examples, model) = (examples(), model(&case("llama.CAUSAL_LM.default")));
+    let loss = |least, length: usize| {
+        let examples: Vec<_> = examples.iter().collect();
+        let batch = collate_to(Padding { least, left: false }, &examples, 0, false, &Device::flex());
+        let tokens = batch.inputs.attention_mask.clone().unwrap().sum().into_scalar::<i64>();
+        let labels = batch.labels.get("labels").unwrap().shape().as_slice().to_vec();
+        assert_eq!(
+            (batch.inputs.input_ids.clone().unwrap().dims(), labels, tokens),
+            ([3, length], vec![3, length], 15)
+        );
+        model.loss(&batch).unwrap().0.into_scalar::<f32>()
+    };
+    let (longest, longer) = (loss(0, 7), loss(16, 16));
+    assert!((longest - longer).abs() < 1e-5, "{longest} {longer}");
 }
 
 #[test]

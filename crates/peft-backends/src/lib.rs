@@ -1,5 +1,6 @@
 //! Where tensors live and what is computed fast: devices by name, fused operations, files mapped into memory.
 
+pub mod capture;
 pub mod device;
 #[cfg(all(feature = "gpu", feature = "persistence"))]
 mod kernel_cache;
@@ -8,6 +9,7 @@ pub mod memory;
 pub mod ops;
 mod recompute;
 
+pub use capture::Captured;
 pub use device::{DeviceError, DeviceReport};
 pub use mapped_file::MappedFile;
 pub use recompute::recomputed;

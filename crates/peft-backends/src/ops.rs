@@ -28,6 +28,7 @@ mod rms_norm;
 mod rotary;
 mod self_test;
 mod sight;
+mod slot;
 mod softmax;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
@@ -39,13 +40,13 @@ pub use attention::{Weights, attention};
 #[cfg(feature = "gpu")]
 pub(crate) use cube::Gpu;
 pub(crate) use dropout::{Draws, recorded, replayed};
-pub use dropout::{dropout, runs_twice};
+pub use dropout::{dropout, is_random, runs_twice};
 pub use gated::{Gate, gelu_tanh_gated, silu_gated};
 pub use gated_mlp::gated_mlp;
 pub use gelu::{gelu, gelu_tanh};
 pub use host::set_fused;
 pub use layer_norm::layer_norm;
-pub use linear_cross_entropies::linear_cross_entropies;
+pub use linear_cross_entropies::{linear_cross_entropies, linear_cross_entropies_of_each};
 pub use lora_linear::{LowRank, adapted, linear, lora_linear};
 pub use low_rank_by_rows::{Run, low_rank_by_rows};
 pub use normed::Normed;
@@ -55,4 +56,5 @@ pub use rms_norm::rms_norm;
 pub use rotary::rotate;
 pub use self_test::{SelfTest, self_test};
 pub use sight::{Marks, Sight};
+pub use slot::Slot;
 pub use softmax::softmax;

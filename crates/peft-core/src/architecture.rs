@@ -82,6 +82,9 @@ pub struct ModelInfo {
     pub past: Option<PastShape>,
     /// Whether its layers can compute anew what they did not keep ([`Inputs::forgetful_layers`](crate::Inputs::forgetful_layers)).
     pub forgets: bool,
+    /// Whether a pass over `input_ids` alone, forward and back, looks at no value of the batch on the host and brings nothing from
+    /// there, so that a device can record it and do it again with others.
+    pub records: bool,
     /// Whether vectors can stand before the embedded input ([`Inputs::prompt`](crate::Inputs::prompt)).
     pub takes_prompt: bool,
     /// Virtual tokens before the text, which take positions from it.
@@ -134,6 +137,7 @@ impl ModelInfo {
             word_scale: 1.0,
             past: None,
             forgets: false,
+            records: false,
             takes_prompt: false,
             virtual_tokens: 0,
             virtual_outputs: 0,

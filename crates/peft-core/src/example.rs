@@ -213,26 +213,25 @@ impl Example {
 /// # Shapes
 /// All inputs `[examples, longest]`; labels `[examples]`, `[examples, classes]` or `[examples, longest]`.
 pub fn collate(examples: &[&Example], pad_id: u32, type_ids: bool, device: &Device) -> Batch {
-    collate_on(Side::Right, examples, pad_id, type_ids, device)
+    collate_to(Padding::default(), examples, pad_id, type_ids, device)
 }
 
-/// The same with padding on the left, for a classifier that reads the last position. Labels of tokens stay on the left.
-pub fn collate_left(examples: &[&Example], pad_id: u32, type_ids: bool, device: &Device) -> Batch {
-    collate_on(Side::Left, examples, pad_id, type_ids, device)
+/// Where padding stands, and how much there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Padding {
+    /// On the left, for a classifier that reads the last position. Labels of tokens stay on the left.
+    pub left: bool,
+    /// Positions of a row at least.
+    pub least: usize,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Side {
-    Left,
-    Right,
-}
-
-fn collate_on(side: Side, examples: &[&Example], pad_id: u32, type_ids: bool, device: &Device) -> Batch {
-    let longest = examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
+/// [`collate`] with other padding.
+pub fn collate_to(padding: Padding, examples: &[&Example], pad_id: u32, type_ids: bool, device: &Device) -> Batch {
+    let longest = longest(examples).max(padding.least);
     let count = examples.len();
     let padded = |pick: &dyn Fn(&Example, usize) -> Option<i64>, fill: i64, width: usize| {
         let cells = examples.iter().flat_map(|e| {
-            let front = if side == Side::Left { width.saturating_sub(e.input_ids.len()) } else { 0 };
+            let front = if padding.left { width.saturating_sub(e.input_ids.len()) } else { 0 };
             (0..width).map(move |at| at.checked_sub(front).and_then(|at| pick(e, at)).unwrap_or(fill))
         });
         TensorData::new(cells.collect::<Vec<_>>(), [count, width])
@@ -252,12 +251,19 @@ fn collate_on(side: Side, examples: &[&Example], pad_id: u32, type_ids: bool, de
         ..Inputs::default()
     };
 
-    Batch { inputs, labels: collate_labels(examples) }
+    Batch { inputs, labels: labels_of(examples, longest) }
+}
+
+fn longest(examples: &[&Example]) -> usize {
+    examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0)
 }
 
 /// The labels of examples as [`collate`] puts them into a batch, on the host.
 pub fn collate_labels(examples: &[&Example]) -> Labels {
-    let longest = examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0);
+    labels_of(examples, longest(examples))
+}
+
+fn labels_of(examples: &[&Example], longest: usize) -> Labels {
     let count = examples.len();
     let mut labels = BTreeMap::new();
     for (name, first) in examples.iter().flat_map(|e| &e.labels) {

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 
-use crate::{Error, Labels, Outputs, Result, example::IGNORE};
+use crate::{Error, Labels, Outputs, Result, example::IGNORE, word_logits::Targets};
 
 /// Mean cross-entropy over the rows whose target is not [`IGNORE`]; 0/0, that is NaN, if there are none.
 ///
@@ -41,7 +41,11 @@ pub fn cross_entropies(logits: Tensor<2>, targets: &[i64]) -> Result<Tensor<1>> 
     Ok(picked.neg().reshape([count]))
 }
 
-fn check_targets(targets: &[i64], rows: usize, classes: usize) -> Result<()> {
+/// Whether there is a target for each row, [`IGNORE`] or a class.
+///
+/// # Errors
+/// [`Error::Data`] if not.
+pub fn check_targets(targets: &[i64], rows: usize, classes: usize) -> Result<()> {
     if targets.len() != rows {
         return Err(Error::Data(format!("{} labels for {rows} rows of logits", targets.len())));
     }
@@ -65,7 +69,7 @@ pub fn token_cross_entropies(outputs: &Outputs, name: &str, targets: &[i64]) -> 
     if let Some(words) = outputs.words(name) {
         check_targets(targets, batch * positions, classes)?;
         let targets: Vec<_> = targets.iter().map(|target| usize::try_from(*target).ok()).collect();
-        if let Some(losses) = words.cross_entropies(&targets) {
+        if let Some(losses) = words.cross_entropies(Targets::Known(&targets)) {
             return Ok(losses);
         }
     }
@@ -80,6 +84,37 @@ pub fn token_cross_entropy(outputs: &Outputs, name: &str, targets: &[i64]) -> Re
     let losses = token_cross_entropies(outputs, name, targets)?;
     let [count] = losses.dims();
     Ok(losses.sum().div_scalar(count as f64))
+}
+
+/// [`token_cross_entropy`] for targets that lie on the model's device: nothing is read back, and what is computed follows from the
+/// sizes alone. Judge the targets with
+/// [`check_targets`] before they are brought there.
+///
+/// # Shapes
+/// - the output of that name: `[batch, positions, classes]`
+/// - `targets`: `[batch · positions]`, below zero where nothing counts
+/// - returned: `[1]`
+///
+/// # Errors
+/// [`Error::Data`] if there is no such output, or the number of targets is not that of the positions.
+pub fn token_cross_entropy_on_device(outputs: &Outputs, name: &str, targets: &Tensor<1, Int>) -> Result<Tensor<1>> {
+    let [batch, positions, classes] = outputs.dims::<3>(name)?;
+    let rows = batch * positions;
+    if targets.dims() != [rows] {
+        return Err(Error::Data(format!("{} targets for {rows} rows of logits", targets.dims()[0])));
+    }
+    let is_missing = targets.clone().lower_elem(0);
+    let fused = outputs.words(name).and_then(|words| words.cross_entropies(Targets::OnDevice(targets)));
+    let losses = match fused {
+        Some(losses) => losses,
+        None => {
+            let logits = widened(outputs.get::<3>(name)?.reshape([rows, classes]));
+            let own = log_softmax(logits, 1).gather(1, targets.clone().clamp_min(0).reshape([rows, 1]));
+            own.neg().reshape([rows]).mask_fill(is_missing.clone(), 0.0)
+        }
+    };
+    let count = is_missing.bool_not().int().sum().float().cast(FloatDType::from(losses.dtype()));
+    Ok(losses.sum() / count)
 }
 
 /// The summed cross-entropy of each sequence and how many positions it counts, read back to the host.
@@ -210,6 +245,26 @@ mod tests {
         let other = 1.0 - (-nll(LOGITS[0], 0)).exp();
         assert!((f64::from(gradient[0]) + other).abs() < 1e-6, "{gradient:?}");
         assert_eq!(gradient[2..], [0.0; 4]);
+    }
+
+    #[test]
+    fn targets_on_the_device_give_the_same() {
+        let outputs = |logits: Tensor<2>| Outputs::new().with("logits", logits.reshape([1, 3, 2]));
+        for targets in [[0, IGNORE, 1], [IGNORE, IGNORE, 1]] {
+            let leaf = [(); 2].map(|()| logits().autodiff().require_grad());
+            let [known, there] = leaf.each_ref().map(|leaf| outputs(leaf.clone()));
+            let known = token_cross_entropy(&known, "logits", &targets).unwrap();
+            let targets = indices(&targets, &Device::default());
+            let there = token_cross_entropy_on_device(&there, "logits", &targets).unwrap();
+            let [known, there] = [(known, &leaf[0]), (there, &leaf[1])].map(|(loss, leaf)| {
+                let gradients = loss.backward();
+                (loss.without_autodiff().into_data(), leaf.grad(&gradients).unwrap().into_data())
+            });
+            assert_eq!(known, there);
+        }
+        assert!(
+            token_cross_entropy_on_device(&outputs(logits()), "logits", &indices(&[0], &Device::default())).is_err()
+        );
     }
 
     #[test]

@@ -117,6 +117,15 @@ pub trait Task: Debug + Send + Sync {
     /// [`Error::Data`](crate::Error::Data) if the labels are absent or unfit.
     fn loss(&self, outputs: &Outputs, labels: &Labels, info: &ModelInfo) -> Result<Tensor<1>>;
 
+    /// The class that each of a row's `length` positions should be, row after row, [`IGNORE`](crate::example::IGNORE) where nothing
+    /// counts, if the loss is their mean cross-entropy by `logits` and nothing else: then they are all that it takes of a batch.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) if the labels are absent or more than the positions.
+    fn targets(&self, _labels: &Labels, _length: usize) -> Result<Option<Vec<i64>>> {
+        Ok(None)
+    }
+
     /// What the mean loss is a mean of: rows, or tokens that carry a label. Known before the forward pass, so that the
     /// batches of one accumulated step can be weighted exactly.
     ///

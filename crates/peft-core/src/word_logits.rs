@@ -1,14 +1,24 @@
 //! The logits over a vocabulary, worked out where they are asked for: a loss on them can do without most of them.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use crate::{FrozenWeight, dyn_tensor::select_rows, linear::Product};
 
-/// How a backend computes `-log softmax(hidden W)[target]` of each row that has a target, in one operation.
+/// How a backend computes `-log softmax(hidden W)[target]` of rows, in one operation.
 ///
-/// From hidden states `[rows, width]`, a frozen weight `[width, classes]`, a target for each row and the soft cap of the logits; none
-/// where the backend has no such operation for these tensors.
-pub type LinearCrossEntropies = fn(&Tensor<2>, &FrozenWeight, &[Option<usize>], Option<f64>) -> Option<Tensor<1>>;
+/// From hidden states `[rows, width]`, a frozen weight `[width, classes]`, the targets and the soft cap of the logits; none where
+/// the backend has no such operation for these tensors.
+pub type LinearCrossEntropies = fn(&Tensor<2>, &FrozenWeight, Targets<'_>, Option<f64>) -> Option<Tensor<1>>;
+
+/// The class that each row should be.
+#[derive(Debug, Clone, Copy)]
+pub enum Targets<'a> {
+    /// On the host: what is computed depends on it. Losses are of the rows that have a target, in their order.
+    Known(&'a [Option<usize>]),
+    /// On the model's device, `[rows]`, below zero where there is none: nothing that is computed depends on it. Losses are of
+    /// all rows, zero where there is no target.
+    OnDevice(&'a Tensor<1, Int>),
+}
 
 /// Hidden states and the frozen output layer that turns them into logits.
 #[derive(Debug, Clone)]
@@ -49,8 +59,8 @@ impl WordLogits {
         Self { hidden: select_rows(self.hidden.clone(), rows), ..self.clone() }
     }
 
-    /// The cross-entropy of each position that has a target; none where that takes the logits.
-    pub fn cross_entropies(&self, targets: &[Option<usize>]) -> Option<Tensor<1>> {
+    /// The cross-entropies of the positions; none where that takes the logits.
+    pub fn cross_entropies(&self, targets: Targets<'_>) -> Option<Tensor<1>> {
         let [batch, positions, width] = self.hidden.dims();
         let hidden = self.hidden.clone().reshape([batch * positions, width]);
         (self.losses)(&hidden, &self.weight, targets, self.soft_cap)

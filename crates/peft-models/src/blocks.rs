@@ -37,7 +37,8 @@ pub use decoder::{Decoder, DecoderContext, DecoderLayer, DecoderSizes, Sight, Vi
 pub use decoder_heads::{CausalBackbone, CausalModel, class_name};
 pub use dropout::dropout;
 pub use embedding::{
-    behind_prompt, counted, embed, embed_scaled, first_token, last_token, past_length, positions, split_span_logits,
+    behind_prompt, counted, embed, embed_scaled, first_token, last_token, past_length, positions, positions_end,
+    split_span_logits,
 };
 pub use encoder::{
     Encoder, EncoderModel, FirstTokenClassifier, PooledClassifier, attention_of, of_class, self_attention,

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerNorm, Layers, Rotary, RotaryTables,
-    Scores, adapted_linear, attend, class_name, dropout, embed, past_length, positions, run_layers,
+    Scores, adapted_linear, attend, class_name, dropout, embed, past_length, positions, positions_end, run_layers,
 };
 
 inventory::submit! {
@@ -83,9 +83,10 @@ struct Context {
 impl CausalBackbone for GptNeoX {
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
         let hidden = dropout(&self.emb_dropout, embed(&self.embed_in, inputs)?);
+        let (places, end) = (positions(inputs, &hidden), || positions_end(inputs, &hidden));
         let context = Arc::new(Context {
             mask: AttentionMask::causal(inputs.attention_mask.as_ref(), &hidden, past_length(inputs)),
-            tables: self.rotary.tables(positions(inputs, &hidden), hidden.dtype(), &hidden.device().inner()),
+            tables: self.rotary.tables(places, end, hidden.dtype(), &hidden.device().inner()),
             past: inputs.past_key_values.clone(),
         });
         let hidden = run_layers(&self.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {

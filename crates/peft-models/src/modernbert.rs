@@ -16,7 +16,8 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, Encoder, Fields, Heads, LayerNorm, LayerType, Layers, Rotary, RotaryTables, Scores,
-    adapted_linear, attend, dropout, embed, first_token, of_class, positions, run_layers, split_span_logits,
+    adapted_linear, attend, dropout, embed, first_token, of_class, positions, positions_end, run_layers,
+    split_span_logits,
 };
 
 inventory::submit! {
@@ -128,7 +129,10 @@ impl Encoder for ModernBert {
         let words = embed(&self.embeddings.tok_embeddings, inputs)?;
         let hidden = dropout(&self.embeddings.dropout, self.embeddings.norm.forward(words));
         let places = positions(inputs, &hidden);
-        let tables = |rotary: &Rotary| rotary.tables(places.clone(), hidden.dtype(), &hidden.device().inner());
+        let tables = |rotary: &Rotary| {
+            let end = || positions_end(inputs, &hidden);
+            rotary.tables(places.clone(), end, hidden.dtype(), &hidden.device().inner())
+        };
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
         let sliding = View { mask: mask.within(self.reach), tables: tables(&self.sliding_rotary) };
         let full = View { mask, tables: tables(&self.full_rotary) };

@@ -107,11 +107,11 @@ impl Task for CausalLm {
         if labels.len() != batch {
             return Err(Error::Data(format!("labels of {} rows for {batch} rows of logits", labels.len())));
         }
-        let mut targets = Vec::with_capacity(batch * length);
-        for row in &labels {
-            targets.extend(shifted(row, length)?);
-        }
-        loss::token_cross_entropy(outputs, "logits", &targets)
+        loss::token_cross_entropy(outputs, "logits", &targets_of(&labels, length)?)
+    }
+
+    fn targets(&self, labels: &Labels, length: usize) -> Result<Option<Vec<i64>>> {
+        targets_of(&rows_of(labels)?, length).map(Some)
     }
 
     fn loss_weight(&self, labels: &Labels, info: &ModelInfo) -> Result<f64> {
@@ -224,6 +224,10 @@ fn encode_text(row: &Row, text: &Text, context: &EncodeContext<'_>) -> Result<Op
     let labels = example.input_ids.iter().zip(learnt).map(|(id, is)| if is { i64::from(*id) } else { IGNORE });
     example.labels.insert("labels", Label::Tokens(labels.collect()));
     Ok(Some(example))
+}
+
+fn targets_of(labels: &[Vec<i64>], length: usize) -> Result<Vec<i64>> {
+    Ok(labels.iter().map(|row| shifted(row, length)).collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// The target of each of `length` positions: the label after it. Positions before the labels are virtual tokens.

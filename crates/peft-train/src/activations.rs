@@ -195,14 +195,15 @@ fn layer_of(name: &str) -> Option<&str> {
 fn tokens(recipe: &Recipe, prepared: &Prepared) -> [u64; 2] {
     let data = &prepared.train;
     let rows = (recipe.training.per_device_train_batch_size * data.bound).min(data.examples.len());
-    lengths(prepared).map(|length| (rows * length) as u64)
+    lengths(recipe, prepared).map(|length| (rows * length) as u64)
 }
 
-/// The longest source and target, with what a prompt adds.
-pub(crate) fn lengths(prepared: &Prepared) -> [usize; 2] {
+/// The longest source and target, with their padding and what a prompt adds.
+pub(crate) fn lengths(recipe: &Recipe, prepared: &Prepared) -> [usize; 2] {
     let data = &prepared.train;
     let longest = |length: fn(&Example) -> usize| data.examples.iter().map(length).max().unwrap_or(0);
-    let source = longest(|example| example.input_ids.len());
+    let multiple = recipe.training.multiple(recipe.training.captured_steps);
+    let source = prepared.padded(longest(|example| example.input_ids.len()), multiple);
     let target = longest(|example| {
         let lengths =
             example.labels.values().map(|label| if let Label::Tokens(tokens) = label { tokens.len() } else { 0 });

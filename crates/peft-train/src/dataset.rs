@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use burn::tensor::{Device, Tensor};
 use peft::{
     BadRows, Batch, Error as PeftError, ModelInfo, Task,
-    example::{EncodeContext, Example, Label, Row, collate, collate_labels, collate_left},
+    example::{EncodeContext, Example, Label, Padding, Row, collate_labels, collate_to},
     tokenizer::Tokenizer,
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -180,13 +180,23 @@ fn task_id(row: &Row, tasks: usize) -> peft::Result<i64> {
 const ORDER: u64 = 1;
 const SPLIT: u64 = 2;
 
-/// Pads examples to their longest and puts them on a device, with segments where the model takes them.
-pub(crate) fn batch(examples: &[&Example], tokenizer: &dyn Tokenizer, info: &ModelInfo, device: &Device) -> Batch {
+/// The positions of rows whose longest has so many, where they come in multiples: no more than `most`, unless it has more.
+pub(crate) fn padded(longest: usize, multiple: usize, most: usize) -> usize {
+    longest.next_multiple_of(multiple.max(1)).min(most).max(longest)
+}
+
+/// Pads examples to their longest, or to `least` positions, and puts them on a device, with segments where the model takes them.
+pub(crate) fn batch(
+    examples: &[&Example],
+    least: usize,
+    tokenizer: &dyn Tokenizer,
+    info: &ModelInfo,
+    device: &Device,
+) -> Batch {
     let segments = info.num_types().is_some() && examples.iter().any(|e| !e.type_ids.is_empty());
     // Behind a prompt the last position is read, whatever stands there.
-    let reads_last = info.pools_last_token && info.virtual_outputs > 0;
-    let collate = if reads_last { collate_left } else { collate };
-    let mut batch = collate(examples, tokenizer.pad_id(), segments, device);
+    let left = info.pools_last_token && info.virtual_outputs > 0;
+    let mut batch = collate_to(Padding { left, least }, examples, tokenizer.pad_id(), segments, device);
     if let Some(tasks) = batch.labels.0.remove(TASK_IDS) {
         batch.inputs.task_ids = Some(Tensor::from_data(tasks, device));
     }
@@ -303,6 +313,13 @@ mod tests {
     #[test]
     fn short_examples_come_first_by_length() {
         assert_eq!(dataset(4, 1).by_length(), [3, 2, 1, 0]);
+    }
+
+    #[test]
+    fn rows_are_padded_as_far_as_examples_may_go() {
+        for (longest, multiple, expected) in [(5, 8, 8), (8, 8, 8), (17, 8, 20), (21, 8, 21), (5, 1, 5)] {
+            assert_eq!(padded(longest, multiple, 20), expected);
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Pass<'_> {
         let mut done = 0;
         for groups in data.by_length().chunks(self.batch_size.max(1)) {
             let examples: Vec<&Example> = groups.iter().flat_map(|group| data.group(*group)).collect();
-            let batch = batch(&examples, self.context.tokenizer, self.context.info, &self.device);
+            let batch = batch(&examples, 0, self.context.tokenizer, self.context.info, &self.device);
             let batch = self.task.complete(batch, self.context.info)?;
             let rows: Vec<usize> = examples.iter().map(|example| example.row).collect();
             let outputs = runner.forward(&rows, &self.task.prepare(batch.inputs.clone()))?;

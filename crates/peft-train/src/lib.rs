@@ -5,6 +5,7 @@
 
 pub mod activations;
 mod best_metric;
+pub mod captured_steps;
 pub mod checkpoint;
 pub mod data;
 pub mod dataset;
@@ -29,6 +30,7 @@ pub mod trainer;
 pub mod trainer_log;
 pub mod writing;
 
+pub use captured_steps::CapturedSteps;
 pub use dataset::Dataset;
 pub use error::{Error, Result};
 pub use observer::{Event, Observer, Silent};

@@ -101,7 +101,7 @@ impl Memory {
         let data = &prepared.train;
         let size = Size {
             rows: (recipe.training.per_device_train_batch_size * data.bound).min(data.examples.len()),
-            lengths: lengths(prepared),
+            lengths: lengths(recipe, prepared),
             trained: trained(&plan, prepared),
         };
         let run = Run { recipe, prepared, plan, forgetful: chosen.map_or(0, |chosen| chosen.forgetful_layers), device };

@@ -60,6 +60,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// The positions of rows whose longest has so many, where they come in multiples.
+    pub(crate) fn padded(&self, longest: usize, multiple: usize) -> usize {
+        dataset::padded(longest, multiple, self.options.max_length.min(self.info.room().unwrap_or(usize::MAX)))
+    }
+
     /// What the task needs to turn labelled rows into examples.
     pub fn context(&self) -> EncodeContext<'_> {
         EncodeContext { tokenizer: &*self.tokenizer, info: &self.info, options: &self.options, labelled: true }

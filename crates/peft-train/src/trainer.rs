@@ -6,6 +6,7 @@
 //! Several adapters share the passes forward and back and nothing else: each has a `Trainee`, as if it were trained alone.
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     sync::{
         Arc,
@@ -18,8 +19,9 @@ use burn::tensor::{Device, Tensor};
 use peft::{Batch, PeftModel, backends::device, example::Example, module_tree::is_inside, task::Metrics};
 
 use crate::{
-    Error, Event, Observer, Recipe, Result, TrainReport,
+    CapturedSteps, Error, Event, Observer, Prepared, Recipe, Result, TrainReport,
     activations::Activations,
+    captured_steps,
     dataset::batch,
     memory::Memory,
     prepare::{joint, prepare_all, prompt_tokenizer},
@@ -100,6 +102,8 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     }
     model.set_training(true);
 
+    let forgetful_layers = activations.map_or(0, |activations| activations.forgetful_layers);
+    let captured = capture(recipe, &prepared, &mut model, forgetful_layers, observer);
     let several = !recipe.adapters.is_empty();
     let each = apart.into_iter().zip(&prepared).map(|((name, recipe), prepared)| {
         Trainee::new(several.then_some(name), recipe, prepared, &mut model, options.resume, &mut *observer)
@@ -109,13 +113,47 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
         seed: recipe.training.seed,
         trainees,
         model,
-        forgetful_layers: activations.map_or(0, |activations| activations.forgetful_layers),
+        forgetful_layers,
+        multiple: recipe.training.multiple(captured.is_some()),
+        captured,
+        is_noted: false,
         step_seconds: Vec::new(),
         output_dir: recipe.output_dir(),
         device: options.device.clone().inner(),
     };
     run.all_steps(options, observer)?;
     run.finish(observer)
+}
+
+/// What records the passes, where the recipe asks for it; a note if that cannot be, or will not pay.
+fn capture(
+    recipe: &Recipe,
+    prepared: &[Prepared],
+    model: &mut PeftModel,
+    forgetful_layers: usize,
+    observer: &mut dyn Observer,
+) -> Option<CapturedSteps> {
+    if !recipe.training.captured_steps {
+        return None;
+    }
+    let captured = match (prepared, recipe.data.packing) {
+        ([_], false) => CapturedSteps::new(model, forgetful_layers),
+        ([_], true) => Err("packed examples need a mask of their own".to_owned()),
+        _ => Err("the rows of a batch are several adapters'".to_owned()),
+    };
+    let mut note = |text: String| observer.observe(&Event::Note(&format!("captured_steps: {text}")));
+    let captured = captured.map_err(|reason| note(format!("steps are not captured, {reason}"))).ok()?;
+    let examples = prepared.iter().flat_map(|prepared| prepared.train.examples.iter().map(move |e| (prepared, e)));
+    let multiple = recipe.training.multiple(true);
+    let lengths: HashSet<usize> = examples.map(|(own, e)| own.padded(e.input_ids.len(), multiple)).collect();
+    if lengths.len() > captured_steps::MOST {
+        note(format!(
+            "rows are padded to {} lengths, and the recordings of {} are kept: a greater pad_to_multiple_of has fewer",
+            lengths.len(),
+            captured_steps::MOST
+        ));
+    }
+    Some(captured)
 }
 
 /// The fresh parameters of which the adapter keeps nothing.
@@ -130,6 +168,11 @@ struct Run<'a> {
     model: PeftModel,
     /// How many layers keep their input alone.
     forgetful_layers: usize,
+    /// Rows are padded to a multiple of so many positions.
+    multiple: usize,
+    captured: Option<CapturedSteps>,
+    /// Whether it was said that a pass could not be recorded.
+    is_noted: bool,
     step_seconds: Vec<f64>,
     output_dir: PathBuf,
     device: Device,
@@ -163,6 +206,7 @@ impl<'a> Run<'a> {
             }
             let seconds = started.elapsed().as_secs_f64();
             self.step_seconds.push(seconds);
+            self.note_unrecorded(observer);
             let (step, total) = self.progress();
             observer.observe(&Event::Step { step, total });
 
@@ -180,6 +224,15 @@ impl<'a> Run<'a> {
                 let checkpoint = if self.are_several() { self.output_dir.clone() } else { own };
                 return Err(Error::Interrupted { step, checkpoint });
             }
+        }
+    }
+
+    /// Says it once if a device that should record could not.
+    fn note_unrecorded(&mut self, observer: &mut dyn Observer) {
+        let Some([kept, recorded]) = self.captured.as_ref().map(CapturedSteps::kept) else { return };
+        if recorded < kept && !std::mem::replace(&mut self.is_noted, true) {
+            let note = "captured_steps: the device could not record a pass, which it does anew in each step";
+            observer.observe(&Event::Note(note));
         }
     }
 
@@ -201,9 +254,12 @@ impl<'a> Run<'a> {
             let Some((first, _)) = parts.first() else { continue };
             device::seed(&self.device, seeds::derive(self.seed, &[DROPOUT, number as u64, index as u64]));
             let examples: Vec<&Example> = parts.iter().flat_map(|(_, batch)| batch.examples.iter().copied()).collect();
-            let mut batch = batch(&examples, &*first.prepared.tokenizer, &first.prepared.info, &self.device);
+            let longest = examples.iter().map(|example| example.input_ids.len()).max().unwrap_or_default();
+            let prepared = first.prepared;
+            let least = prepared.padded(longest, self.multiple);
+            let mut batch = batch(&examples, least, &*prepared.tokenizer, &prepared.info, &self.device);
             batch.inputs.forgetful_layers = self.forgetful_layers;
-            pass(&mut self.model, &batch, parts)?;
+            pass(&mut self.model, self.captured.as_mut(), &batch, parts)?;
         }
         let mut stepped = Vec::with_capacity(work.len());
         for (at, trainee, _) in work {
@@ -243,7 +299,21 @@ impl<'a> Run<'a> {
 }
 
 /// The passes forward and back of the batches of all as one, which count by their shares.
-fn pass(model: &mut PeftModel, batch: &Batch, parts: Parts<'_, '_>) -> Result<()> {
+fn pass(
+    model: &mut PeftModel,
+    captured: Option<&mut CapturedSteps>,
+    batch: &Batch,
+    parts: Parts<'_, '_>,
+) -> Result<()> {
+    if let Some(captured) = captured {
+        // They are one adapter's, which has the batch for itself.
+        for (trainee, part) in parts {
+            let (loss, mut gradients) = captured.pass(model, batch, part.share)?;
+            trainee.add_loss(loss);
+            trainee.optimizer.take(&mut gradients);
+        }
+        return Ok(());
+    }
     let names: Option<Vec<_>> = parts
         .iter()
         .flat_map(|(trainee, batch)| {

@@ -523,3 +523,30 @@ fn what_cannot_run_again_is_refused() {
     let error = Recipe::read(&bench.folder.path().join("recipe.toml"), &both).unwrap_err().to_string();
     assert!(error.contains("keep one of the two"), "{error}");
 }
+
+#[test]
+fn steps_that_cannot_be_captured_are_plain_ones_and_a_note_says_why() {
+    let bench = Bench::new();
+    bench.run("plain", &[]);
+    let mut notes = Notes::default();
+    let recipe = bench.recipe("captured", &["training.captured_steps=true"]);
+    train(&recipe, &TrainOptions::new(Device::flex()), &mut notes).unwrap();
+    assert!(
+        notes.0.contains(&"captured_steps: steps are not captured, only a GPU records".to_owned()),
+        "{:?}",
+        notes.0
+    );
+    assert_eq!((bench.weights("plain"), bench.log("plain")), (bench.weights("captured"), bench.log("captured")));
+}
+
+#[test]
+fn padding_to_a_multiple_changes_nothing_but_rounding() {
+    let bench = Bench::new();
+    tagger::without_dropout(&bench.out("model"));
+    let (plain, padded) =
+        (bench.run("plain", PLAIN), bench.run("padded", &[PLAIN, &["training.pad_to_multiple_of=16"]].concat()));
+    assert!((plain.train_loss - padded.train_loss).abs() < 1e-5, "{} {}", plain.train_loss, padded.train_loss);
+    let nothing = ["training.output_dir=\"out\"", "training.pad_to_multiple_of=0"].map(str::to_owned);
+    let error = Recipe::read(&bench.folder.path().join("recipe.toml"), &nothing).unwrap_err().to_string();
+    assert!(error.contains("pad_to_multiple_of") && error.contains("at least 1"), "{error}");
+}

@@ -75,6 +75,12 @@ pub(crate) fn recorded<R>(f: impl FnOnce() -> R) -> (R, Draws) {
     }
 }
 
+/// Runs `f`; also whether dropout drew random numbers meanwhile, in layers that keep what they compute.
+pub fn is_random<R>(f: impl FnOnce() -> R) -> (R, bool) {
+    let (result, draws) = recorded(f);
+    (result, !draws.0.is_empty())
+}
+
 /// Runs `f`, in which dropout draws the same again.
 pub(crate) fn replayed<R>(draws: Draws, f: impl FnOnce() -> R) -> R {
     with_tape(Tape::Replayed(draws), f).0

@@ -3,7 +3,9 @@
 //! Logits of all rows are never in memory together. What a row's loss does to the hidden state is worked out while its logits
 //! are there, so that the pass back only multiplies.
 
-use burn::tensor::{DType, Tensor};
+#[cfg(feature = "gpu")]
+use burn::tensor::IntDType;
+use burn::tensor::{DType, Int, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
@@ -46,9 +48,7 @@ pub fn linear_cross_entropies(
     }
     #[cfg(feature = "gpu")]
     if cube::takes(hidden) && cube::takes(weight) {
-        let op = cube::CrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32) };
-        let weight = of_type(weight.clone(), hidden.dtype());
-        return Some(apply(op, [Input::new(hidden.clone()), Input::new(weight)]));
+        return Some(on_gpu(hidden, weight, cube::Targets::OfSome(targets), soft_cap));
     }
     if !host::takes(hidden) || !host::takes(weight) {
         return None;
@@ -57,7 +57,54 @@ pub fn linear_cross_entropies(
     Some(run(op, [Input::new(hidden.clone()), Input::new(weight.clone())]))
 }
 
+#[cfg(feature = "gpu")]
+fn on_gpu(hidden: &Tensor<2>, weight: &Tensor<2>, targets: cube::Targets, soft_cap: Option<f64>) -> Tensor<1> {
+    let op = cube::CrossEntropies { targets, soft_cap: soft_cap.map(|cap| cap as f32) };
+    let weight = of_type(weight.clone(), hidden.dtype());
+    apply(op, [Input::new(hidden.clone()), Input::new(weight)])
+}
+
+/// [`linear_cross_entropies`] of all rows, for targets that lie on the device and are not looked at by the host: what is
+/// launched follows from the shapes.
+///
+/// None if the tensors are not a GPU's in single or half precision, or if the weight needs a gradient.
+///
+/// # Shapes
+/// - `hidden`: `[rows, width]`
+/// - `weight`: `[width, classes]`
+/// - `targets`: `[rows]`, each a class, or below zero where there is none
+/// - returned: `[rows]`; zero, and without a slope, where there is no target
+#[cfg_attr(not(feature = "gpu"), expect(unused_variables, reason = "the processor has no form of it"))]
+pub fn linear_cross_entropies_of_each(
+    hidden: &Tensor<2>,
+    weight: &Tensor<2>,
+    targets: &Tensor<1, Int>,
+    soft_cap: Option<f64>,
+) -> Option<Tensor<1>> {
+    #[cfg(feature = "gpu")]
+    if cube::takes(hidden) && cube::takes(weight) && !weight.is_tracked() && targets.dims()[0] == hidden.dims()[0] {
+        let targets = cube::Targets::OfEach(cube::memory(targets.clone().cast(IntDType::I32))?);
+        return Some(on_gpu(hidden, weight, targets, soft_cap));
+    }
+    None
+}
+
 /// The same of a weight that is packed.
+#[cfg_attr(not(feature = "gpu"), expect(unused_variables, reason = "the processor has no form of it"))]
+pub(super) fn packed_cross_entropies_of_each(
+    hidden: &Tensor<2>,
+    weight: &PackedMatrix,
+    targets: &Tensor<1, Int>,
+    soft_cap: Option<f64>,
+) -> Option<Tensor<1>> {
+    #[cfg(feature = "gpu")]
+    if weight.is_on_gpu() && cube::takes(hidden) {
+        return linear_cross_entropies_of_each(hidden, &weight.dense_as(hidden.dtype()), targets, soft_cap);
+    }
+    None
+}
+
+/// [`linear_cross_entropies`] of a weight that is packed.
 pub(super) fn packed_cross_entropies(
     hidden: &Tensor<2>,
     weight: &PackedMatrix,
@@ -209,7 +256,7 @@ impl Fused<2> for LinearCrossEntropies {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use burn::tensor::{Device, Distribution, Int, TensorData, Tolerance, activation::log_softmax};
+    use burn::tensor::{Device, Distribution, TensorData, Tolerance, activation::log_softmax};
     use proptest::prelude::*;
 
     use super::*;

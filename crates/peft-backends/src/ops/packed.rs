@@ -24,7 +24,7 @@ pub(super) use reader::HostPacked;
 use super::cube::{self, primitive};
 use super::{
     host,
-    linear_cross_entropies::packed_cross_entropies,
+    linear_cross_entropies::{packed_cross_entropies, packed_cross_entropies_of_each},
     lora_linear::{LowRank, packed_linear},
 };
 use crate::device::is_host;
@@ -88,6 +88,8 @@ pub struct PackedMatrix {
     block: usize,
     codes: Codes,
     scales: Scales,
+    /// What codes of four bits stand for, where a GPU looks them up.
+    table: Option<Tensor<1>>,
 }
 
 #[derive(Clone)]
@@ -155,7 +157,7 @@ impl PackedMatrix {
                 offset,
             },
         };
-        Ok(Self { dims, packing, block, codes: Codes::new(codes, device), scales })
+        Ok(Self { dims, packing, block, codes: Codes::new(codes, device), scales, table: table(packing, device) })
     }
 
     /// `[d_in, d_out]`, as Burn has weights.
@@ -207,7 +209,7 @@ impl PackedMatrix {
                 offset,
             },
         };
-        Self { codes: self.codes.to_device(device), scales, ..self.clone() }
+        Self { codes: self.codes.to_device(device), scales, table: table(self.packing, device), ..self.clone() }
     }
 
     /// The values, `[d_in, d_out]`, in single precision.
@@ -273,7 +275,6 @@ impl PackedMatrix {
         if let Packing::Ggml(kind) = self.packing {
             return back(cube::unpack_ggml(words, kind, self.dims, dtype));
         }
-        let device = &self.codes.tensor.device();
         let (scales, nested, of_scales) = match &self.scales {
             Scales::Plain(scales) => (scales.clone(), None, None),
             Scales::Nested { codes, absmax, map, block, offset } => (
@@ -282,10 +283,11 @@ impl PackedMatrix {
                 Some((*block, *offset)),
             ),
         };
-        let (table, four_bits, block) = match self.packing {
-            Packing::FourBit { codes, .. } => (floats(codes.values().to_vec(), device), true, self.block),
-            Packing::Int8 | Packing::Ggml(_) => (scales.clone(), false, self.dims[1]),
+        let (four_bits, block) = match self.packing {
+            Packing::FourBit { .. } => (true, self.block),
+            Packing::Int8 | Packing::Ggml(_) => (false, self.dims[1]),
         };
+        let table = self.table.clone().unwrap_or_else(|| scales.clone());
         let code = cube::Code { dims: self.dims, four_bits, block, step: reader::INT8_STEP, nested: of_scales };
         let packed = cube::Packed { words, table: primitive(table), scales: primitive(scales), nested };
         back(cube::unpack(packed, code, dtype))
@@ -332,6 +334,16 @@ impl PackedMatrix {
         soft_cap: Option<f64>,
     ) -> Option<Tensor<1>> {
         packed_cross_entropies(hidden, self, targets, soft_cap)
+    }
+
+    /// [`linear_cross_entropies_of_each`](super::linear_cross_entropies_of_each) on it; none where that is none.
+    pub fn cross_entropies_of_each(
+        &self,
+        hidden: &Tensor<2>,
+        targets: &Tensor<1, Int>,
+        soft_cap: Option<f64>,
+    ) -> Option<Tensor<1>> {
+        packed_cross_entropies_of_each(hidden, self, targets, soft_cap)
     }
 
     /// [`lora_linear`](super::lora_linear) on it; none where that is none.
@@ -381,6 +393,13 @@ impl PackedParts {
             }
             _ => Ok(()),
         }
+    }
+}
+
+fn table(packing: Packing, device: &Device) -> Option<Tensor<1>> {
+    match packing {
+        Packing::FourBit { codes, .. } if !is_host(device) => Some(floats(codes.values().to_vec(), device)),
+        _ => None,
     }
 }
 

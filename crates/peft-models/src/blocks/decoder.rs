@@ -11,7 +11,7 @@ use peft_core::{Forward, FreshValues, Inputs, ModelInfo, Outputs, PastKeyValues,
 
 use super::{
     AttentionMask, CausalBackbone, CausalModel, Fields, Heads, LayerType, Layers, RmsNorm, Rotary, RotaryTables,
-    embed_scaled, past_length, positions, run_layers,
+    embed_scaled, past_length, positions, positions_end, run_layers,
 };
 
 /// The sizes of a decoder, as the configurations of Llama and its kin have them.
@@ -180,7 +180,10 @@ pub struct View {
 impl DecoderContext {
     fn new(sight: &Sight, inputs: &Inputs, hidden: &Tensor<3>) -> Self {
         let places = positions(inputs, hidden);
-        let tables = |rotary: &Rotary| rotary.tables(places.clone(), hidden.dtype(), &hidden.device().inner());
+        let tables = |rotary: &Rotary| {
+            let end = || positions_end(inputs, hidden);
+            rotary.tables(places.clone(), end, hidden.dtype(), &hidden.device().inner())
+        };
         let full = View {
             mask: AttentionMask::causal(inputs.attention_mask.as_ref(), hidden, past_length(inputs)),
             tables: tables(&sight.rotary),

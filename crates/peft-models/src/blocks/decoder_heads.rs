@@ -16,6 +16,8 @@ use super::{Fields, Layers, adapted_linear, dropout, last_token, past_length, sp
 /// A decoder without a head.
 pub trait CausalBackbone: Module + ModuleDisplay + Forward + 'static {
     /// The last hidden state, `[batch, sequence, hidden]`; none without input.
+    ///
+    /// What it computes of `input_ids` alone follows from their shape ([`ModelInfo::records`]).
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>>;
 
     /// The table of words, as wide as what [`decode`](Self::decode) gives: a tied output layer shares it.
@@ -108,6 +110,7 @@ impl<B: CausalBackbone> CausalModel<B> {
                 layers.linear(width, vocab, false)
             };
             info.output_embedding = Some(head);
+            info.records = true;
             Ok(BaseModel::new(Box::new(CausalLM { model, lm_head, soft_cap }), info))
         } else if *class == AutoClass::SEQUENCE_CLASSIFICATION {
             info.head_modules = vec![info.rename("score")];

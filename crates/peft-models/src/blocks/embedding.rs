@@ -51,6 +51,14 @@ pub fn positions(inputs: &Inputs, hidden: &Tensor<3>) -> Tensor<2, Int> {
     inputs.position_ids.clone().unwrap_or_else(|| counted(past_length(inputs), hidden))
 }
 
+/// Where the positions end, one past the greatest. Only `position_ids` are looked at to tell.
+pub fn positions_end(inputs: &Inputs, hidden: &Tensor<3>) -> i64 {
+    match &inputs.position_ids {
+        Some(ids) => ids.clone().max().into_scalar::<i64>().saturating_add(1),
+        None => i64::try_from(past_length(inputs) + hidden.dims()[1]).unwrap_or(i64::MAX),
+    }
+}
+
 /// Positions counted from the end of the past, for all rows alike.
 ///
 /// # Shapes

@@ -4,7 +4,7 @@ use burn::{nn::Linear, tensor::Tensor};
 use peft_backends::ops::{self, Adapted, LowRank, Normed, PackedMatrix, Weight};
 use peft_core::{
     AdapterSet, Conv1D, FrozenWeight, LinearParts, Outputs, WordLogits, adapted_linear_by, linear_parts, tuner,
-    word_logits::soft_capped,
+    word_logits::{Targets, soft_capped},
 };
 
 /// A linear layer and the active adapters on its weight: [`peft_core::adapted_linear`], computed by [`ops::linear`].
@@ -64,16 +64,18 @@ pub fn word_logits(head: &Linear, hidden: Tensor<3>, soft_cap: Option<f64>) -> O
     Outputs::new().with("logits", soft_capped(adapted_linear(head, hidden), soft_cap))
 }
 
-fn losses(
-    hidden: &Tensor<2>,
-    weight: &FrozenWeight,
-    targets: &[Option<usize>],
-    soft_cap: Option<f64>,
-) -> Option<Tensor<1>> {
+fn losses(hidden: &Tensor<2>, weight: &FrozenWeight, targets: Targets<'_>, soft_cap: Option<f64>) -> Option<Tensor<1>> {
     match weight {
-        FrozenWeight::Dense(weight) => ops::linear_cross_entropies(hidden, weight, targets, soft_cap),
+        FrozenWeight::Dense(weight) => match targets {
+            Targets::Known(targets) => ops::linear_cross_entropies(hidden, weight, targets, soft_cap),
+            Targets::OnDevice(targets) => ops::linear_cross_entropies_of_each(hidden, weight, targets, soft_cap),
+        },
         FrozenWeight::Packed(weight) => {
-            weight.as_any().downcast_ref::<PackedMatrix>()?.cross_entropies(hidden, targets, soft_cap)
+            let weight = weight.as_any().downcast_ref::<PackedMatrix>()?;
+            match targets {
+                Targets::Known(targets) => weight.cross_entropies(hidden, targets, soft_cap),
+                Targets::OnDevice(targets) => weight.cross_entropies_of_each(hidden, targets, soft_cap),
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 
 mod frequencies;
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use peft_backends::ops;
 use peft_core::Result;
@@ -10,10 +12,45 @@ use self::frequencies::Frequencies;
 use super::Fields;
 
 /// How the queries and keys of a model turn with their positions.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Rotary {
     frequencies: Frequencies,
     head_dim: usize,
+    /// Those of the last pass: the next has the same as a rule, and nothing is brought to a device again.
+    constants: Mutex<Option<(Case, Constants)>>,
+}
+
+impl Clone for Rotary {
+    /// A copy brings its own constants: a pass that is recorded has them for as long as its model lives, whatever passes of other
+    /// lengths the original does.
+    fn clone(&self) -> Self {
+        Self { frequencies: self.frequencies.clone(), head_dim: self.head_dim, constants: Mutex::default() }
+    }
+}
+
+impl PartialEq for Rotary {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.frequencies, self.head_dim) == (&other.frequencies, other.head_dim)
+    }
+}
+
+/// What [`Constants`] are of.
+#[derive(Debug, PartialEq)]
+struct Case {
+    device: Device,
+    dtype: DType,
+    inv_freq: Vec<f32>,
+}
+
+/// What does not follow from the positions, on a device.
+#[derive(Debug, Clone)]
+struct Constants {
+    /// The frequency of each dimension of a head, `[1, 1, 1, dim]`.
+    inv_freq: Tensor<4>,
+    /// What its cosine and sine are multiplied by, the same; none where that is 1.
+    factor: Option<Tensor<4>>,
+    /// [`RotaryTables::turn`].
+    turn: Tensor<2>,
 }
 
 impl Rotary {
@@ -42,7 +79,8 @@ impl Rotary {
         theta: f64,
         head_dim: usize,
     ) -> Result<Self> {
-        Ok(Self { frequencies: Frequencies::read(config, key, parameters, theta, head_dim)?, head_dim })
+        let frequencies = Frequencies::read(config, key, parameters, theta, head_dim)?;
+        Ok(Self { frequencies, head_dim, constants: Mutex::default() })
     }
 
     /// How many positions the scaling is meant for, of a model that says it has `positions`.
@@ -55,34 +93,55 @@ impl Rotary {
         self.frequencies.switch()
     }
 
-    /// The rotations of these positions, for all layers of a forward pass.
+    /// The rotations of these positions, for all layers of a forward pass; `end` says where they end, to frequencies that
+    /// depend on it.
     ///
     /// # Shapes
     /// - `positions`: `[batch or 1, sequence]`
-    pub fn tables(&self, positions: Tensor<2, Int>, dtype: DType, device: &Device) -> RotaryTables {
+    pub fn tables(
+        &self,
+        positions: Tensor<2, Int>,
+        end: impl Fn() -> i64,
+        dtype: DType,
+        device: &Device,
+    ) -> RotaryTables {
         let [rows, length] = positions.dims();
-        let dim = self.head_dim;
-        let inv_freq = self.frequencies.of(|| positions.clone().max().into_scalar::<i64>().saturating_add(1));
-        let half = inv_freq.len();
+        let case = Case { device: device.clone(), dtype, inv_freq: self.frequencies.of(end).into_owned() };
+        let half = case.inv_freq.len();
+        let mut last = self.constants.lock().unwrap_or_else(PoisonError::into_inner);
+        let constants = match last.take().filter(|(of, _)| *of == case) {
+            Some((_, constants)) => constants,
+            None => self.constants(&case),
+        };
+        *last = Some((case, constants.clone()));
+        drop(last);
+        let angles = positions.float().cast(DType::F32).reshape([rows, length, 1, 1]) * constants.inv_freq;
+        let (mut cos, mut sin) = (angles.clone().cos(), angles.sin());
+        if let Some(factor) = constants.factor {
+            (cos, sin) = (cos * factor.clone(), sin * factor);
+        }
+        RotaryTables { cos: cos.cast(dtype), sin: sin.cast(dtype), half, turn: constants.turn }
+    }
+
+    fn constants(&self, Case { device, dtype, inv_freq }: &Case) -> Constants {
+        let (dim, half) = (self.head_dim, inv_freq.len());
         // The dimensions beyond the rotated ones have angle 0, so they pass as they are.
         let spread = |values: &[f32], beyond: f32| {
             let all = values.iter().chain(values).copied().chain(std::iter::repeat_n(beyond, dim - 2 * half));
             Tensor::<4>::from_data(TensorData::new(all.collect(), [1, 1, 1, dim]), (device, DType::F32))
         };
-        let angles = positions.float().cast(DType::F32).reshape([rows, length, 1, 1]) * spread(&inv_freq, 0.0);
-        let (mut cos, mut sin) = (angles.clone().cos(), angles.sin());
-        if self.frequencies.attention_factor != 1.0 {
-            let factor = spread(&vec![self.frequencies.attention_factor as f32; half], 1.0);
-            (cos, sin) = (cos * factor.clone(), sin * factor);
-        }
         let mut turn = vec![0.0_f32; dim * dim];
         for pair in 0..half {
             // Row `from`, column `to`: the first half takes the second negated, the second takes the first.
             turn[(pair + half) * dim + pair] = -1.0;
             turn[pair * dim + pair + half] = 1.0;
         }
-        let turn = Tensor::from_data(TensorData::new(turn, [dim, dim]), (device, dtype));
-        RotaryTables { cos: cos.cast(dtype), sin: sin.cast(dtype), half, turn }
+        let factor = self.frequencies.attention_factor;
+        Constants {
+            inv_freq: spread(inv_freq, 0.0),
+            factor: (factor != 1.0).then(|| spread(&vec![factor as f32; half], 1.0)),
+            turn: Tensor::from_data(TensorData::new(turn, [dim, dim]), (device, *dtype)),
+        }
     }
 }
 
@@ -145,7 +204,7 @@ mod tests {
             json!({"rope_type": "linear", "factor": std::f64::consts::FRAC_2_PI, "partial_rotary_factor": 0.5});
         let config = json!({ "rope_parameters": parameters });
         let rotary = rotary(&config);
-        let tables = rotary.tables(Tensor::from_data([[1]], &device), DType::F32, &device);
+        let tables = rotary.tables(Tensor::from_data([[1]], &device), || 2, DType::F32, &device);
         let turned = tables.rotate(Tensor::from_data([[[[3.0_f32, 5.0, 7.0, 9.0]]]], &device)).into_data();
         turned
             .assert_approx_eq::<f32>(&[[[[-5.0_f32, 3.0, 7.0, 9.0]]]].into(), burn::tensor::Tolerance::absolute(1e-6));

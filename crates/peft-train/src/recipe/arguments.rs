@@ -171,6 +171,10 @@ pub struct TrainingArguments {
     pub per_device_train_batch_size: usize,
     /// Examples of an evaluation batch.
     pub per_device_eval_batch_size: usize,
+    /// Rows are padded to a multiple of so many positions, as far as `max_length` goes; to the longest of the batch when absent.
+    pub pad_to_multiple_of: Option<usize>,
+    /// Whether a GPU records the passes forward and back of a shape of batches and repeats them by one command.
+    pub captured_steps: bool,
     /// Batches of an optimiser step. The loss is divided by the loss tokens of all of them.
     pub gradient_accumulation_steps: usize,
     /// Whether every layer but the last runs again in the pass back instead of keeping what it computes.
@@ -233,6 +237,8 @@ impl Default for TrainingArguments {
             max_steps: -1,
             per_device_train_batch_size: 8,
             per_device_eval_batch_size: 8,
+            pad_to_multiple_of: None,
+            captured_steps: false,
             gradient_accumulation_steps: 1,
             gradient_checkpointing: false,
             activation_memory_mb: None,
@@ -284,7 +290,15 @@ pub(crate) const FREE_ON_RESUME: &[&str] = &[
     "greater_is_better",
 ];
 
+/// Positions that lengths of captured rows are multiples of, where the recipe does not say: few recordings, and little padding.
+const BUCKET: usize = 64;
+
 impl TrainingArguments {
+    /// Positions that the lengths of rows are multiples of, where steps are captured and where not.
+    pub(crate) fn multiple(&self, captured: bool) -> usize {
+        self.pad_to_multiple_of.unwrap_or(if captured { BUCKET } else { 1 })
+    }
+
     /// Steps between two evaluations, and when they happen.
     pub fn evaluation(&self) -> (Strategy, usize) {
         let given = if self.eval_steps.is_some() { Strategy::Steps } else { Strategy::No };
@@ -305,6 +319,7 @@ impl TrainingArguments {
         let counts = [
             ("per_device_train_batch_size", Some(self.per_device_train_batch_size)),
             ("per_device_eval_batch_size", Some(self.per_device_eval_batch_size)),
+            ("pad_to_multiple_of", self.pad_to_multiple_of),
             ("gradient_accumulation_steps", Some(self.gradient_accumulation_steps)),
             ("logging_steps", Some(self.logging_steps)),
             ("eval_steps", self.eval_steps),

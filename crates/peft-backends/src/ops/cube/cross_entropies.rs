@@ -21,12 +21,20 @@ use crate::ops::node::Node;
 /// Logits in memory at a time: 256 MiB in single precision.
 const LOGITS: usize = 1 << 26;
 
-/// `-log softmax(hidden W)[target]` of each row that has a target.
+/// `-log softmax(hidden W)[target]` of rows.
 #[derive(Debug, Clone)]
 pub(in crate::ops) struct CrossEntropies {
-    /// Rows that have a target, and which.
-    pub(in crate::ops) targets: Vec<(usize, usize)>,
+    pub(in crate::ops) targets: Targets,
     pub(in crate::ops) soft_cap: Option<f32>,
+}
+
+/// What rows should say.
+#[derive(Debug, Clone)]
+pub(in crate::ops) enum Targets {
+    /// Of the rows that have a target, which: the others are left out.
+    OfSome(Vec<(usize, usize)>),
+    /// Of each row, in 32 bits; below zero there is none, and the row costs nothing.
+    OfEach(IntTensor<Gpu>),
 }
 
 /// What the pass back needs.
@@ -34,9 +42,8 @@ pub(in crate::ops) struct CrossEntropies {
 pub(in crate::ops) struct Saved {
     /// The gradient of each row's loss by its hidden state.
     slopes: OnGpu,
-    rows: IntTensor<Gpu>,
-    /// Of all hidden states.
-    shape: Shape,
+    /// Which rows these are, and the shape of all; none if they are all.
+    among: Option<(IntTensor<Gpu>, Shape)>,
 }
 
 fn indices(
@@ -48,26 +55,28 @@ fn indices(
     Gpu::int_from_data(TensorData::new(values, [count]), device)
 }
 
-fn rows_of(x: OnGpu, from: usize, to: usize) -> OnGpu {
-    Gpu::float_slice(x, &[Slice::from(from..to), Slice::full()])
-}
-
 impl Node<Gpu, 2> for CrossEntropies {
     type Saved = Saved;
 
     fn forward(&self, inputs: [Option<OnGpu>; 2], [needs_hidden, _]: [bool; 2]) -> (OnGpu, Saved) {
         let [hidden, weight] = all(inputs);
-        let (device, shape) = (hidden.device(), hidden.shape());
-        let count = self.targets.len();
-        let rows = indices(self.targets.iter().map(|(row, _)| *row), count, &device);
-        let hidden = Gpu::float_select(hidden, 0, rows.clone());
-        let classes = weight.shape().last().copied().unwrap_or(1).max(1);
+        let (hidden, targets, among) = match &self.targets {
+            Targets::OfEach(targets) => (hidden, targets.clone(), None),
+            Targets::OfSome(targets) => {
+                let (device, shape) = (hidden.device(), hidden.shape());
+                let rows = indices(targets.iter().map(|(row, _)| *row), targets.len(), &device);
+                let own = indices(targets.iter().map(|(_, target)| *target), targets.len(), &device);
+                (Gpu::float_select(hidden, 0, rows.clone()), own, Some((rows, shape)))
+            }
+        };
+        let (count, classes) = (hidden.shape()[0], weight.shape().last().copied().unwrap_or(1).max(1));
         let chunk = (LOGITS / classes).clamp(64, 4096);
         let (mut losses, mut slopes) = (Vec::new(), Vec::new());
-        for (from, targets) in (0..count).step_by(chunk).zip(self.targets.chunks(chunk)) {
-            let states = rows_of(hidden.clone(), from, from + targets.len());
+        for from in (0..count).step_by(chunk) {
+            let part = Slice::from(from..count.min(from + chunk));
+            let states = Gpu::float_slice(hidden.clone(), &[part, Slice::full()]);
             let logits = Gpu::float_matmul(states, weight.clone());
-            let own = indices(targets.iter().map(|(_, target)| *target), targets.len(), &device);
+            let own = Gpu::int_slice(targets.clone(), &[part]);
             let (dlogits, loss) = Gpu::cross_entropy_rows(logits, own, self.soft_cap.unwrap_or_default());
             losses.push(loss);
             if needs_hidden {
@@ -80,21 +89,24 @@ impl Node<Gpu, 2> for CrossEntropies {
         };
         let losses = joined(losses);
         let slopes = if needs_hidden { joined(slopes) } else { losses.clone() };
-        (losses, Saved { slopes, rows, shape })
+        (losses, Saved { slopes, among })
     }
 
     fn backward(self, saved: Saved, grad: OnGpu, _: [bool; 2]) -> [Option<OnGpu>; 2] {
-        let Saved { slopes, rows, shape } = saved;
+        let Saved { slopes, among } = saved;
         let dtype = slopes.dtype();
-        let grad = Gpu::float_reshape(grad, [self.targets.len(), 1].into());
+        let count = slopes.shape()[0];
+        let grad = Gpu::float_reshape(grad, [count, 1].into());
         let grad = if dtype == DType::F32 { grad } else { Gpu::float_cast(grad, FloatDType::from(dtype)) };
         let slopes = Gpu::float_mul(slopes, grad);
+        let Some((rows, shape)) = among else { return [Some(slopes), None] };
         let zeros = Gpu::float_zeros(shape, &slopes.device(), FloatDType::from(dtype));
         [Some(Gpu::float_select_assign(zeros, 0, rows, slopes, IndexingUpdateOp::Add)), None]
     }
 }
 
-/// The gradients of the losses, in the place of the logits if nobody else holds them, and the losses.
+/// The gradients of the losses, in the place of the logits if nobody else holds them, and the losses; zeros where there is no
+/// target.
 pub(super) fn rows(logits: CubeTensor, targets: CubeTensor, cap: f32) -> (CubeTensor, CubeTensor) {
     let logits = launch::own(logits);
     let width = launch::width(&logits);
@@ -130,7 +142,9 @@ fn rows_kernel<F: Float>(
         terminate!();
     }
     let start = row * width;
-    let target = targets[row] as usize;
+    // A row without a target goes through the motions of one with the first class: all units take one way.
+    let is_counted = targets[row] >= 0;
+    let target = max(targets[row], 0) as usize;
     let mut most = f32::new(-3.0e38_f32);
     let mut class = UNIT_POS_X as usize;
     while class < width {
@@ -148,14 +162,15 @@ fn rows_kernel<F: Float>(
     // All units have read the target's own before one of them writes over it.
     let sum = sum_of_cube(sum);
     if UNIT_POS_X == 0 {
-        losses[row] = most + sum.ln() - own;
+        losses[row] = select(is_counted, most + sum.ln() - own, 0.0f32);
     }
     let scale = 1.0f32 / sum;
     let mut class = UNIT_POS_X as usize;
     while class < width {
         let value = capped(f32::cast_from(logits[start + class]), cap, caps);
         let slope = (value - most).exp() * scale - select(class == target, 1.0f32, 0.0f32);
-        logits[start + class] = F::cast_from(slope * slope_of_capped(value, cap, caps));
+        let slope = slope * slope_of_capped(value, cap, caps);
+        logits[start + class] = F::cast_from(select(is_counted, slope, 0.0f32));
         class += UNITS as usize;
     }
 }

@@ -17,6 +17,7 @@ use super::{
     cross_entropies, dropout,
     low_rank_by_rows::{self, Batch, Side},
     norm::{self, Kind},
+    overwrite,
     product::{self, Drops, Onto},
     rotary, softmax,
     unpack::{self, Code},
@@ -218,6 +219,14 @@ pub(super) trait Kernels: Backend {
         norm: FloatTensor<Self>,
         formula: Formula,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `values` in the memory of `place`, whoever else holds it.
+    #[fusion(dtype = place, shape = place)]
+    fn overwrite(place: FloatTensor<Self>, values: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The same of whole numbers.
+    #[fusion(dtype = place, shape = place)]
+    fn overwrite_ints(place: IntTensor<Self>, values: IntTensor<Self>) -> IntTensor<Self>;
 
     /// The gradients of `q`, `[batch, queries, heads, dim]`, and of `k` and `v`, `[batch, keys, key heads, ..]`.
     #[fusion(meta = |q, k, v, _grad, _log_sums, _along, _marks, _scores| (heads_last(q, q), heads_last(k, k), heads_last(v, v)))]
@@ -444,6 +453,14 @@ impl Kernels for CubeBackend {
         formula: Formula,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         adamw::step([value, gradient, first, second], norm, formula)
+    }
+
+    fn overwrite(place: FloatTensor<Self>, values: FloatTensor<Self>) -> FloatTensor<Self> {
+        overwrite::in_place(place, values)
+    }
+
+    fn overwrite_ints(place: IntTensor<Self>, values: IntTensor<Self>) -> IntTensor<Self> {
+        overwrite::in_place(place, values)
     }
 
     fn attention_backward(

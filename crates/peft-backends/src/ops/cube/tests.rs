@@ -6,16 +6,16 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use burn::{
     module::{Module, Param},
-    tensor::{DType, Device, Distribution, FloatDType, Tensor},
+    tensor::{DType, Device, Distribution, Float, FloatDType, Int, Tensor, TensorData, activation::log_softmax},
 };
 use proptest::prelude::*;
 
 use crate::{
-    device,
+    Captured, device,
     ops::{
-        AdamW, FourBit, GgmlType, LowRank, PackedMatrix, PackedParts, Packing, Run, ScaleParts, Sight, Trained,
-        Weights, adamw, attention, dropout, layer_norm, linear, linear_cross_entropies, lora_linear, low_rank_by_rows,
-        quantize, rms_norm,
+        AdamW, FourBit, GgmlType, LowRank, PackedMatrix, PackedParts, Packing, Run, ScaleParts, Sight, Slot, Trained,
+        Weights, adamw, attention, dropout, layer_norm, linear, linear_cross_entropies, linear_cross_entropies_of_each,
+        lora_linear, low_rank_by_rows, quantize, rms_norm,
         self_test::{CASES, Case, random},
         tests::{close, gradients_close, run},
     },
@@ -198,6 +198,74 @@ proptest! {
             let weight = weight.clone().to_device(&x.device().inner()).transpose();
             linear_cross_entropies(x, &weight, &targets, capped.then_some(2.0)).unwrap().unsqueeze()
         });
+    }
+}
+
+#[test]
+fn losses_of_targets_on_the_gpu() {
+    let (_one, gpu) = gpu();
+    // The first are more rows than are computed at a time.
+    for (rows, width, classes, cap) in [(4099, 5, 12, None), (37, 24, 90, Some(2.0))] {
+        let weight = normal([width, classes]);
+        let targets: Vec<i64> =
+            (0..rows).map(|row| if row % 3 == 1 { -100 } else { (row * 7 % classes) as i64 }).collect();
+        let targets = |device: &Device| Tensor::<1, Int>::from_data(TensorData::new(targets.clone(), [rows]), device);
+        let hidden = [normal([rows, width])];
+        let double = hidden.each_ref().map(|x| x.clone().cast(FloatDType::F64));
+        let (found, [slope]) = on_gpu(&gpu, &hidden, &|[x]| {
+            linear_cross_entropies_of_each(x, &weight.clone().to_device(&gpu), &targets(&gpu), cap).unwrap().unsqueeze()
+        });
+        let (expected, [exact]) = on_gpu(&Device::flex(), &double, &|[x]| {
+            let logits = x.clone().matmul(weight.clone().cast(FloatDType::F64));
+            let logits = cap.map_or(logits.clone(), |cap| (logits / cap).tanh() * cap);
+            let targets = targets(&Device::flex());
+            let own = log_softmax(logits, 1).gather(1, targets.clone().clamp_min(0).unsqueeze_dim(1));
+            own.neg().squeeze_dim::<1>(1).mask_fill(targets.lower_elem(0), 0.0).unsqueeze()
+        });
+        let of_one_without = |x: Tensor<2>| x.narrow(0, 1, 1).square().sum().into_scalar::<f32>();
+        assert_eq!([found.clone().transpose(), slope.clone().unwrap()].map(of_one_without), [0.0; 2]);
+        close("losses", found, expected, 2e-5);
+        close("slopes", slope.unwrap(), exact.unwrap(), 1e-4);
+    }
+}
+
+#[test]
+fn what_is_recorded_sees_what_its_slots_hold() {
+    let (_one, gpu) = gpu();
+    for dtype in [DType::F32, DType::F16].into_iter().filter(|dtype| gpu.supports_dtype(*dtype)) {
+        let zeros = TensorData::zeros::<f32, _>([7, 33]).convert_dtype(dtype);
+        let (mut values, x) = Slot::<Float>::new::<2>(zeros, &gpu).unwrap();
+        let (mut rows, at) = Slot::<Int>::new::<1>(TensorData::zeros::<i64, _>([5]), &gpu).unwrap();
+        let computation = |x: Tensor<2>, at: Tensor<1, Int>| (x.clone() * 3.0 + x).sin().select(0, at);
+        let held = x.clone();
+        let mut captured = Captured::new(&gpu, move || computation(x.clone(), at.clone()));
+        assert!(captured.is_recorded());
+        for time in 0..4 {
+            let new = normal([7, 33]).cast(FloatDType::from(dtype)).to_device(&gpu);
+            let new_rows = (Tensor::<1, Int>::arange(0..5, &gpu) * (time + 1)).remainder_scalar(7);
+            // What lies in another order has to arrive in this one.
+            values.write(new.clone().transpose().add_scalar(0.0).transpose());
+            rows.write(new_rows.clone());
+            let found = captured.replay().clone().into_data();
+            assert_eq!(held.clone().into_data(), new.clone().into_data(), "{dtype:?} {time}");
+            assert_eq!(found, computation(new, new_rows).into_data(), "{dtype:?} {time}");
+        }
+    }
+    assert!(Slot::<Float>::new::<1>(TensorData::from([1.0]), &Device::flex()).is_none());
+}
+
+#[test]
+fn what_cannot_be_recorded_runs_again() {
+    let (_one, gpu) = gpu();
+    let (mut slot, x) = Slot::<Float>::new::<1>(TensorData::from([0.0_f32; 3]), &gpu).unwrap();
+    let device = gpu.clone();
+    // A recording has no copies from the host.
+    let mut captured = Captured::new(&gpu, move || x.clone() + Tensor::from_data([1.0, 2.0, 3.0], &device));
+    assert!(!captured.is_recorded());
+    for value in [4.0_f32, -2.0] {
+        slot.write(Tensor::<1>::full([3], value, &gpu));
+        let found = captured.replay().clone().into_data();
+        assert_eq!(found, TensorData::from([value + 1.0, value + 2.0, value + 3.0]));
     }
 }
 

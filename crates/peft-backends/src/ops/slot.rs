@@ -1,0 +1,75 @@
+//! Memory of a GPU through which new values reach a computation that was recorded with it.
+
+use std::marker::PhantomData;
+
+use burn::tensor::{DType, Device, Float, Int, IntDType, Tensor, TensorData};
+
+#[cfg(feature = "gpu")]
+use super::cube::{Memory, memory, overwrite};
+use super::half_precision::of_type;
+
+/// The memory of a tensor on a GPU, to be written over for all who hold the tensor: the one exception to tensors being values.
+///
+/// It is written by a launch on the tensor's stream, in order with what was launched before and what will be. What Burn's fusion
+/// has queued and not launched yet stands outside of that order: [`Captured`](crate::Captured) has it launched.
+#[derive(Debug)]
+pub struct Slot<K> {
+    place: Memory,
+    dtype: DType,
+    device: Device,
+    /// What the last launch returned: fusion may leave out what nobody holds the result of.
+    written: Option<Memory>,
+    kind: PhantomData<K>,
+}
+
+impl Slot<Float> {
+    /// New memory on a GPU and the tensor in it; none on another device.
+    pub fn new<const D: usize>(values: TensorData, device: &Device) -> Option<(Self, Tensor<D>)> {
+        let device = device.clone().inner();
+        let dtype = values.dtype();
+        let tensor = Tensor::from_data(values, (&device, dtype));
+        Some((Self { place: memory(tensor.clone())?, dtype, device, written: None, kind: PhantomData }, tensor))
+    }
+
+    /// Writes as many values over those that are there.
+    pub fn write<const D: usize>(&mut self, values: Tensor<D>) {
+        let values = of_type(values.without_autodiff().to_device(&self.device), self.dtype);
+        self.written = memory(values).map(|values| overwrite(self.place.clone(), values));
+    }
+}
+
+impl Slot<Int> {
+    /// New memory on a GPU and the tensor in it, of 32 bits a number; none on another device.
+    pub fn new<const D: usize>(values: TensorData, device: &Device) -> Option<(Self, Tensor<D, Int>)> {
+        let (device, dtype) = (device.clone().inner(), DType::I32);
+        let tensor = Tensor::from_data(values, (&device, dtype));
+        Some((Self { place: memory(tensor.clone())?, dtype, device, written: None, kind: PhantomData }, tensor))
+    }
+
+    /// Writes as many values over those that are there.
+    pub fn write<const D: usize>(&mut self, values: Tensor<D, Int>) {
+        let values = values.to_device(&self.device);
+        let values = if values.dtype() == self.dtype { values } else { values.cast(IntDType::I32) };
+        self.written = memory(values).map(|values| overwrite(self.place.clone(), values));
+    }
+}
+
+/// Without a GPU there is no such memory.
+#[cfg(not(feature = "gpu"))]
+mod without_gpu {
+    use burn::tensor::{Tensor, kind::Basic};
+
+    #[derive(Debug, Clone)]
+    pub(super) enum Memory {}
+
+    pub(super) fn memory<const D: usize, K: Basic>(_: Tensor<D, K>) -> Option<Memory> {
+        None
+    }
+
+    pub(super) fn overwrite(place: Memory, _: Memory) -> Memory {
+        place
+    }
+}
+
+#[cfg(not(feature = "gpu"))]
+use without_gpu::{Memory, memory, overwrite};
