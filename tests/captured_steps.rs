@@ -77,14 +77,13 @@ fn trained(
 }
 
 /// That captured steps are plain ones, and that so many shapes were recorded.
-fn check(case: &Path, steps: &[Vec<Batch>], shapes: usize) {
-    let gpu = gpu();
-    let mut recorded = model(case, &gpu);
+fn check(model: impl Fn() -> PeftModel, steps: &[Vec<Batch>], shapes: usize) {
+    let mut recorded = model();
     recorded.set_training(true);
     let mut captured = CapturedSteps::new(&mut recorded, 0).unwrap();
     let found = trained(recorded, steps, Box::new(|model, batch, share| captured.pass(model, batch, share).unwrap()));
     assert_eq!(captured.kept(), [shapes, shapes]);
-    let expected = trained(model(case, &gpu), steps, Box::new(plain));
+    let expected = trained(model(), steps, Box::new(plain));
     assert!(expected.0.windows(2).all(|losses| losses[0] != losses[1]));
     assert_eq!(found, expected);
     // And these are those of a batch with a mask, whose labels the host looks at.
@@ -92,7 +91,7 @@ fn check(case: &Path, steps: &[Vec<Batch>], shapes: usize) {
         let loss = model.loss(batch).unwrap().0.mul_scalar(share);
         (loss.clone().without_autodiff(), model.gradients(&loss))
     };
-    let (losses, _) = trained(model(case, &gpu), steps, Box::new(masked));
+    let (losses, _) = trained(model(), steps, Box::new(masked));
     for (found, expected) in found.0.iter().zip(&losses) {
         let (found, expected) = (floats(found)[0], floats(expected)[0]);
         assert!((found - expected).abs() <= 1e-4 * expected, "{found} {expected}");
@@ -104,14 +103,23 @@ fn ten_captured_steps_are_ten_plain_ones(#[values("llama.CAUSAL_LM.default", "ge
     let lengths = [[3, 7], [12, 5], [8, 2], [9, 16], [4, 4], [11, 15], [6, 13], [2, 3], [16, 16], [7, 8]];
     let gpu = gpu();
     let steps: Vec<_> = lengths.iter().enumerate().map(|(at, lengths)| vec![batch(at, lengths, &gpu)]).collect();
-    check(&case(name), &steps, 2);
+    check(|| model(&case(name), &gpu), &steps, 2);
 }
 
 #[test]
 fn gradients_of_several_batches_add_up() {
     let gpu = gpu();
     let step = |at| (0..4).map(|part| batch(at + part, &[3 + part, 8], &gpu)).collect();
-    check(&case("llama.CAUSAL_LM.tied-all-linear"), &[step(0), step(7)], 1);
+    check(|| model(&case("llama.CAUSAL_LM.tied-all-linear"), &gpu), &[step(0), step(7)], 1);
+}
+
+#[test]
+fn a_head_that_is_trained_is_recorded_too() {
+    let (gpu, case) = (gpu(), case("llama.CAUSAL_LM.default"));
+    let config = AdapterFolder::read(&case.join("adapter")).unwrap().config;
+    let config = config.with("modules_to_save", vec!["lm_head"]).unwrap().with("init_lora_weights", false).unwrap();
+    let model = || PeftModel::new(base(&case, &gpu), config.clone(), &gpu, 5).unwrap();
+    check(model, &[vec![batch(0, &[3, 8], &gpu)], vec![batch(1, &[7, 2], &gpu)], vec![batch(2, &[8, 8], &gpu)]], 1);
 }
 
 #[test]

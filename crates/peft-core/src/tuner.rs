@@ -85,6 +85,12 @@ pub trait LayerTuner: Debug + Send + Sync {
         }
     }
 
+    /// Whether a GPU may record what it computes: that follows from its tensors and the layer's input alone, no value is looked at
+    /// on the host, and nothing is drawn at random but by the backend's dropout, which is noticed.
+    fn records(&self) -> bool {
+        false
+    }
+
     /// Why rows of one batch cannot have different adapters where this is one of them, after "it"; none if they can.
     fn refuses_rows(&self) -> Option<&'static str> {
         Some("has a tuner that acts on whole batches")

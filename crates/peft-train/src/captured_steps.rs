@@ -76,6 +76,9 @@ impl CapturedSteps {
         if adapter.plan.prompt.is_some() || adapter.plan.in_place {
             return Err(format!("{} is no adapter of single layers", adapter.config.peft_type));
         }
+        if !adapter.plan.adapted.iter().all(|adapted| adapted.layer.records()) {
+            return Err(format!("{} is not known to look at no values", adapter.config.peft_type));
+        }
         let trained: Vec<_> = adapter.tensors.iter().map(|t| &t.param).filter(|p| p.is_trainable()).cloned().collect();
         let (task, classes) = rehearse(model, &device)?;
         let (mut slots, mut places) = (Vec::new(), HashMap::new());

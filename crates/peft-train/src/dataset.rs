@@ -182,7 +182,7 @@ const SPLIT: u64 = 2;
 
 /// The positions of rows whose longest has so many, where they come in multiples: no more than `most`, unless it has more.
 pub(crate) fn padded(longest: usize, multiple: usize, most: usize) -> usize {
-    longest.next_multiple_of(multiple.max(1)).min(most).max(longest)
+    longest.checked_next_multiple_of(multiple.max(1)).unwrap_or(usize::MAX).min(most).max(longest)
 }
 
 /// Pads examples to their longest, or to `least` positions, and puts them on a device, with segments where the model takes them.

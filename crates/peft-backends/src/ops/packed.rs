@@ -89,6 +89,7 @@ pub struct PackedMatrix {
     codes: Codes,
     scales: Scales,
     /// What codes of four bits stand for, where a GPU looks them up.
+    #[cfg(feature = "gpu")]
     table: Option<Tensor<1>>,
 }
 
@@ -157,7 +158,15 @@ impl PackedMatrix {
                 offset,
             },
         };
-        Ok(Self { dims, packing, block, codes: Codes::new(codes, device), scales, table: table(packing, device) })
+        Ok(Self {
+            dims,
+            packing,
+            block,
+            codes: Codes::new(codes, device),
+            scales,
+            #[cfg(feature = "gpu")]
+            table: table(packing, device),
+        })
     }
 
     /// `[d_in, d_out]`, as Burn has weights.
@@ -209,7 +218,13 @@ impl PackedMatrix {
                 offset,
             },
         };
-        Self { codes: self.codes.to_device(device), scales, table: table(self.packing, device), ..self.clone() }
+        Self {
+            codes: self.codes.to_device(device),
+            scales,
+            #[cfg(feature = "gpu")]
+            table: table(self.packing, device),
+            ..self.clone()
+        }
     }
 
     /// The values, `[d_in, d_out]`, in single precision.
@@ -396,6 +411,7 @@ impl PackedParts {
     }
 }
 
+#[cfg(feature = "gpu")]
 fn table(packing: Packing, device: &Device) -> Option<Tensor<1>> {
     match packing {
         Packing::FourBit { codes, .. } if !is_host(device) => Some(floats(codes.values().to_vec(), device)),

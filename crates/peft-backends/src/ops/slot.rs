@@ -16,6 +16,7 @@ use super::half_precision::of_type;
 pub struct Slot<K> {
     place: Memory,
     dtype: DType,
+    count: usize,
     device: Device,
     /// What the last launch returned: fusion may leave out what nobody holds the result of.
     written: Option<Memory>,
@@ -25,16 +26,15 @@ pub struct Slot<K> {
 impl Slot<Float> {
     /// New memory on a GPU and the tensor in it; none on another device.
     pub fn new<const D: usize>(values: TensorData, device: &Device) -> Option<(Self, Tensor<D>)> {
-        let device = device.clone().inner();
-        let dtype = values.dtype();
+        let (device, dtype) = (device.clone().inner(), values.dtype());
         let tensor = Tensor::from_data(values, (&device, dtype));
-        Some((Self { place: memory(tensor.clone())?, dtype, device, written: None, kind: PhantomData }, tensor))
+        Some((Self::at(memory(tensor.clone())?, dtype, tensor.dims(), device), tensor))
     }
 
     /// Writes as many values over those that are there.
     pub fn write<const D: usize>(&mut self, values: Tensor<D>) {
         let values = of_type(values.without_autodiff().to_device(&self.device), self.dtype);
-        self.written = memory(values).map(|values| overwrite(self.place.clone(), values));
+        self.overwrite(values.dims(), memory(values));
     }
 }
 
@@ -43,14 +43,25 @@ impl Slot<Int> {
     pub fn new<const D: usize>(values: TensorData, device: &Device) -> Option<(Self, Tensor<D, Int>)> {
         let (device, dtype) = (device.clone().inner(), DType::I32);
         let tensor = Tensor::from_data(values, (&device, dtype));
-        Some((Self { place: memory(tensor.clone())?, dtype, device, written: None, kind: PhantomData }, tensor))
+        Some((Self::at(memory(tensor.clone())?, dtype, tensor.dims(), device), tensor))
     }
 
     /// Writes as many values over those that are there.
     pub fn write<const D: usize>(&mut self, values: Tensor<D, Int>) {
         let values = values.to_device(&self.device);
         let values = if values.dtype() == self.dtype { values } else { values.cast(IntDType::I32) };
-        self.written = memory(values).map(|values| overwrite(self.place.clone(), values));
+        self.overwrite(values.dims(), memory(values));
+    }
+}
+
+impl<K> Slot<K> {
+    fn at<const D: usize>(place: Memory, dtype: DType, dims: [usize; D], device: Device) -> Self {
+        Self { place, dtype, count: dims.iter().product(), device, written: None, kind: PhantomData }
+    }
+
+    fn overwrite<const D: usize>(&mut self, dims: [usize; D], values: Option<Memory>) {
+        assert_eq!(self.count, dims.iter().product::<usize>(), "a slot takes as many values as it has");
+        self.written = values.map(|values| overwrite(self.place.clone(), values));
     }
 }
 
@@ -60,14 +71,14 @@ mod without_gpu {
     use burn::tensor::{Tensor, kind::Basic};
 
     #[derive(Debug, Clone)]
-    pub(super) enum Memory {}
+    pub(super) struct Memory;
 
     pub(super) fn memory<const D: usize, K: Basic>(_: Tensor<D, K>) -> Option<Memory> {
         None
     }
 
-    pub(super) fn overwrite(place: Memory, _: Memory) -> Memory {
-        place
+    pub(super) fn overwrite(_: Memory, values: Memory) -> Memory {
+        values
     }
 }
 

@@ -53,6 +53,10 @@ impl LayerTuner for DoraLinear {
         output + as_dtype(frozen * (factor.clone() - 1.0) + product * factor, dtype)
     }
 
+    fn records(&self) -> bool {
+        true
+    }
+
     fn refuses_rows(&self) -> Option<&'static str> {
         Some("uses DoRA")
     }
@@ -83,6 +87,10 @@ impl LayerTuner for DoraEmbedding {
             Some(factor) => as_dtype(as_dtype(output, factor.dtype()) * factor.unsqueeze(), dtype),
             None => output,
         }
+    }
+
+    fn records(&self) -> bool {
+        true
     }
 
     fn refuses_rows(&self) -> Option<&'static str> {

@@ -73,6 +73,10 @@ impl LayerTuner for LoraLinear {
         Some(tuner::LowRank { a, b, scale: self.scale, drop })
     }
 
+    fn records(&self) -> bool {
+        true
+    }
+
     fn refuses_rows(&self) -> Option<&'static str> {
         None
     }
@@ -166,6 +170,10 @@ impl LayerTuner for LoraEmbedding {
         let product = rows.mul_scalar(self.scale).matmul(b.transpose()).reshape([batch, sequence, dimensions]);
         let dtype = output.dtype();
         output + as_dtype(product, dtype)
+    }
+
+    fn records(&self) -> bool {
+        true
     }
 
     fn refuses_rows(&self) -> Option<&'static str> {
