@@ -199,9 +199,17 @@ fn rehearse(model: &PeftModel, device: &Device) -> Result<(&'static dyn Task, us
 
 /// The token ids of a batch and their shape, if it has nothing else but a mask of padding on the right.
 fn only_ids(inputs: &Inputs) -> Result<(Tensor<2, Int>, [usize; 2])> {
-    let others = [&inputs.position_ids, &inputs.token_type_ids, &inputs.decoder_input_ids];
-    let (Some(ids), Some(mask), true) =
-        (&inputs.input_ids, &inputs.attention_mask, others.into_iter().all(Option::is_none))
+    let Inputs {
+        input_ids: Some(ids),
+        attention_mask: Some(mask),
+        inputs_embeds: None,
+        prompt: None,
+        token_type_ids: None,
+        position_ids: None,
+        decoder_input_ids: None,
+        past_key_values: None,
+        ..
+    } = inputs
     else {
         return Err(unfit("it has other inputs than token ids and a mask"));
     };
