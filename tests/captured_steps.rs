@@ -144,6 +144,20 @@ fn every_family_of_decoders_is_recorded() {
 }
 
 #[test]
+fn the_recording_that_was_not_used_longest_goes() {
+    let gpu = gpu();
+    let mut model = model(&case("llama.CAUSAL_LM.default"), &gpu);
+    let mut captured = CapturedSteps::new(&mut model, 0).unwrap();
+    // The first shape is used between the others and stays; the second goes for the ninth and comes back.
+    for (number, rows) in [1, 2, 3, 4, 1, 5, 6, 7, 8, 1, 9, 2, 1, 9].into_iter().enumerate() {
+        let batch = batch(number, &vec![8; rows], &gpu);
+        let found = captured.pass(&model, &batch, 1.0).unwrap().0.into_data();
+        assert_eq!(found, plain(&model, &batch, 1.0).0.into_data(), "{rows}");
+    }
+    assert_eq!(captured.kept(), [8, 8]);
+}
+
+#[test]
 fn what_cannot_be_recorded_says_why() {
     let gpu = gpu();
     let reason = |name: &str, device: &Device| {
