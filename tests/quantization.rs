@@ -1,11 +1,14 @@
 //! Packed weights as bitsandbytes has them: codes, files, models; and adapters on top.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft::{
     AutoClass, BaseModel, Batch, Inputs, Labels, PeftConfig, PeftModel, PeftType, TaskType,
-    backends::ops::{FourBit, PackedMatrix, PackedParts, Packing, ScaleParts, quantize},
+    backends::ops::{FourBit, PackedMatrix, PackedParts, Packing, ScaleParts, quantize, quantize_q8_0},
     files::TensorFile,
     models::{
         QuantizationConfig,
@@ -68,6 +71,14 @@ fn codes_and_scales_are_those_of_bitsandbytes(
         let dense = PackedMatrix::new(parts, &Device::flex()).unwrap().dense().transpose().into_data();
         assert_close(name, &dense, of("dense"));
     }
+}
+
+#[test]
+fn blocks_of_eight_bits_are_those_of_the_gguf_package() {
+    let expected = tensors("q8_0.safetensors");
+    let (values, blocks) = (&expected["values"], &expected["blocks"]);
+    let &[d_out, d_in] = values.shape().as_slice() else { panic!("a matrix") };
+    assert_eq!(quantize_q8_0(&floats(values), [d_out, d_in]).unwrap().codes, bytes(blocks));
 }
 
 fn load(model: &str, quantization: QuantizationConfig) -> peft::Result<BaseModel> {
@@ -326,5 +337,98 @@ fn a_packed_table_takes_adapters_and_trained_copies() {
         let ((loss, merged), (dense_loss, dense_merged)) = (run(true, key, value, dora), run(false, key, value, dora));
         assert_close("loss", &loss, &dense_loss);
         assert_close("merged", &merged, &dense_merged);
+    }
+}
+
+/// A GGUF file's model as a checkpoint of floats, and the ids that it is tried with.
+fn as_floats(name: &str) -> (tempfile::TempDir, TensorData) {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("gguf").join(format!("{name}.gguf"));
+    let folder = tempfile::tempdir().unwrap();
+    let loaded = checkpoint::load(&file, &AutoClass::CAUSAL_LM, &LoadOptions::default(), &Device::flex()).unwrap();
+    checkpoint::save(&loaded.base, None, folder.path()).unwrap();
+    let mut expected = tensors(&format!("../gguf/{name}.safetensors"));
+    (folder, expected.remove("input_ids").unwrap())
+}
+
+const EMBEDDINGS: fn() -> QuantizationConfig =
+    || QuantizationConfig { load_embeddings_in_8bit: true, ..QuantizationConfig::default() };
+
+#[rstest]
+#[case::tied("llama-k-quants", &["lm_head.weight", "model.embed_tokens.weight"])]
+#[case::told_apart("llama-old-quants", &["lm_head.weight", "model.embed_tokens.weight"])]
+fn a_table_in_eight_bits_trains_as_its_floats_and_near_the_dense(#[case] name: &str, #[case] packed_names: &[&str]) {
+    let (folder, ids) = as_floats(name);
+    let load = |quantization: QuantizationConfig, dtype: Option<DType>| {
+        let options = LoadOptions { quantization, dtype, ..LoadOptions::default() };
+        checkpoint::load(folder.path(), &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base
+    };
+    let (packed, dense) = (load(EMBEDDINGS(), None), load(QuantizationConfig::default(), None));
+    assert_eq!(packed.packed.iter().map(|(name, _)| name).collect::<Vec<_>>(), packed_names);
+    assert!(packed.packed.iter().all(|(_, weight)| weight.kind() == "Q8_0"));
+    assert_eq!(packed.tree().num_params(), dense.tree().num_params());
+    assert!(packed.bytes() < dense.bytes(), "{} of {}", packed.bytes(), dense.bytes());
+
+    let (dense_loss, _) = trained(dense, false, &ids);
+    let (unpacked_loss, unpacked_grads) = trained(packed.clone().unpacked(), false, &ids);
+    let (loss, grads) = trained(packed.clone(), false, &ids);
+    assert_close("loss", &loss, &unpacked_loss);
+    grads.iter().for_each(|(key, grad)| assert_close(key, grad, &unpacked_grads[key]));
+    let [loss, dense_loss] = [loss, dense_loss].map(|loss| floats(&loss)[0]);
+    assert!((loss - dense_loss).abs() < 5e-3 * dense_loss, "{loss} {dense_loss}");
+
+    let half = logits(&load(EMBEDDINGS(), Some(DType::BF16)), &ids);
+    assert_eq!(half.dtype(), DType::BF16);
+
+    // Checkpoints have no place for blocks: they are written as floats.
+    let written = tempfile::tempdir().unwrap();
+    checkpoint::save(&packed, None, written.path()).unwrap();
+    let again = checkpoint::load(written.path(), &AutoClass::CAUSAL_LM, &LoadOptions::default(), &Device::flex());
+    assert_close("written", &logits(&again.unwrap().base, &ids), &logits(&packed, &ids));
+}
+
+#[test]
+fn a_table_in_eight_bits_goes_with_linear_layers_in_four_and_is_merged_dense() {
+    let (folder, ids) = as_floats("llama-old-quants");
+    let load = |folder: &Path, quantization: QuantizationConfig| {
+        let options = LoadOptions { quantization, ..LoadOptions::default() };
+        checkpoint::load(folder, &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base
+    };
+    let both = QuantizationConfig { load_embeddings_in_8bit: true, ..packed_as("nf4") };
+    let base = load(folder.path(), both.clone());
+    let count = |base: &BaseModel, kind: &str| base.packed.iter().filter(|(_, weight)| weight.kind() == kind).count();
+    assert_eq!((count(&base, "nf4"), count(&base, "Q8_0")), (14, 2));
+    let skipped = Some(vec!["lm_head".to_owned()]);
+    let kept = load(folder.path(), QuantizationConfig { llm_int8_skip_modules: skipped, ..both });
+    assert_eq!((count(&kept, "nf4"), count(&kept, "Q8_0")), (14, 1));
+
+    let mut model = lora(base, false);
+    for (merged, packed) in [(model.merge_repacked().unwrap(), 14), (model.merge().unwrap(), 0)] {
+        let written = tempfile::tempdir().unwrap();
+        checkpoint::save(&merged, None, written.path()).unwrap();
+        let again = load(written.path(), QuantizationConfig::default());
+        assert_eq!((count(&again, "nf4"), count(&again, "Q8_0")), (packed, 0));
+        assert_close("written", &logits(&again, &ids), &logits(&merged, &ids));
+    }
+}
+
+#[test]
+fn a_table_that_a_gguf_file_has_in_blocks_stays_in_them() {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("gguf/llama-old-quants.gguf");
+    let options = LoadOptions { quantization: EMBEDDINGS(), ..LoadOptions::default() };
+    let base = checkpoint::load(&file, &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base;
+    let kinds: Vec<_> = base.packed.iter().map(|(name, weight)| (name, weight.kind())).collect();
+    assert_eq!(kinds, [("lm_head.weight", "Q8_0"), ("model.embed_tokens.weight", "Q4_1")]);
+}
+
+#[test]
+fn tables_that_cannot_have_eight_bits_are_refused() {
+    let bart = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/bart.SEQ_2_SEQ_LM.default/model");
+    let options = LoadOptions { quantization: EMBEDDINGS(), ..LoadOptions::default() };
+    let shared = checkpoint::load(&bart, &AutoClass::SEQ2SEQ_LM, &options, &Device::flex());
+    for (error, word) in
+        [(load("dense", EMBEDDINGS()).unwrap_err(), "rows of 48"), (shared.unwrap_err(), "same memory")]
+    {
+        let error = error.to_string();
+        assert!(error.contains("load_embeddings_in_8bit") && error.contains(word), "{error}");
     }
 }

@@ -4,8 +4,9 @@
     quantized.py WORK SMOLLM2_GGUF COMPARE_SIDE [--steps 50]
 
 The Python side trains with Transformers and PEFT on a model whose linear layers hold what bitsandbytes gives back after packing
-them; the other side is `compare-side` with the model packed while it is loaded, and dense for the times. Needs what compare.py
-needs, and bitsandbytes. Prints a line of JSON for each side and the largest distance of the losses.
+them; the other side is `compare-side` with the model packed while it is loaded, with its table of words in eight bits too
+(`table`), and dense for the times. Needs what compare.py needs, and bitsandbytes. Prints a line of JSON for each side and the
+largest distance of the losses from Python's.
 """
 import argparse, json, os, pathlib, subprocess, sys, time
 
@@ -16,7 +17,7 @@ ap.add_argument("work", type=pathlib.Path)
 ap.add_argument("gguf")
 ap.add_argument("side")
 ap.add_argument("--steps", type=int, default=50)
-ap.add_argument("--only", choices=["python", "nf4", "nested", "int8", "gguf", "dense"], action="append")
+ap.add_argument("--only", choices=["python", "nf4", "table", "nested", "int8", "gguf", "dense"], action="append")
 a = ap.parse_args()
 a.work.mkdir(parents=True, exist_ok=True)
 CASE = dict(kind="train", model="smollm2", task="CAUSAL_LM", rows=2, length=256, target_modules="all-linear", r=8, dtype="f32", check_steps=a.steps)
@@ -61,6 +62,7 @@ NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 RUNS = {
     "dense": ([a.side], FOLDER, None),
     "nf4": ([a.side], FOLDER, NF4),
+    "table": ([a.side], FOLDER, dict(NF4, load_embeddings_in_8bit=True)),
     "nested": ([a.side], FOLDER, dict(NF4, bnb_4bit_use_double_quant=True)),
     "int8": ([a.side], FOLDER, dict(load_in_8bit=True)),
     "gguf": ([a.side], a.gguf, NF4),
@@ -73,7 +75,8 @@ for name in a.only or RUNS:
         side=name, first=out["losses"][0], last=out["losses"][-1], step=seconds[len(seconds) // 2],
         **{key: out[key] for key in ("base_bytes", "loaded_rss_bytes", "peak_rss_bytes") if key in out},
     )), flush=True)
-results = {name: a.work / f"{name}.result.json" for name in ("nf4", "python")}
-if all(path.exists() for path in results.values()):
-    ours, theirs = (json.loads(path.read_text())["losses"] for path in results.values())
-    print("largest relative distance of the losses", max(abs(x - y) / y for x, y in zip(ours, theirs)))
+losses = {path.name.split(".")[0]: json.loads(path.read_text())["losses"] for path in a.work.glob("*.result.json")}
+for name in ("nf4", "table"):
+    if name in losses and "python" in losses:
+        largest = max(abs(x - y) / y for x, y in zip(losses[name], losses["python"]))
+        print(name, "largest relative distance of the losses", largest)

@@ -1,6 +1,6 @@
 """What bitsandbytes makes of small matrices and small models, on the CPU.
 
-    pip install torch transformers accelerate bitsandbytes safetensors
+    pip install torch transformers accelerate bitsandbytes safetensors gguf
     python tests/quantization/generate.py
 
 Made with torch 2.15, transformers 5.24, bitsandbytes 0.50.2.
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import bitsandbytes.functional as F
+import gguf
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
@@ -44,6 +45,17 @@ def matrices():
             made[f"{name}.int8.dense"] = F.int8_vectorwise_dequant(codes, scales).clone()
     made["map"] = F.create_dynamic_map()
     save_file(made, HERE / "matrices.safetensors")
+
+
+def blocks():
+    """Blocks of eight bits as the GGUF package makes them: of all sizes, of zeros, and with ties between two codes."""
+    torch.manual_seed(5)
+    x = torch.randn(9, 96) * torch.logspace(-7, 3, 9).unsqueeze(1)
+    x[4, 32:64] = 0
+    x[5, :32] = torch.arange(32) / 2 - 8
+    x[5, 0] = 127
+    packed = gguf.quants.quantize(x.numpy(), gguf.GGMLQuantizationType.Q8_0)
+    save_file({"values": x, "blocks": torch.from_numpy(packed)}, HERE / "q8_0.safetensors")
 
 
 CONFIGS = {
@@ -87,4 +99,5 @@ def models():
 
 
 matrices()
+blocks()
 models()

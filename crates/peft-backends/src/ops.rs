@@ -50,7 +50,7 @@ pub use linear_cross_entropies::{linear_cross_entropies, linear_cross_entropies_
 pub use lora_linear::{LowRank, adapted, linear, lora_linear};
 pub use low_rank_by_rows::{Run, low_rank_by_rows};
 pub use normed::Normed;
-pub use packed::{FourBit, GgmlType, PackedMatrix, PackedParts, Packing, ScaleParts, quantize};
+pub use packed::{FourBit, GgmlType, PackedMatrix, PackedParts, Packing, ScaleParts, quantize, quantize_q8_0};
 pub use projection::{Adapted, Weight};
 pub use rms_norm::rms_norm;
 pub use rotary::rotate;

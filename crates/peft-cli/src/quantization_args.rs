@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use peft::models::{QuantizationConfig, quantization::QuantType};
 
-/// How the weights of linear layers are packed while the model is loaded.
+/// How weights are packed while the model is loaded.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct QuantizationArgs {
     /// Keep the weights of linear layers in four bits.
@@ -21,6 +21,9 @@ pub(crate) struct QuantizationArgs {
     /// Keep the weights of a GGUF file packed as they are there.
     #[arg(long)]
     keep_gguf_packed: bool,
+    /// Keep the table of words and the output layer in eight bits.
+    #[arg(long)]
+    load_embeddings_in_8bit: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -41,6 +44,7 @@ impl QuantizationArgs {
             },
             bnb_4bit_use_double_quant: self.bnb_4bit_use_double_quant,
             keep_gguf_packed: self.keep_gguf_packed,
+            load_embeddings_in_8bit: self.load_embeddings_in_8bit,
             llm_int8_skip_modules: None,
         }
     }

@@ -206,14 +206,10 @@ pub fn one_by_one(parts: &[RowsPart<'_>], call: &LinearCall, output: &Tensor<2>)
 /// - returned: `[batch, sequence, dimensions]`
 pub(crate) fn embedding(rows: &AdapterRows, weight: &Param<Tensor<2>>, ids: Tensor<2, Int>) -> Tensor<3> {
     let set = weight.reparameterization::<AdapterSet>();
-    let table = match set.and_then(AdapterSet::packed) {
-        Some(packed) => FrozenWeight::Packed(packed),
-        None => FrozenWeight::Dense(weight.base()),
-    };
-    let plain = |ids: Tensor<2, Int>| match &table {
-        FrozenWeight::Dense(table) => module::embedding(table.clone(), ids),
-        FrozenWeight::Packed(table) => table.embed(ids),
-    };
+    let base = weight.base();
+    let dtype = base.dtype();
+    let table = set.and_then(AdapterSet::packed).map_or_else(|| FrozenWeight::Dense(base), FrozenWeight::Packed);
+    let plain = |ids: Tensor<2, Int>| table.embed(ids, dtype);
     if !set.is_some_and(AdapterSet::acts_on_rows) || !rows.takes(ids.dims()[0]) {
         return plain(ids);
     }

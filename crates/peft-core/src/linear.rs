@@ -147,12 +147,10 @@ pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3
         None => module::embedding(embedding.weight.val(), ids),
         Some(set) if set.replaces() => module::embedding(embedding.weight.val(), ids),
         Some(set) => {
-            let weight =
-                set.packed().map_or_else(|| FrozenWeight::Dense(embedding.weight.base()), FrozenWeight::Packed);
-            let frozen = match &weight {
-                FrozenWeight::Dense(weight) => module::embedding(weight.clone(), ids.clone()),
-                FrozenWeight::Packed(weight) => weight.embed(ids.clone()),
-            };
+            let base = embedding.weight.base();
+            let dtype = base.dtype();
+            let weight = set.packed().map_or_else(|| FrozenWeight::Dense(base), FrozenWeight::Packed);
+            let frozen = weight.embed(ids.clone(), dtype);
             set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, &weight, ids.clone(), out))
         }
     }

@@ -8,7 +8,7 @@ use std::{any::Any, collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use burn::{
     module::{Param, ParamId},
-    tensor::{DType, Device, Int, Tensor, TensorData, module},
+    tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, module},
 };
 
 use crate::{DynParam, DynTensor, linear::Product};
@@ -130,6 +130,19 @@ impl FrozenWeight {
             Self::Dense(weight) => weight.dims(),
             Self::Packed(weight) => weight.dims(),
         }
+    }
+
+    /// Rows of a table of words in the type that the model computes in.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, sequence]`
+    /// - returned: `[batch, sequence, dimensions]`
+    pub fn embed(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
+        let words = match self {
+            Self::Dense(table) => module::embedding(table.clone(), ids),
+            Self::Packed(table) => table.embed(ids),
+        };
+        if words.dtype() == dtype { words } else { words.cast(FloatDType::from(dtype)) }
     }
 
     /// `x W + b`, a dense weight's by `product`.

@@ -15,7 +15,10 @@ pub use weight::QuantizedWeight;
 /// The key of a model's `config.json` that says how its weights are packed.
 pub const QUANTIZATION_CONFIG: &str = "quantization_config";
 
-/// How the weights of linear layers are packed.
+/// The key that packs the table of words.
+pub(crate) const EMBEDDINGS_KEY: &str = "load_embeddings_in_8bit";
+
+/// How the weights of linear layers are packed, and the table of words.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct QuantizationConfig {
@@ -29,7 +32,10 @@ pub struct QuantizationConfig {
     pub bnb_4bit_use_double_quant: bool,
     /// Whether weights and tables that a GGUF file has packed stay as they are there.
     pub keep_gguf_packed: bool,
-    /// Linear layers that are not packed, by their names or the ends of their names. The output layer and heads never are.
+    /// Whether the table of words and the output layer are packed too, in blocks of 32 values of eight bits. Not a key of
+    /// `BitsAndBytesConfig`, which leaves both as they are.
+    pub load_embeddings_in_8bit: bool,
+    /// Linear layers that are not packed, by their names or the ends of their names. Heads never are.
     pub llm_int8_skip_modules: Option<Vec<String>>,
 }
 
@@ -70,6 +76,18 @@ impl QuantizationConfig {
         }
     }
 
+    /// The key that has weights packed, by which a training of all of them is refused; none if there is none.
+    ///
+    /// # Errors
+    /// As [`packing`](Self::packing).
+    pub fn packing_key(&self) -> Result<Option<&'static str>> {
+        Ok(match self.packing()? {
+            Some(Packing::Int8) => Some("load_in_8bit"),
+            Some(_) => Some("load_in_4bit"),
+            None => self.load_embeddings_in_8bit.then_some(EMBEDDINGS_KEY),
+        })
+    }
+
     /// What a model's configuration says of its own weights; none if they are not packed.
     ///
     /// # Errors
@@ -89,7 +107,7 @@ impl QuantizationConfig {
     pub(crate) fn to_value(&self) -> Value {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Value::Object(map) = &mut value {
-            map.shift_remove("keep_gguf_packed");
+            map.retain(|key, _| !["keep_gguf_packed", EMBEDDINGS_KEY].contains(&key.as_str()));
             map.insert("quant_method".to_owned(), "bitsandbytes".into());
             map.insert("bnb_4bit_quant_storage".to_owned(), "uint8".into());
         }

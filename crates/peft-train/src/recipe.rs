@@ -320,10 +320,7 @@ fn located(section: &Section, error: PeftError) -> Error {
 
 /// What is packed is there to stand still.
 fn check_packed(section: &Section, model: &ModelArguments, adapter: &PeftConfig) -> Result<()> {
-    if model.quantization.packing().map_err(|error| located(section, error))?.is_none() {
-        return Ok(());
-    }
-    let key = if model.quantization.load_in_4bit { "load_in_4bit" } else { "load_in_8bit" };
+    let Some(key) = model.quantization.packing_key().map_err(|error| located(section, error))? else { return Ok(()) };
     let trains_all = model.init == Some(Init::Random) || adapter.peft_type.as_str() == "FULL";
     let problem = "this recipe trains every weight, and packed ones cannot be: take it away, or train an adapter";
     if trains_all { Err(section.error(key, problem)) } else { Ok(()) }

@@ -7,6 +7,7 @@
 mod codebook;
 mod frozen;
 mod ggml;
+mod q8_0;
 mod quantize;
 mod reader;
 
@@ -17,6 +18,7 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, module};
 pub use codebook::FourBit;
 pub(super) use frozen::Frozen;
 pub use ggml::GgmlType;
+pub use q8_0::quantize_q8_0;
 pub use quantize::quantize;
 pub(super) use reader::HostPacked;
 
@@ -41,7 +43,7 @@ pub enum Packing {
     },
     /// Integers of eight bits, a scale for each output: `load_in_8bit`.
     Int8,
-    /// Blocks of a GGUF file, as they lie in it; nothing is packed so here.
+    /// Blocks of a GGUF file, as they lie in it. [`quantize_q8_0`] makes some.
     Ggml(GgmlType),
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::Device;
-use peft_backends::ops::{PackedParts, Packing, ScaleParts, quantize};
+use peft_backends::ops::{GgmlType, PackedParts, Packing, ScaleParts, quantize, quantize_q8_0};
 use peft_core::{Error, ModelInfo, ModuleKind, PackedWeight, Result, module_tree::is_inside};
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use super::{
     shards::{Shards, Stored, StoredType},
     values::singles,
 };
-use crate::quantization::{QUANTIZATION_CONFIG, QuantizationConfig, QuantizedWeight};
+use crate::quantization::{EMBEDDINGS_KEY, QUANTIZATION_CONFIG, QuantizationConfig, QuantizedWeight};
 
 /// How and where weights are packed.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub(super) struct Packer {
     packing: Option<Packing>,
     /// The parameters that may be.
     names: HashSet<String>,
+    /// The table of words and the output layer, where they are to have eight bits.
+    embeddings: HashSet<String>,
     /// Whether what a GGUF file has in blocks stays so.
     keeps_blocks: bool,
     /// What the model's configuration says of it afterwards.
@@ -65,21 +67,28 @@ impl Packer {
         if packing.is_some() && names.is_empty() {
             return Err(Error::config("load_in_4bit", "the model has no linear layer that could be packed"));
         }
+        let embeddings =
+            if asked.load_embeddings_in_8bit { embeddings(asked, plan, info)? } else { HashSet::default() };
         let keeps_blocks = asked.keep_gguf_packed || packing.is_some();
-        Ok(Self { packing, names, keeps_blocks, config: packing.map(|_| asked.to_value()) })
+        Ok(Self { packing, names, embeddings, keeps_blocks, config: packing.map(|_| asked.to_value()) })
     }
 
-    /// The table of words as the file has it, for itself and for an output layer that is tied to it; none if it is to be dense.
+    /// The table of words, for itself and for an output layer that is tied to it; none if it is to be dense.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub(super) fn read_table(&self, slot: &Slot, shards: &Shards, device: &Device) -> Result<Option<QuantizedWeight>> {
+    pub(super) fn read_table(
+        &self,
+        name: &str,
+        slot: &Slot,
+        shards: &Shards,
+        device: &Device,
+    ) -> Result<Option<QuantizedWeight>> {
         let Source::Tensor(key) = &slot.source else { return Ok(None) };
-        let Some(stored) = shards.get(key).filter(|_| self.keeps_blocks && slot.kind == ModuleKind::Embedding) else {
-            return Ok(None);
-        };
+        let is_packed = slot.kind == ModuleKind::Embedding && (self.keeps_blocks || self.embeddings.contains(name));
+        let Some(stored) = shards.get(key).filter(|_| is_packed) else { return Ok(None) };
         let bytes = shards.values(key)?.unwrap_or_default();
-        let Some(parts) = blocks(stored, &bytes) else { return Ok(None) };
+        let Some(parts) = self.blocks(name, stored, &bytes) else { return Ok(None) };
         weight(parts, "float32", device, key, shards).map(Some)
     }
 
@@ -95,14 +104,17 @@ impl Packer {
         device: &Device,
     ) -> Result<Option<Arc<dyn PackedWeight>>> {
         let Source::Tensor(key) = &slot.source else { return Ok(None) };
-        let Some(stored) = shards.get(key).filter(|_| self.names.contains(name)) else { return Ok(None) };
+        let is_embedding = self.embeddings.contains(name);
+        let Some(stored) = shards.get(key).filter(|_| is_embedding || self.names.contains(name)) else {
+            return Ok(None);
+        };
         let (parts, dtype) = match (&stored.dtype, self.packing) {
             (StoredType::Packed(packed), _) => (packed.read(shards, key)?, packed.dtype.clone()),
             (_, packing) => {
                 let bytes = shards.values(key)?.unwrap_or_default();
                 let parts = match packing {
-                    Some(packing) => pack(stored, slot, &bytes, packing),
-                    None => Some(stored).filter(|_| self.keeps_blocks).and_then(|stored| blocks(stored, &bytes)),
+                    Some(packing) if !is_embedding => pack(stored, slot, &bytes, packing),
+                    _ => self.blocks(name, stored, &bytes),
                 };
                 let Some(parts) = parts else { return Ok(None) };
                 (parts, torch_name(stored).to_owned())
@@ -110,6 +122,47 @@ impl Packer {
         };
         Ok(Some(Arc::new(weight(parts, &dtype, device, key, shards)?)))
     }
+
+    /// What the file has in blocks, where that stays; and else blocks of eight bits of what is to have them.
+    fn blocks(&self, name: &str, stored: &Stored, bytes: &[u8]) -> Option<PackedParts> {
+        let is_embedding = self.embeddings.contains(name);
+        let kept = Some(stored).filter(|_| self.keeps_blocks || is_embedding).and_then(|stored| blocks(stored, bytes));
+        let &[d_out, d_in] = stored.shape.as_slice() else { return kept };
+        kept.or_else(|| quantize_q8_0(&singles(stored, bytes, false), [d_out, d_in]).filter(|_| is_embedding))
+    }
+}
+
+/// The table of words, and the output layer where it is not tied to it.
+///
+/// # Errors
+/// [`Error::Config`] if one of them cannot be packed.
+fn embeddings(asked: &QuantizationConfig, plan: &Matching, info: &ModelInfo) -> Result<HashSet<String>> {
+    let wrong = |problem: String| Error::config(EMBEDDINGS_KEY, problem);
+    let slot = |module: &Option<String>| {
+        let name = format!("{}.weight", module.as_ref()?);
+        plan.slots.get_key_value(&name)
+    };
+    let (table, words) =
+        slot(&info.input_embedding).ok_or_else(|| wrong("the model has no table of words".to_owned()))?;
+    let is_table = |copy: &String| plan.slots.get(copy).is_some_and(|copy| copy.kind != ModuleKind::Linear);
+    if let Some((copy, _)) = plan.tied.iter().find(|(copy, original)| original == table && is_table(copy)) {
+        return Err(wrong(format!("`{table}` cannot be packed: `{copy}` takes its words from the same memory")));
+    }
+    let is_skipped = |name: &str| {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        asked.llm_int8_skip_modules.iter().flatten().any(|entry| QuantizationConfig::is_skipped_as(entry, module))
+    };
+    let output = slot(&info.output_embedding)
+        .filter(|(name, output)| matches!(output.source, Source::Tensor(_)) && !is_skipped(name));
+    let mut names = HashSet::new();
+    for (name, slot) in [Some((table, words)), output].into_iter().flatten() {
+        let (width, block) = (slot.stored_shape().last().copied().unwrap_or_default(), GgmlType::Q8_0.block());
+        if !width.is_multiple_of(block) {
+            return Err(wrong(format!("`{name}` has rows of {width} values, which are no whole blocks of {block}")));
+        }
+        names.insert(name.clone());
+    }
+    Ok(names)
 }
 
 fn weight(parts: PackedParts, dtype: &str, device: &Device, key: &str, shards: &Shards) -> Result<QuantizedWeight> {

@@ -69,7 +69,7 @@ pub(super) fn fill(
         if copies.iter().any(|(_, copy)| copy.kind != ModuleKind::Linear) {
             continue;
         }
-        let Some(weight) = packer.read_table(slot, shards, device)? else { continue };
+        let Some(weight) = packer.read_table(name, slot, shards, device)? else { continue };
         if let Source::Tensor(key) = &slot.source {
             shards.forget(key);
         }
@@ -80,9 +80,9 @@ pub(super) fn fill(
         );
         packed.insert(name.clone(), Arc::new(weight.as_table()));
     }
-    let stands_for = |param: &DynParam, slot: &Slot| {
+    let stands_for = |id: ParamId, slot: &Slot| {
         let dims = [0, 1].map(|side| slot.shape.get(side).copied().unwrap_or_default());
-        DynParam::R2(placeholder(param.id(), dims, dtype, device))
+        DynParam::R2(placeholder(id, dims, dtype, device))
     };
     let originals = info.tied.iter().map(|(_, original)| original.as_str());
     let mut shared: HashMap<&str, (&Slot, DynTensor)> = HashMap::new();
@@ -96,8 +96,11 @@ pub(super) fn fill(
     let mut failure = None;
     let module = model.module.map_params(&|path| info.rename(path), &mut |name, param| {
         let Some(slot) = plan.slots.get(name) else { return param };
+        // What the checkpoint tells apart is no longer the same parameter.
+        let is_apart = |(copy, _): &&(String, String)| copy == name && !plan.tied.iter().any(|(copy, _)| copy == name);
+        let id = if known.tied.iter().any(|pair| is_apart(&pair)) { ParamId::new() } else { param.id() };
         if packed.contains_key(name) {
-            return stands_for(&param, slot);
+            return stands_for(id, slot);
         }
         let value = match &slot.source {
             Source::Tied(original) => shared.get(original.as_str()).map(|(original, value)| {
@@ -113,7 +116,7 @@ pub(super) fn fill(
                     if let Source::Tensor(key) = &slot.source {
                         shards.forget(key);
                     }
-                    return stands_for(&param, slot);
+                    return stands_for(id, slot);
                 }
                 (None, Ok(None)) => read(name, slot).unwrap_or_else(|error| {
                     failure = Some(error);
@@ -128,9 +131,6 @@ pub(super) fn fill(
         if let Source::Tensor(key) = &slot.source {
             shards.forget(key);
         }
-        // What the checkpoint tells apart is no longer the same parameter.
-        let is_apart = |(copy, _): &&(String, String)| copy == name && !plan.tied.iter().any(|(copy, _)| copy == name);
-        let id = if known.tied.iter().any(|pair| is_apart(&pair)) { ParamId::new() } else { param.id() };
         value.map_or_else(|| param.clone(), |value| parameter(id, value))
     });
     match failure {

@@ -1,10 +1,10 @@
 //! Writing a model as Transformers would: configuration, weights, and the tokenizer that came with it.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use burn::tensor::{DType, TensorData};
 use peft_core::{
-    BaseModel, Error, ModuleKind, Result,
+    BaseModel, Error, ModuleKind, PackedWeight, Result,
     files::{create_folder, read_bytes, write_atomically, write_safetensors},
     packed::base_value,
 };
@@ -24,7 +24,9 @@ pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()
     let info = &base.info;
     let mut tensors = stored_tensors(base);
     let mut config = info.config.clone();
-    if base.packed.is_empty() {
+    let stored = |(name, weight): (&str, &Arc<dyn PackedWeight>)| weight.stored(&info.stored(name));
+    let packed: Vec<_> = base.packed.iter().flat_map(stored).collect();
+    if packed.is_empty() {
         config.shift_remove(QUANTIZATION_CONFIG);
     }
     let dtype = tensors.values().next().map(|data| data.dtype());
@@ -42,7 +44,7 @@ pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()
     }
     create_folder(folder)?;
     let mut tensors: BTreeMap<_, _> = tensors.into_iter().map(|(name, data)| (info.stored(&name), data)).collect();
-    tensors.extend(base.packed.iter().flat_map(|(name, weight)| weight.stored(&info.stored(name))));
+    tensors.extend(packed);
     write_safetensors(&folder.join(WEIGHTS), &tensors)?;
     if let Some(source) = source {
         let generation = source.join("generation_config.json");
