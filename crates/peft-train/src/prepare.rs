@@ -187,10 +187,30 @@ struct Rows {
     eval: Option<Vec<Row>>,
 }
 
+/// The files of rows, each read once however many adapters take theirs from it.
+struct Files {
+    read: Vec<(PathBuf, Part, Arc<Vec<Row>>)>,
+    /// Whether what was read may be asked for again.
+    shared: bool,
+}
+
+impl Files {
+    fn rows(&mut self, path: &Path, part: Part) -> Result<Arc<Vec<Row>>> {
+        if let Some((.., rows)) = self.read.iter().find(|(known, of, _)| known == path && *of == part) {
+            return Ok(Arc::clone(rows));
+        }
+        let rows = Arc::new(read_part(path, part)?);
+        if self.shared {
+            self.read.push((path.to_owned(), part, Arc::clone(&rows)));
+        }
+        Ok(rows)
+    }
+}
+
 impl Rows {
-    fn read(recipe: &Recipe) -> Result<Self> {
+    fn read(recipe: &Recipe, files: &mut Files) -> Result<Self> {
         let source = recipe.locate(&recipe.data.train);
-        let read = |source: &Path, part| own_rows(read_part(source, part)?, &recipe.data);
+        let mut read = |source: &Path, part| own_rows(files.rows(source, part)?, &recipe.data);
         let train = read(&source, Part::Train)?;
         if let Some(name) = recipe.data.adapter.as_ref().filter(|_| train.is_empty()) {
             let problem = format!("no row has `{name}` in its column `{}`", recipe.data.column_of_adapters());
@@ -212,25 +232,25 @@ impl Rows {
 }
 
 /// The rows of the adapter that the recipe wants those of; all if it wants no one's.
-fn own_rows(rows: Vec<Row>, data: &DataArguments) -> Result<Vec<Row>> {
-    let Some(name) = &data.adapter else { return Ok(rows) };
+fn own_rows(rows: Arc<Vec<Row>>, data: &DataArguments) -> Result<Vec<Row>> {
+    let Some(name) = &data.adapter else { return Ok(Arc::unwrap_or_clone(rows)) };
     let mut bad = BadRows::default();
     let mut own = Vec::new();
-    for row in rows {
+    for row in rows.iter() {
         let is_own = row.text(data.column_of_adapters()).map(|named| named == name);
-        own.extend((bad.take(is_own)? == Some(true)).then_some(row));
+        own.extend((bad.take(is_own)? == Some(true)).then(|| row.clone()));
     }
     bad.finish()?;
     Ok(own)
 }
 
 /// That each row which several adapters share out among them is one's.
-fn check_shared(recipe: &Recipe) -> Result<()> {
+fn check_shared(recipe: &Recipe, files: &mut Files) -> Result<()> {
     if recipe.apart().iter().all(|(_, one)| one.data.adapter.is_none()) || recipe.adapters.is_empty() {
         return Ok(());
     }
     let known: Vec<&str> = recipe.adapters.iter().map(|one| one.name.as_str()).collect();
-    let rows = read_part(&recipe.locate(&recipe.data.train), Part::Train)?;
+    let rows = files.rows(&recipe.locate(&recipe.data.train), Part::Train)?;
     named_adapters(&rows, recipe.data.column_of_adapters(), &known).map(drop)
 }
 
@@ -249,9 +269,11 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
         let what = "the base model of the recipe, beside it, in the working directory or in the Hub's cache".to_owned();
         return Err(PeftError::NotFound { path: folder, what }.into());
     }
-    check_shared(recipe)?;
+    let mut files = Files { read: Vec::new(), shared: !recipe.adapters.is_empty() };
+    check_shared(recipe, &mut files)?;
     let apart: Vec<&Recipe> = recipe.apart().into_iter().map(|(_, one)| one).collect();
-    let rows: Vec<Rows> = apart.iter().map(|one| Rows::read(one)).collect::<Result<_>>()?;
+    let rows: Vec<Rows> = apart.iter().map(|one| Rows::read(one, &mut files)).collect::<Result<_>>()?;
+    drop(files);
 
     let label_column = label_column(task, &recipe.data.columns);
     let found = match rows.as_slice() {
@@ -409,4 +431,25 @@ fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {
         }
     }
     Ok(recipe.data.max_length.unwrap_or_else(|| most.min(DEFAULT_MAX_LENGTH)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_adapters_share_is_read_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.txt");
+        let again = |shared: bool| {
+            std::fs::write(&path, "a row\n").unwrap();
+            let mut files = Files { read: Vec::new(), shared };
+            assert_eq!(files.rows(&path, Part::Train).unwrap().len(), 1);
+            std::fs::remove_file(&path).unwrap();
+            files.rows(&path, Part::Train).map(|rows| rows.len())
+        };
+        assert_eq!(again(true).unwrap(), 1);
+        assert!(again(false).is_err());
+    }
 }
