@@ -282,6 +282,24 @@ fn results_are_on_stdout_and_everything_else_on_stderr() {
 }
 
 #[test]
+fn a_dry_run_names_each_of_several_adapters_whatever_its_name() {
+    let folder = workplace();
+    let dry_run = || -> serde_json::Value {
+        let done = run(folder.path(), &["train", "recipe.toml", "--dry-run", "--json"]);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        serde_json::from_slice(&done.stdout).unwrap()
+    };
+    assert_eq!(dry_run().get("adapter"), None);
+    let recipe = folder.path().join("recipe.toml");
+    let several = "[[adapters]]\nname = \"default\"\ntrain = \"train.tsv\"\n\
+                   [[adapters]]\nname = \"other\"\ntrain = \"train.tsv\"\n";
+    fs::write(&recipe, fs::read_to_string(&recipe).unwrap() + several).unwrap();
+    let document = dry_run();
+    let names: Vec<_> = document["adapters"].as_array().unwrap().iter().map(|one| &one["adapter"]).collect();
+    assert_eq!(names, ["default", "other"]);
+}
+
+#[test]
 fn every_verb_has_help_with_an_example() {
     let folder = workplace();
     for verb in ["train", "eval", "predict", "explain", "forward", "merge", "inspect", "plugins", "doctor", "data"] {

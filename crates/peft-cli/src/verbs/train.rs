@@ -12,7 +12,7 @@ use std::{
 use burn::tensor::Device;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use peft::{Explanation, model::DEFAULT_ADAPTER, models::hub::Needed, task::Metrics};
+use peft::{Explanation, models::hub::Needed, task::Metrics};
 use peft_train::{
     Event, Observer, Prepared, Recipe, TrainOptions, TrainReport,
     activations::Activations,
@@ -95,13 +95,14 @@ fn dry_run(recipe: &Recipe, device: &Device, globals: &Globals) -> Result<(), Cl
     let (whole, largest) = joint(recipe, &all);
     let activations = Activations::choose(&whole, largest)?;
     let memory = Memory::estimate(&whole, largest, activations.as_ref(), device)?;
+    let is_one_of_several = !recipe.adapters.is_empty();
     let mut parts = Vec::with_capacity(all.len());
     for ((name, recipe), prepared) in recipe.apart().into_iter().zip(&all) {
         let explanation =
             Explanation::new(&prepared.base, &recipe.adapter).map_err(|error| error.in_file(&recipe.path))?;
         let plan = StepPlan::new(&recipe.training, &prepared.train);
         parts.push(Part {
-            name,
+            adapter: is_one_of_several.then_some(name),
             recipe,
             prepared,
             explanation,
@@ -121,8 +122,8 @@ fn dry_run(recipe: &Recipe, device: &Device, globals: &Globals) -> Result<(), Cl
         return terminal::json(&report);
     }
     for part in &parts {
-        if !recipe.adapters.is_empty() {
-            terminal::result(format!("adapter `{}`", part.name))?;
+        if let Some(name) = part.adapter {
+            terminal::result(format!("adapter `{name}`"))?;
         }
         part.show()?;
     }
@@ -135,7 +136,8 @@ fn dry_run(recipe: &Recipe, device: &Device, globals: &Globals) -> Result<(), Cl
 
 /// What a dry run finds of an adapter.
 struct Part<'a> {
-    name: &'a str,
+    /// Its name, of one of several.
+    adapter: Option<&'a str>,
     recipe: &'a Recipe,
     prepared: &'a Prepared,
     explanation: Explanation,
@@ -155,9 +157,7 @@ impl Part<'_> {
             ("steps".to_owned(), json!(self.plan.total)),
             ("warmup_steps".to_owned(), json!(self.schedule.warmup)),
         ]);
-        if self.name != DEFAULT_ADAPTER {
-            map.insert("adapter".to_owned(), self.name.into());
-        }
+        map.extend(self.adapter.map(|name| ("adapter".to_owned(), name.into())));
         map
     }
 
