@@ -91,6 +91,30 @@ fn classes_are_shown_by_their_names() {
 }
 
 #[test]
+fn rows_of_one_of_several_adapters_are_shown_by_its_name() {
+    let folder = workplace("CAUSAL_LM", "chatml");
+    write_rows(folder.path(), "train.jsonl", &[dialogue(), dialogue()]);
+    write_rows(folder.path(), "own.jsonl", &[dialogue()]);
+    let path = folder.path().join("recipe.toml");
+    let several = "[[adapters]]\nname = \"red\"\ntrain = \"train.jsonl\"\n\
+                   [[adapters]]\nname = \"blue\"\ntrain = \"own.jsonl\"\n";
+    fs::write(&path, fs::read_to_string(&path).unwrap() + several).unwrap();
+    let show = |more: &[&str]| run(folder.path(), &[&["data", "show", "recipe.toml"], more].concat());
+
+    let first = text(&show(&[]).stdout);
+    assert!(first.starts_with("adapter `red`; --adapter shows the rows of another: blue\n"), "{first}");
+    assert!(first.contains("train: 2 rows"), "{first}");
+    let second = text(&show(&["--adapter", "blue"]).stdout);
+    assert!(second.starts_with("adapter `blue`") && second.contains("train: 1 rows"), "{second}");
+    let document: Value = serde_json::from_str(&text(&show(&["--adapter", "blue", "--json"]).stdout)).unwrap();
+    assert_eq!((&document["adapter"], &document["summary"]["rows"]), (&json!("blue"), &json!(1)));
+
+    let unknown = show(&["--adapter", "green"]);
+    let problem = text(&unknown.stderr);
+    assert!(!unknown.status.success() && problem.contains("green") && problem.contains("red, blue"), "{problem}");
+}
+
+#[test]
 fn packed_examples_are_shown_as_one() {
     let folder = workplace("CAUSAL_LM", "chatml");
     write_rows(folder.path(), "train.jsonl", &[json!({ "text": "one" }), json!({ "text": "four" })]);

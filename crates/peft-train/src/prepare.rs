@@ -177,7 +177,15 @@ pub fn joint<'a>(recipe: &Recipe, all: &'a [Prepared]) -> (Recipe, &'a Prepared)
 /// # Errors
 /// As [`prepare`].
 pub fn preview(recipe: &Recipe, device: &Device) -> Result<Prepared> {
-    Ok(resolve(recipe, device, false)?.swap_remove(0))
+    Ok(preview_all(recipe, device)?.swap_remove(0))
+}
+
+/// [`prepare_all`] without the weights of the base model.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn preview_all(recipe: &Recipe, device: &Device) -> Result<Vec<Prepared>> {
+    resolve(recipe, device, false)
 }
 
 /// The rows of an adapter.

@@ -8,7 +8,7 @@ use peft::{
     example::{Example, IGNORE, Label},
     models::hub::Needed,
 };
-use peft_train::{Dataset, Prepared, Recipe, prepare::preview};
+use peft_train::{Dataset, Prepared, Recipe, prepare::preview_all};
 use serde_json::{Map, Value, json};
 
 use super::train::data_lines;
@@ -36,6 +36,7 @@ enum DataVerb {
 Examples:
   peft data show recipe.toml
   peft data show recipe.toml --split eval --examples 10 data.assistant_only_loss=true
+  peft data show recipe.toml --adapter red
 
 A dot stands for a token that the loss does not count. The weights of the model are not read.")]
 struct Show {
@@ -51,6 +52,9 @@ struct Show {
     /// Which of the two sets of rows.
     #[arg(long, value_enum, default_value_t = Split::Train)]
     split: Split,
+    /// Whose rows, of a recipe with [[adapters]]; those of the first when absent.
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -70,8 +74,17 @@ impl Data {
 impl Show {
     fn run(self, globals: &Globals) -> Result<(), CliError> {
         let recipe = Recipe::read(&self.recipe, &self.overrides)?;
+        let names: Vec<&str> = recipe.apart().iter().map(|(name, _)| *name).collect();
+        let chosen = match &self.adapter {
+            None => 0,
+            Some(wanted) => names.iter().position(|name| name == wanted).ok_or_else(|| {
+                let known = names.join(", ");
+                CliError::Usage(format!("--adapter {wanted}: the recipe has no adapter of that name (it has: {known})"))
+            })?,
+        };
+        let adapter = names.get(chosen).filter(|_| !recipe.adapters.is_empty());
         session::fetch(&recipe, Needed::Tokenizer, globals)?;
-        let prepared = preview(&recipe, &session::device(globals)?)?;
+        let prepared = preview_all(&recipe, &session::device(globals)?)?.swap_remove(chosen);
         let data = match (self.split, &prepared.eval) {
             (Split::Train, _) => &prepared.train,
             (Split::Eval, Some(eval)) => eval,
@@ -85,7 +98,18 @@ impl Show {
             data.examples.iter().take(self.examples).map(|example| Shown { example, data, prepared: &prepared });
         if globals.json {
             let examples: Vec<Value> = shown.map(|example| example.to_json()).collect();
-            return terminal::json(&json!({ "summary": data.summary, "examples": examples }));
+            let mut report = Map::new();
+            report.extend(adapter.map(|name| ("adapter".to_owned(), json!(name))));
+            report.extend([("summary".to_owned(), json!(data.summary)), ("examples".to_owned(), json!(examples))]);
+            return terminal::json(&report);
+        }
+        if let Some(adapter) = adapter {
+            let others: Vec<&str> = names.iter().copied().filter(|name| name != adapter).collect();
+            let others = others.join(", ");
+            terminal::result(match others.is_empty() {
+                true => format!("adapter `{adapter}`"),
+                false => format!("adapter `{adapter}`; --adapter shows the rows of another: {others}"),
+            })?;
         }
         for line in data_lines(&prepared) {
             terminal::result(line)?;
