@@ -151,6 +151,9 @@ pub trait Task: Debug + Send + Sync {
 
     /// The task's metrics over labelled rows.
     ///
+    /// Which there are follows from the rows: before a run that wants a certain one, they are asked for with scores that are
+    /// empty, and only the names are looked at.
+    ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) with file and line of a row whose label cannot be read.
     fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics>;

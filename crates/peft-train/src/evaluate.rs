@@ -42,6 +42,23 @@ pub fn evaluate(
     Ok(metrics)
 }
 
+/// What [`evaluate`] will have metrics of, before anything was run: their names, with values that mean nothing.
+///
+/// # Errors
+/// If the rows do not suit the task.
+pub(crate) fn named_metrics(
+    task: &dyn Task,
+    data: &Dataset,
+    context: &EncodeContext<'_>,
+    writing: Option<&Writing>,
+) -> Result<Metrics> {
+    let unsaid = vec![Scores::new(); data.examples.len()];
+    let mut metrics = Metrics::from_iter([(EVAL_LOSS.to_owned(), f64::NAN)]);
+    metrics.extend(task.metrics(&judged(data, &unsaid)?, context)?);
+    metrics.extend(writing.map(|writing| writing.metrics(&[])).unwrap_or_default());
+    Ok(metrics)
+}
+
 /// The answer for each row, in the order of the rows: `{"text"}` if `writing` asks for texts (null for a row
 /// that does not), else what the task answers.
 ///

@@ -23,8 +23,10 @@ use peft_generate::GenerationConfig;
 
 use crate::{
     Dataset, Error, Recipe, Result, Writing,
+    best_metric::chosen_metric,
     data::{Part, has_part, read_part},
     dataset,
+    evaluate::named_metrics,
     packing::check_kept_apart,
     pooling,
     recipe::{DataArguments, Init, RECIPE_FILE, TrainingArguments},
@@ -369,6 +371,13 @@ fn encoded(
     };
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
     let writing = writing(recipe, task, eval.as_ref(), &context)?;
+    if let (Some(wanted), Some(eval)) = (&recipe.training.metric_for_best_model, &eval) {
+        let metrics = named_metrics(task.task, eval, &context, writing.as_ref())?;
+        chosen_metric(&metrics, Some(wanted)).map_err(|error| match error {
+            Error::Peft(error) => error.in_file(&recipe.path).into(),
+            other => other,
+        })?;
+    }
     let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
     Ok(Prepared { base, info, initialised, task: task.task, tokenizer, labels, train, eval, writing, options })
 }

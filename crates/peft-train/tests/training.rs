@@ -341,6 +341,22 @@ fn only_the_last_checkpoints_are_kept() {
 }
 
 #[test]
+fn a_metric_that_no_evaluation_has_is_refused_before_the_first_step() {
+    let bench = Bench::new();
+    let prepared = |metric: &str| {
+        prepare::preview(&bench.recipe("out", &[&format!("training.metric_for_best_model={metric}")]), &Device::flex())
+    };
+    let error = prepared("bleu").unwrap_err().to_string();
+    assert!(
+        ["recipe.toml", "metric_for_best_model", "`bleu`", "eval_loss, "].iter().all(|word| error.contains(word)),
+        "{error}"
+    );
+    for metric in ["loss", "eval_loss", "eval_accuracy", "f1"] {
+        assert!(prepared(metric).is_ok(), "{metric}");
+    }
+}
+
+#[test]
 fn the_best_adapter_is_the_result_if_asked_for() {
     let bench = Bench::new();
     // The loss only grows at this learning rate: the first evaluation stays the best.
