@@ -412,6 +412,24 @@ fn a_table_in_eight_bits_goes_with_linear_layers_in_four_and_is_merged_dense() {
 }
 
 #[test]
+fn a_table_of_many_words_is_packed_like_a_small_one() {
+    let (folder, _) = as_floats("llama-old-quants");
+    let config = folder.path().join("config.json");
+    let mut changed: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    changed["vocab_size"] = 40_000.into();
+    std::fs::write(&config, changed.to_string()).unwrap();
+    let dense = checkpoint::random(&config, &AutoClass::CAUSAL_LM, &LoadOptions::default(), &Device::flex()).unwrap();
+    checkpoint::save(&dense, None, folder.path()).unwrap();
+    let written = TensorFile::read(&folder.path().join("model.safetensors"), "weights").unwrap().tensors;
+    let options = LoadOptions { quantization: EMBEDDINGS(), ..LoadOptions::default() };
+    let base = checkpoint::load(folder.path(), &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base;
+    let name = "model.embed_tokens.weight";
+    let whole = quantize_q8_0(&floats(&written[name]), [40_000, 32]).unwrap();
+    let packed = base.packed.get(name).unwrap().as_any().downcast_ref::<PackedMatrix>().unwrap();
+    assert_eq!(packed.parts(), whole);
+}
+
+#[test]
 fn a_table_that_a_gguf_file_has_in_blocks_stays_in_them() {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("gguf/llama-old-quants.gguf");
     let options = LoadOptions { quantization: EMBEDDINGS(), ..LoadOptions::default() };

@@ -120,6 +120,21 @@ fn values_of_a_wrong_type_or_out_of_range_are_refused_where_they_stand() {
 }
 
 #[test]
+fn weights_that_are_packed_cannot_all_be_trained() {
+    for key in ["load_in_4bit", "load_in_8bit", "load_embeddings_in_8bit"] {
+        let whole = GOOD.replacen("peft_type = \"LORA\"", "peft_type = \"FULL\"", 1);
+        let whole = whole.replacen("r = 4\ntarget_modules = [\"query\", \"value\"]\n", "", 1);
+        parse(&whole, &[]).unwrap();
+        let packed = whole.replacen("[model]\n", &format!("[model]\n{key} = true\n"), 1);
+        refused(
+            &packed,
+            &[],
+            &[&format!("recipes/r.toml:2:{}: `{key}` in [model]", key.len() + 4), "trains every weight"],
+        );
+    }
+}
+
+#[test]
 fn every_training_number_has_its_range() {
     let rows: &[(&str, &str)] = &[
         ("num_train_epochs=0", "above 0"),

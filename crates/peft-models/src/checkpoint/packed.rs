@@ -127,8 +127,7 @@ impl Packer {
     fn blocks(&self, name: &str, stored: &Stored, bytes: &[u8]) -> Option<PackedParts> {
         let is_embedding = self.embeddings.contains(name);
         let kept = Some(stored).filter(|_| self.keeps_blocks || is_embedding).and_then(|stored| blocks(stored, bytes));
-        let &[d_out, d_in] = stored.shape.as_slice() else { return kept };
-        kept.or_else(|| quantize_q8_0(&singles(stored, bytes, false), [d_out, d_in]).filter(|_| is_embedding))
+        kept.or_else(|| Some(stored).filter(|_| is_embedding).and_then(|stored| eight_bits(stored, bytes)))
     }
 }
 
@@ -181,6 +180,28 @@ fn blocks(stored: &Stored, bytes: &[u8]) -> Option<PackedParts> {
     let codes = is_whole.then(|| layout.ordered(bytes.to_vec(), d_out))?;
     let (packing, scales) = (Packing::Ggml(*kind), ScaleParts::Plain(Vec::new()));
     Some(PackedParts { dims: [d_out, d_in], packing, block: kind.block(), codes, scales })
+}
+
+/// Blocks of eight bits of a table, some rows at a time: as floats it may be larger than all that is left of the model.
+fn eight_bits(stored: &Stored, bytes: &[u8]) -> Option<PackedParts> {
+    /// Values that are floats at a time.
+    const BAND: usize = 1 << 20;
+    let &[d_out, d_in] = stored.shape.as_slice() else { return None };
+    let rows = match stored.dtype {
+        StoredType::Plain(_) => (BAND / d_in.max(1)).clamp(1, d_out.max(1)),
+        // The order of their rows may be another.
+        StoredType::Ggml(..) | StoredType::Packed(_) => d_out.max(1),
+    };
+    let mut band = stored.clone();
+    let mut codes = Vec::with_capacity(GgmlType::Q8_0.bytes(d_out * d_in)?);
+    for (at, bytes) in bytes.chunks((bytes.len().div_ceil(d_out.max(1)) * rows).max(1)).enumerate() {
+        let dims = [rows.min(d_out.saturating_sub(at * rows)), d_in];
+        band.shape = dims.to_vec();
+        codes.extend(quantize_q8_0(&singles(&band, bytes, false), dims)?.codes);
+    }
+    let packing = Packing::Ggml(GgmlType::Q8_0);
+    let scales = ScaleParts::Plain(Vec::new());
+    Some(PackedParts { dims: [d_out, d_in], packing, block: GgmlType::Q8_0.block(), codes, scales })
 }
 
 fn is_packable(name: &str, slot: &Slot, info: &ModelInfo) -> bool {
