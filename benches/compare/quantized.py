@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Training on packed weights against the formulas of bitsandbytes in Python: same adapter, batches and optimiser.
 
-    quantized.py WORK SMOLLM2_GGUF COMPARE_SIDE [--steps 50]
+    quantized.py WORK SMOLLM2_GGUF COMPARE_SIDE [--steps 50] [--shuffle]
 
 The Python side trains with Transformers and PEFT on a model whose linear layers hold what bitsandbytes gives back after packing
 them; the other side is `compare-side` with the model packed while it is loaded, with its table of words in eight bits too
 (`table`), and dense for the times. Needs what compare.py needs, and bitsandbytes. Prints a line of JSON for each side and the
 largest distance of the losses from Python's.
+
+The GGUF file has the table of words as Q8_0, which packing it again does not change. `--shuffle`, in a WORK of its own, puts the
+model's dimensions in another order: a model that computes the same, and no block of which is as in the file.
 """
 import argparse, json, os, pathlib, subprocess, sys, time
 
@@ -17,6 +20,7 @@ ap.add_argument("work", type=pathlib.Path)
 ap.add_argument("gguf")
 ap.add_argument("side")
 ap.add_argument("--steps", type=int, default=50)
+ap.add_argument("--shuffle", action="store_true")
 ap.add_argument("--only", choices=["python", "nf4", "table", "nested", "int8", "gguf", "dense"], action="append")
 a = ap.parse_args()
 a.work.mkdir(parents=True, exist_ok=True)
@@ -27,6 +31,20 @@ FOLDER, PACKED = a.work / "smollm2-f32", a.work / "smollm2-nf4-unpacked"
 def prepare():
     (a.work / "cases.json").write_text(json.dumps({"packed": CASE}))
     subprocess.run([sys.executable, HERE / "prepare.py", a.work, ".", a.gguf, a.work / "cases.json"], check=True)
+    if a.shuffle:
+        shuffle(FOLDER / "model.safetensors")
+
+
+def shuffle(path):
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(path)
+    order = np.random.default_rng(3).permutation(tensors["model.embed_tokens.weight"].shape[1])
+    for name, weight in tensors.items():
+        is_output = name.endswith(("norm.weight", "o_proj.weight", "down_proj.weight"))
+        tensors[name] = np.ascontiguousarray(weight[order] if is_output else weight[:, order])
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def unpacked():
