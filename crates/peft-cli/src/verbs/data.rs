@@ -52,7 +52,7 @@ struct Show {
     /// Which of the two sets of rows.
     #[arg(long, value_enum, default_value_t = Split::Train)]
     split: Split,
-    /// Whose rows, of a recipe with [[adapters]]; those of the first when absent.
+    /// Whose rows, of a recipe with several adapters; those of the first when absent.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
 }
