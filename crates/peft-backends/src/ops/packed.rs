@@ -376,6 +376,11 @@ impl Debug for PackedMatrix {
 }
 
 impl PackedParts {
+    /// Blocks of GGML, which have their scales in them.
+    pub fn of_blocks(kind: GgmlType, dims: [usize; 2], codes: Vec<u8>) -> Self {
+        Self { dims, packing: Packing::Ggml(kind), block: kind.block(), codes, scales: ScaleParts::Plain(Vec::new()) }
+    }
+
     fn check(&self) -> Result<(), String> {
         let count = self.dims.iter().try_fold(1_usize, |count, side| count.checked_mul(*side));
         let count = count.ok_or_else(|| format!("a matrix of {:?} has too many values", self.dims))?;
@@ -542,8 +547,7 @@ mod tests {
             };
             let [d_out, d_in] = [30, 64];
             let codes: Vec<u8> = (0..d_out * d_in / 32).flat_map(block).collect();
-            let (packing, scales) = (Packing::Ggml(kind), ScaleParts::Plain(Vec::new()));
-            let parts = PackedParts { dims: [d_out, d_in], packing, block: 32, codes, scales };
+            let parts = PackedParts::of_blocks(kind, [d_out, d_in], codes);
             let matrix = PackedMatrix::new(parts.clone(), &Device::flex()).unwrap();
             check_matrix(&matrix, [40, d_in, d_out, 4], true, true);
             check_matrix(&matrix, [3, d_in, d_out, 4], false, false);

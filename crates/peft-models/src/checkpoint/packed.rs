@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::Device;
-use peft_backends::ops::{GgmlType, PackedParts, Packing, ScaleParts, quantize, quantize_q8_0};
+use peft_backends::ops::{GgmlType, PackedParts, Packing, quantize, quantize_q8_0};
 use peft_core::{Error, ModelInfo, ModuleKind, PackedWeight, Result, module_tree::is_inside};
 use serde_json::Value;
 
@@ -178,8 +178,7 @@ fn blocks(stored: &Stored, bytes: &[u8]) -> Option<PackedParts> {
     };
     let is_whole = kind.block() > 1 && d_in.is_multiple_of(kind.block()) && !layout.plus_one;
     let codes = is_whole.then(|| layout.ordered(bytes.to_vec(), d_out))?;
-    let (packing, scales) = (Packing::Ggml(*kind), ScaleParts::Plain(Vec::new()));
-    Some(PackedParts { dims: [d_out, d_in], packing, block: kind.block(), codes, scales })
+    Some(PackedParts::of_blocks(*kind, [d_out, d_in], codes))
 }
 
 /// Blocks of eight bits of a table, some rows at a time: as floats it may be larger than all that is left of the model.
@@ -199,9 +198,7 @@ fn eight_bits(stored: &Stored, bytes: &[u8]) -> Option<PackedParts> {
         band.shape = dims.to_vec();
         codes.extend(quantize_q8_0(&singles(&band, bytes, false), dims)?.codes);
     }
-    let packing = Packing::Ggml(GgmlType::Q8_0);
-    let scales = ScaleParts::Plain(Vec::new());
-    Some(PackedParts { dims: [d_out, d_in], packing, block: GgmlType::Q8_0.block(), codes, scales })
+    Some(PackedParts::of_blocks(GgmlType::Q8_0, [d_out, d_in], codes))
 }
 
 fn is_packable(name: &str, slot: &Slot, info: &ModelInfo) -> bool {

@@ -428,8 +428,7 @@ fn blocks_of_gguf_are_the_processors_bits() {
     }
     let codes = (0..Q4K.bytes(d_out * d_in).unwrap())
         .map(|at| if at % 144 < 4 { [0x66, 0x1c][at % 2] } else { noise(at) as u8 });
-    let (packing, scales) = (Packing::Ggml(Q4K), ScaleParts::Plain(Vec::new()));
-    let parts = PackedParts { dims: [d_out, d_in], packing, block: 256, codes: codes.collect(), scales };
+    let parts = PackedParts::of_blocks(Q4K, [d_out, d_in], codes.collect());
     same("packed", &gpu, &[normal([9, d_in]), normal([5, d_in]), normal([d_out, 5])], &|[x, a, b]| {
         let weight = PackedMatrix::new(parts.clone(), &x.device().inner()).unwrap();
         let lora = LowRank { a: a.clone(), b: b.clone(), scale: 0.1, drop: 0.0 };

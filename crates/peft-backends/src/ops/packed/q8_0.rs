@@ -3,7 +3,7 @@
 use half::f16;
 use rayon::prelude::*;
 
-use super::{GgmlType, PackedParts, Packing, ScaleParts};
+use super::{GgmlType, PackedParts};
 
 /// Values that share a scale.
 const BLOCK: usize = 32;
@@ -14,7 +14,6 @@ const RUN: usize = 256;
 
 /// Packs a matrix as files have it, `[d_out, d_in]` row by row; none if its rows are no whole blocks.
 pub fn quantize_q8_0(values: &[f32], dims: [usize; 2]) -> Option<PackedParts> {
-    let kind = GgmlType::Q8_0;
     let [_, d_in] = dims;
     let mut codes = d_in.is_multiple_of(BLOCK).then(|| vec![0; values.len() / BLOCK * BYTES])?;
     let runs = codes.par_chunks_mut(RUN * BYTES).zip(values.par_chunks(RUN * BLOCK));
@@ -22,7 +21,7 @@ pub fn quantize_q8_0(values: &[f32], dims: [usize; 2]) -> Option<PackedParts> {
         let (blocks, _) = bytes.as_chunks_mut::<BYTES>();
         blocks.iter_mut().zip(values.as_chunks::<BLOCK>().0).for_each(|(bytes, values)| block(values, bytes));
     });
-    Some(PackedParts { dims, packing: Packing::Ggml(kind), block: BLOCK, codes, scales: ScaleParts::Plain(Vec::new()) })
+    Some(PackedParts::of_blocks(GgmlType::Q8_0, dims, codes))
 }
 
 fn block(values: &[f32; BLOCK], bytes: &mut [u8; BYTES]) {

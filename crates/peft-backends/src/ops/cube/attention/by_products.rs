@@ -47,13 +47,13 @@ struct Stretch {
 }
 
 impl Stretch {
-    /// All of them, in order.
+    /// All of them, in order, of at least [`MANY`] queries.
     fn all(sizes: &Sizes, scores: &Scores) -> impl Iterator<Item = Self> {
         let Sizes { batch, heads, queries, keys, .. } = *sizes;
         // A query that sees nothing looks at all keys.
         let (causal, window) = (scores.causal && !scores.blind, scores.window.filter(|_| !scores.blind));
         let most = if causal || window.is_some() { STRETCH } else { queries };
-        let fitting = (MOST_SCORES / (batch * heads * keys)).clamp(MANY, most.max(MANY));
+        let fitting = (MOST_SCORES / (batch * heads * keys)).clamp(MANY, most);
         (0..queries).step_by(fitting).map(move |first| {
             let end = queries.min(first + fitting);
             let behind = keys - queries;
@@ -99,7 +99,7 @@ pub(super) fn forward(
 ) -> (CubeTensor, CubeTensor) {
     let sizes = Sizes::of(&q, &k, &v, &scores);
     let Sizes { batch, heads, queries, plan, .. } = sizes;
-    let (k, v, marks) = (launch::whole(k), launch::whole(v), launch::whole(marks));
+    let marks = launch::whole(marks);
     let y = launch::empty(&q, [batch, queries, heads, plan.width], q.dtype);
     let log_sums = launch::empty(&q, [batch * heads * queries], DType::F32);
     for stretch in Stretch::all(&sizes, &scores) {
@@ -129,7 +129,7 @@ impl Backward {
         let Self { q, k, v, grad, log_sums, along, marks, scores } = self;
         let sizes = Sizes::of(&q, &k, &v, &scores);
         let Sizes { batch, heads, key_heads, queries, keys, plan } = sizes;
-        let [k, v, marks] = [k, v, marks].map(launch::whole);
+        let marks = launch::whole(marks);
         let dq = launch::empty(&q, [batch, queries, heads, plan.dim], q.dtype);
         let zeros = |dim| {
             let shape = Shape::new([batch, keys, key_heads, dim]);
