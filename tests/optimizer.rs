@@ -71,6 +71,29 @@ fn tied_parameters_stay_one() {
     check("gpt2.CAUSAL_LM.default", "FULL", TaskType::CAUSAL_LM, &json!({}), 1e-2);
 }
 
+/// A step looks after tied parameters of every adapter there is, and must leave the prompt of another in place.
+#[test]
+fn a_prompt_is_trained_beside_an_adapter_with_tied_parameters() {
+    let golden = "gpt2.CAUSAL_LM.default";
+    let mut model = model(golden, "FULL", TaskType::CAUSAL_LM, &json!({}));
+    let config = PeftConfig::new(PeftType::new("PROMPT_TUNING"), Some(TaskType::CAUSAL_LM)).unwrap();
+    model.add_adapter("prompt", config.with("num_virtual_tokens", 3).unwrap(), 7).unwrap();
+    model.set_active(&["prompt"]).unwrap();
+    let batch = model.complete(batch(&case(golden))).unwrap();
+    let mut adamw = AdamWConfig::new().init();
+    let mut states = vec![model.state_dict("prompt").unwrap()];
+    for _ in 0..2 {
+        let gradients = model.gradients(&model.loss(&batch).unwrap().0);
+        model.step(&mut adamw, 1e-2, gradients);
+        states.push(model.state_dict("prompt").unwrap());
+    }
+    for (before, after) in states.iter().zip(states.iter().skip(1)) {
+        assert!(
+            before.keys().eq(after.keys()) && before.iter().all(|(key, value)| floats(value) != floats(&after[key]))
+        );
+    }
+}
+
 #[test]
 fn tokens_that_move_too_far_are_pulled_back() {
     let options = json!({ "cpt_token_ids": [5, 9, 17], "cpt_tokens_type_mask": [1, 2, 4] });

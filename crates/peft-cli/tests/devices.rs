@@ -65,10 +65,21 @@ fn a_dry_run_says_what_the_run_would_take() {
     let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
     let memory = &facts["memory"];
     let bytes = |key: &str| memory[key].as_u64().unwrap();
-    let parts =
-        ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspace", "data", "program"];
+    let parts = [
+        "weights",
+        "adapter",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "workspace",
+        "recordings",
+        "data",
+        "program",
+    ];
     assert!(bytes("total") >= parts.map(bytes).iter().sum::<u64>());
     assert_eq!(bytes("optimizer"), 2 * bytes("adapter"));
+    assert_eq!(bytes("recordings"), 0);
     let layers: u64 = memory["layers"].as_array().unwrap().iter().map(|layer| layer["bytes"].as_u64().unwrap()).sum();
     assert_eq!(layers, bytes("activations"));
     assert!(bytes("available") > bytes("total") && memory["fits"]["batch"].as_u64().unwrap() >= 4);

@@ -41,7 +41,7 @@ pub trait DynModule: Send + Debug {
     ) -> Box<dyn DynModule>;
     /// The current values of what [`attach`](Self::attach) hung on it.
     fn attached_params(&self) -> HashMap<ParamId, DynParam>;
-    /// Replaces parameters one by one: loading and merging. For a model without adapters on it.
+    /// Replaces the model's parameters one by one, by name; a prompt before it stays.
     fn map_params(self: Box<Self>, rename: &dyn Fn(&str) -> String, f: ParamFn<'_>) -> Box<dyn DynModule>;
     /// Switches dropout on or off.
     fn set_training(self: Box<Self>, training: bool) -> Box<dyn DynModule>;
@@ -94,7 +94,7 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
     }
 
     fn map_params(self: Box<Self>, rename: &dyn Fn(&str) -> String, f: ParamFn<'_>) -> Box<dyn DynModule> {
-        Box::new(self.map(&mut MapParams { path: Vec::new(), rename, f }))
+        Box::new(with_params(*self, rename, f))
     }
 
     fn set_training(self: Box<Self>, training: bool) -> Box<dyn DynModule> {
@@ -136,6 +136,11 @@ pub(crate) fn with_training<M: Module>(module: M, training: bool) -> M {
         }
     }
     module.map(&mut Training(training))
+}
+
+/// The module with other parameters.
+pub(crate) fn with_params<M: Module>(module: M, rename: &dyn Fn(&str) -> String, f: ParamFn<'_>) -> M {
+    module.map(&mut MapParams { path: Vec::new(), rename, f })
 }
 
 struct MapParams<'a> {

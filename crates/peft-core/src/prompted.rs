@@ -11,7 +11,7 @@ use burn::{
 use crate::{
     Acting, Adapter, AdapterSet, DynModule, DynParam, DynTensor, Forward, Inputs, ModuleTree, Outputs, PackedWeights,
     attach,
-    dyn_module::{ParamFn, with_training},
+    dyn_module::{ParamFn, with_params, with_training},
     prompt::PromptPlan,
 };
 
@@ -69,7 +69,8 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
     }
 
     fn map_params(self: Box<Self>, rename: &dyn Fn(&str) -> String, f: ParamFn<'_>) -> Box<dyn DynModule> {
-        Box::new(self.model).map_params(rename, f)
+        let Self { model, prompt, plan } = *self;
+        Box::new(Self::new(with_params(model, rename, f), prompt, plan))
     }
 
     fn set_training(self: Box<Self>, training: bool) -> Box<dyn DynModule> {

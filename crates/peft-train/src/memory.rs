@@ -1,11 +1,12 @@
 //! What a run needs of a device's memory, by an estimate before its first step, and what would fit.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use burn::tensor::Device;
 use peft::{
     Plan,
     backends::{
+        capture::is_recordable,
         device::is_host,
         memory::{capacity, resident},
     },
@@ -16,6 +17,7 @@ use serde::Serialize;
 use crate::{
     Error, Prepared, Recipe, Result,
     activations::{Activations, Kept, kept, lengths},
+    captured_steps,
     recipe::WeightType,
     report::peak_rss_bytes,
 };
@@ -45,6 +47,9 @@ pub struct Memory {
     pub logits: u64,
     /// What the pass back works with: gradients of a layer's values, and weights in half precision widened.
     pub workspace: u64,
+    /// What recorded passes keep beyond the largest one's, with `captured_steps` on a GPU: each of another length has a pass's
+    /// memory and the adapter's gradients for itself, and all read a copy of the adapter.
+    pub recordings: u64,
     /// Examples on the host; nothing on another device.
     pub data: u64,
     /// The program itself, its tokenizer and what it has loaded; measured, and nothing on another device.
@@ -104,7 +109,13 @@ impl Memory {
             lengths: lengths(recipe, prepared),
             trained: trained(&plan, prepared),
         };
-        let run = Run { recipe, prepared, plan, forgetful: chosen.map_or(0, |chosen| chosen.forgetful_layers), device };
+        let forgetful = chosen.map_or(0, |chosen| chosen.forgetful_layers);
+        let records = recipe.training.captured_steps && !recipe.data.packing && is_recordable(device);
+        let recorded = match records {
+            true => prepared.padded_lengths(recipe.training.multiple(true)),
+            false => BTreeSet::new(),
+        };
+        let run = Run { recipe, prepared, plan, forgetful, recorded, device };
         let mut memory = run.of(size);
         memory.available = capacity(device);
         memory.fits = memory.available.map(|available| run.fits(size, available));
@@ -158,6 +169,7 @@ impl fmt::Display for Memory {
             ("activations", self.activations),
             ("logits", self.logits),
             ("workspace", self.workspace),
+            ("recordings", self.recordings),
             ("data", self.data),
             ("program", self.program),
         ];
@@ -190,6 +202,8 @@ struct Run<'a> {
     prepared: &'a Prepared,
     plan: Plan,
     forgetful: usize,
+    /// Lengths of rows whose passes are recorded.
+    recorded: BTreeSet<usize>,
     device: &'a Device,
 }
 
@@ -236,7 +250,8 @@ impl Run<'_> {
         let program = if on_host { resident().unwrap_or(0).saturating_sub(weights + data) } else { 0 };
         let [adapter, optimizer] = [size.trained * 4, size.trained * 8];
         let workspace = values + widened;
-        let total = weights + 2 * adapter + optimizer + activations + logits + workspace + data + program;
+        let recordings = recordings(&self.recorded, activations + logits + workspace, adapter);
+        let total = weights + 2 * adapter + optimizer + activations + logits + workspace + recordings + data + program;
         let loading = if on_host { peak_rss_bytes().unwrap_or(0) } else { 0 };
         Memory {
             weights,
@@ -247,6 +262,7 @@ impl Run<'_> {
             layers,
             logits,
             workspace,
+            recordings,
             data,
             program,
             total: total.max(loading),
@@ -282,6 +298,13 @@ fn most(limit: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
     (good > 0).then_some(good)
 }
 
+/// What the recordings of passes keep beyond the longest one's pass, of which `pass` and `adapter` are the bytes.
+fn recordings(lengths: &BTreeSet<usize>, pass: u64, adapter: u64) -> u64 {
+    let Some(longest) = lengths.last().map(|longest| (*longest).max(1) as u64) else { return 0 };
+    let kept = lengths.iter().rev().take(captured_steps::MOST).map(|length| *length as u64);
+    kept.fold(0, |sum, length| sum + pass * length / longest + adapter) + adapter - pass
+}
+
 fn data_bytes(prepared: &Prepared) -> u64 {
     let examples = prepared.train.examples.iter().chain(prepared.eval.iter().flat_map(|eval| &eval.examples));
     // Ids, segments and labels, four bytes each, and what a row and its maps take.
@@ -304,6 +327,7 @@ mod tests {
             layers: Vec::new(),
             logits: 0,
             workspace: 0,
+            recordings: 0,
             data: 0,
             program: 0,
             total,
@@ -325,6 +349,15 @@ mod tests {
         assert!(memory(3, Some(2), None).verdict().contains("load_in_4bit"));
         assert!(memory(19, Some(20), Some(1)).check().is_ok() && memory(19, Some(20), Some(1)).warning().is_some());
         assert!(memory(17, Some(20), Some(1)).warning().is_none() && memory(17, None, None).warning().is_none());
+    }
+
+    #[test]
+    fn a_recording_of_each_length_keeps_a_pass() {
+        assert_eq!(recordings(&BTreeSet::new(), 1000, 10), 0);
+        assert_eq!(recordings(&[128].into(), 1000, 10), 20);
+        assert_eq!(recordings(&[64, 128].into(), 1000, 10), 530);
+        let many = recordings(&(1..=100).collect(), 1000, 0);
+        assert_eq!(many, [99, 98, 97, 96, 95, 94, 93].map(|length| 10 * length).iter().sum::<u64>());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From a recipe to everything that training needs, judged before the first step.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -65,6 +65,11 @@ impl Prepared {
     /// The positions of rows whose longest has so many, where they come in multiples.
     pub(crate) fn padded(&self, longest: usize, multiple: usize) -> usize {
         dataset::padded(longest, multiple, self.options.max_length.min(self.info.room().unwrap_or(usize::MAX)))
+    }
+
+    /// The lengths that batches of the training examples can have with that padding.
+    pub(crate) fn padded_lengths(&self, multiple: usize) -> BTreeSet<usize> {
+        self.train.examples.iter().map(|example| self.padded(example.input_ids.len(), multiple)).collect()
     }
 
     /// What the task needs to turn labelled rows into examples.

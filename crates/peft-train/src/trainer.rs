@@ -6,7 +6,7 @@
 //! Several adapters share the passes forward and back and nothing else: each has a `Trainee`, as if it were trained alone.
 
 use std::{
-    collections::HashSet,
+    collections::BTreeSet,
     path::PathBuf,
     sync::{
         Arc,
@@ -143,9 +143,8 @@ fn capture(
     };
     let mut note = |text: String| observer.observe(&Event::Note(&format!("captured_steps: {text}")));
     let captured = captured.map_err(|reason| note(format!("steps are not captured, {reason}"))).ok()?;
-    let examples = prepared.iter().flat_map(|prepared| prepared.train.examples.iter().map(move |e| (prepared, e)));
     let multiple = recipe.training.multiple(true);
-    let lengths: HashSet<usize> = examples.map(|(own, e)| own.padded(e.input_ids.len(), multiple)).collect();
+    let lengths: BTreeSet<usize> = prepared.iter().flat_map(|prepared| prepared.padded_lengths(multiple)).collect();
     if lengths.len() > captured_steps::MOST {
         note(format!(
             "rows are padded to {} lengths, and the recordings of {} are kept: a greater pad_to_multiple_of has fewer",

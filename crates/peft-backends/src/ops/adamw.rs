@@ -151,7 +151,7 @@ fn plain(rule: &AdamW, tensors: Vec<Trained>) -> (Vec<Updated>, Tensor<1>) {
     (tensors.into_iter().map(update).collect(), norm)
 }
 
-/// A launch for the norm and one for the rest, for each tensor.
+/// A launch for the norm and one for the rest, for each dozen of tensors.
 #[cfg(feature = "gpu")]
 fn on_gpu(rule: &AdamW, tensors: Vec<Trained>) -> (Vec<Updated>, Tensor<1>) {
     let max_norm = rule.max_grad_norm.unwrap_or_default() as f32;

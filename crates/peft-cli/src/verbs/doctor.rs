@@ -2,7 +2,10 @@
 
 use clap::Args;
 use peft::{
-    backends::ops::{SelfTest, self_test},
+    backends::{
+        device::{self, is_host},
+        ops::{SelfTest, self_test},
+    },
     models::hub::Hub,
 };
 use serde_json::json;
@@ -16,14 +19,14 @@ pub(crate) struct Doctor {}
 
 impl Doctor {
     pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
-        let devices = peft::backends::device::report();
-        let built_in = peft::backends::device::built_in();
+        let devices = device::report();
+        let built_in = device::built_in();
         let absent: Vec<_> = ["wgpu", "cuda"].into_iter().filter(|b| !built_in.contains(b)).collect();
         let chosen = crate::session::device(globals)?;
         let tests = self_test(&chosen);
         let works = tests.iter().all(SelfTest::passes);
         let hub = Hub::from_env();
-        let kernel_cache = peft::backends::device::kernel_cache();
+        let kernel_cache = device::kernel_cache();
         if globals.json {
             let hub = json!({
                 "cache": hub.cache, "endpoint": hub.endpoint, "offline": hub.offline, "token": hub.token.is_some(),
@@ -64,6 +67,10 @@ impl Doctor {
         lines.push(format!("downloads  {}", downloads(&hub)));
         if built_in.iter().any(|backend| *backend != "cpu") {
             lines.push(match kernel_cache {
+                // The self-test has just computed on it.
+                Some(file) if !is_host(&chosen) && !file.is_file() => {
+                    format!("kernels    could not be kept for the next run in {}", file.display())
+                }
                 Some(file) => format!("kernels    kept for the next run in {}", file.display()),
                 None => {
                     "kernels    compiled and measured anew in each run; --features persistence keeps them".to_owned()

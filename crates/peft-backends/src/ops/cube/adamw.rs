@@ -1,10 +1,11 @@
-//! AdamW: two launches for each tensor, and nothing read back.
+//! AdamW: two launches for a dozen tensors, and nothing read back.
 //!
-//! The first adds up the squares of its gradient, the second clips by the norm of all, moves the moments and the values.
+//! The first adds up the squares of their gradients, the second clips by the norm of all, moves the moments and the values.
+//! An adapter is hundreds of small tensors: with launches of their own most of the time would go in starting them.
 
 use burn::{
-    backend::ops::FloatTensorOps,
-    tensor::{DType, Tensor},
+    backend::{Backend, ExtensionType, TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor},
+    tensor::{DType, Shape, Tensor},
 };
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -14,8 +15,14 @@ use super::{
     row::{UNITS, sum_of_cube},
 };
 
-/// Elements whose squares one cube adds up.
-const PART: usize = 4096;
+/// Elements that one cube does.
+const PART: usize = 1024;
+
+/// Tensors that a [`Group`] holds.
+const GROUP: usize = 12;
+
+/// Buffers of a launch that are no tensor of a [`Group`]: the norm or the squares, and what CubeCL passes of its own.
+const OTHER_BUFFERS: usize = 3;
 
 /// Numbers of the formula.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,59 +48,195 @@ pub(in crate::ops) struct OnDevice {
     pub(in crate::ops) formula: Formula,
 }
 
+/// Tensors of the same formula, as many as a [`Group`] holds.
+#[derive(Debug)]
+struct Batch {
+    formula: Formula,
+    values: Vec<OnGpu>,
+    gradients: Vec<OnGpu>,
+    moments: [Vec<OnGpu>; 2],
+}
+
+impl Batch {
+    fn new(formula: Formula) -> Self {
+        Self { formula, values: Vec::new(), gradients: Vec::new(), moments: [Vec::new(), Vec::new()] }
+    }
+
+    fn takes(&self, formula: Formula) -> bool {
+        self.formula == formula && self.values.len() < GROUP
+    }
+
+    fn push(&mut self, OnDevice { value, gradient, moments: [first, second], .. }: OnDevice) {
+        let [firsts, seconds] = &mut self.moments;
+        self.values.push(primitive(value));
+        self.gradients.push(primitive(gradient));
+        firsts.push(primitive(first));
+        seconds.push(primitive(second));
+    }
+}
+
 /// New values and moments in this order, and the norm of all gradients, `[1]`.
 pub(in crate::ops) fn adamw(tensors: Vec<OnDevice>) -> (Vec<(Tensor<1>, [Tensor<1>; 2])>, Tensor<1>) {
-    let squares: Vec<OnGpu> =
-        tensors.iter().map(|tensor| Gpu::parts_of_squares(primitive(tensor.gradient.clone()))).collect();
-    let norm = Gpu::float_sqrt(Gpu::float_sum(Gpu::float_cat(squares, 0)));
+    let mut updated = Vec::with_capacity(tensors.len());
+    let batches = batches(tensors);
+    let norm = norm(&batches);
     let back = Tensor::from_primitive::<Gpu>;
-    let updated = tensors.into_iter().map(|OnDevice { value, gradient, moments: [first, second], formula }| {
-        let all = (primitive(value), primitive(gradient), primitive(first), primitive(second));
-        let (value, first, second) = Gpu::adamw_step(all.0, all.1, all.2, all.3, norm.clone(), formula);
-        (back(value), [back(first), back(second)])
-    });
-    (updated.collect(), back(norm))
+    for Batch { formula, values, gradients, moments: [firsts, seconds] } in batches {
+        let [values, gradients, firsts, seconds] = [values, gradients, firsts, seconds].map(Group::new);
+        let (values, firsts, seconds) = Gpu::adamw_step(values, gradients, firsts, seconds, norm.clone(), formula);
+        let [values, firsts, seconds] = [values, firsts, seconds].map(Group::into_vec);
+        let all = values.into_iter().zip(firsts).zip(seconds);
+        updated.extend(all.map(|((value, first), second)| (back(value), [back(first), back(second)])));
+    }
+    (updated, back(norm))
 }
 
-/// The sums of the squares of a few elements each.
-pub(super) fn parts_of_squares(x: CubeTensor) -> CubeTensor {
-    let x = launch::whole(x);
-    let parts = parts(x.meta.num_elements());
-    let out = launch::empty(&x, [parts], DType::F32);
-    let element = launch::element(&x);
-    let (cubes, dim) = (launch::cubes(parts), CubeDim::new_1d(UNITS));
-    squares_kernel::launch(&out.client, cubes, dim, x.into_buffer_arg(), out.clone().into_buffer_arg(), element);
-    out
+fn batches(tensors: Vec<OnDevice>) -> Vec<Batch> {
+    let mut batches: Vec<Batch> = Vec::new();
+    for tensor in tensors {
+        match batches.last_mut().filter(|batch| batch.takes(tensor.formula)) {
+            Some(batch) => batch.push(tensor),
+            None => {
+                let mut batch = Batch::new(tensor.formula);
+                batch.push(tensor);
+                batches.push(batch);
+            }
+        }
+    }
+    batches
 }
 
-/// How many there are of so many elements.
-pub(super) fn parts(elements: usize) -> usize {
+/// The Euclidean norm of all gradients together, `[1]`.
+fn norm(batches: &[Batch]) -> OnGpu {
+    let sizes = |batch: &Batch| batch.gradients.iter().map(|x| parts(x.shape().num_elements())).sum::<usize>();
+    let sizes: Vec<usize> = batches.iter().map(sizes).collect();
+    let device = match batches.first().and_then(|batch| batch.gradients.first()) {
+        Some(gradient) => gradient.device(),
+        None => unreachable!("somebody looked before"),
+    };
+    let mut squares = Gpu::float_empty(Shape::new([sizes.iter().sum()]), &device, DType::F32.into());
+    let mut from = 0;
+    for (batch, size) in batches.iter().zip(sizes) {
+        squares = Gpu::parts_of_squares(squares, Group::new(batch.gradients.clone()), from);
+        from += size;
+    }
+    Gpu::float_sqrt(Gpu::float_sum(squares))
+}
+
+/// Tensors that one launch takes, at least one: the macro of extensions knows no lists, so the places are fields.
+#[derive(ExtensionType)]
+#[extension_type(fusion)]
+pub(super) struct Group<B: Backend>(
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+    #[extension_type] Place<B>,
+);
+
+/// A place of a [`Group`]; those that are taken come first.
+#[derive(ExtensionType)]
+#[extension_type(fusion)]
+pub(super) enum Place<B: Backend> {
+    /// Nothing is here.
+    Empty,
+    /// This is.
+    Of(FloatTensor<B>),
+}
+
+impl<B: Backend> Group<B> {
+    /// Of at most [`GROUP`] tensors.
+    pub(super) fn new(tensors: Vec<FloatTensor<B>>) -> Self {
+        let mut tensors = tensors.into_iter();
+        let mut next = || tensors.next().map_or(Place::Empty, Place::Of);
+        Self(next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next(), next())
+    }
+
+    pub(super) fn into_vec(self) -> Vec<FloatTensor<B>> {
+        let Self(a, b, c, d, e, f, g, h, i, j, k, l) = self;
+        let tensor = |place| match place {
+            Place::Empty => None,
+            Place::Of(tensor) => Some(tensor),
+        };
+        [a, b, c, d, e, f, g, h, i, j, k, l].into_iter().filter_map(tensor).collect()
+    }
+}
+
+/// How many cubes do so many elements.
+fn parts(elements: usize) -> usize {
     elements.div_ceil(PART)
 }
 
-/// The value and both moments after a step, where they were before if nobody else holds them.
+/// The same of several tensors.
+fn parts_of(tensors: &[CubeTensor]) -> usize {
+    tensors.iter().map(|x| parts(x.meta.num_elements())).sum()
+}
+
+/// How many tensors a launch takes if each comes with so many buffers.
+fn at_once(tensor: &CubeTensor, buffers: usize) -> usize {
+    let most = usize::try_from(tensor.client.properties().hardware.max_bindings).unwrap_or(usize::MAX);
+    (most.saturating_sub(OTHER_BUFFERS) / buffers).max(1)
+}
+
+/// The tensors as a kernel takes them.
+fn sequence(tensors: &[CubeTensor]) -> SequenceArg<Box<[f32]>> {
+    tensors.iter().map(|x| x.clone().into_buffer_arg()).collect()
+}
+
+/// `squares` with the sums of a few squares each in it, from a place on.
+pub(super) fn parts_of_squares(squares: CubeTensor, tensors: Vec<CubeTensor>, mut from: usize) -> CubeTensor {
+    let squares = launch::own(squares);
+    let tensors: Vec<CubeTensor> = tensors.into_iter().map(launch::whole).collect();
+    for tensors in tensors.chunks(at_once(&squares, 1)) {
+        let parts = parts_of(tensors);
+        squares_kernel::launch(
+            &squares.client,
+            launch::cubes(parts),
+            CubeDim::new_1d(UNITS),
+            sequence(tensors),
+            squares.clone().into_buffer_arg(),
+            launch::small(from),
+        );
+        from += parts;
+    }
+    squares
+}
+
+/// Values and both moments after a step. The new values lie where the gradients were, for the model holds the old ones still, and
+/// the moments where they were before, unless somebody else holds them.
 pub(super) fn step(
-    tensors: [CubeTensor; 4],
+    [values, gradients, firsts, seconds]: [Vec<CubeTensor>; 4],
     norm: CubeTensor,
     formula: Formula,
-) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let [value, gradient, first, second] = tensors;
-    let (gradient, [value, first, second]) = (launch::whole(gradient), [value, first, second].map(launch::own));
-    let client = value.client.clone();
-    let (count, dim) = launch::units(&client, value.meta.num_elements());
+) -> [Vec<CubeTensor>; 3] {
+    let values: Vec<CubeTensor> = values.into_iter().map(launch::whole).collect();
+    let [gradients, firsts, seconds]: [Vec<CubeTensor>; 3] =
+        [gradients, firsts, seconds].map(|tensors| tensors.into_iter().map(launch::own).collect());
+    let norm = launch::whole(norm);
     let Formula { keep, betas: [stay1, stay2], size, scale, epsilon, max_norm } = formula;
-    step_kernel::launch(
-        &client,
-        count,
-        dim,
-        value.clone().into_buffer_arg(),
-        gradient.into_buffer_arg(),
-        first.clone().into_buffer_arg(),
-        second.clone().into_buffer_arg(),
-        launch::whole(norm).into_buffer_arg(),
-        NumbersLaunch::new(keep, stay1, stay2, size, scale, epsilon, max_norm),
-    );
-    (value, first, second)
+    let most = at_once(&norm, 4);
+    let moments = firsts.chunks(most).zip(seconds.chunks(most));
+    for ((values, gradients), (firsts, seconds)) in values.chunks(most).zip(gradients.chunks(most)).zip(moments) {
+        step_kernel::launch(
+            &norm.client,
+            launch::cubes(parts_of(gradients)),
+            CubeDim::new_1d(UNITS),
+            sequence(values),
+            sequence(gradients),
+            sequence(firsts),
+            sequence(seconds),
+            norm.clone().into_buffer_arg(),
+            NumbersLaunch::new(keep, stay1, stay2, size, scale, epsilon, max_norm),
+        );
+    }
+    [gradients, firsts, seconds]
 }
 
 /// [`Formula`] as kernels take it.
@@ -108,50 +251,72 @@ struct Numbers {
     max_norm: f32,
 }
 
+/// A cube finds its tensor by counting the cubes of those before; the loop over tensors is unrolled.
 #[cube(launch)]
-fn squares_kernel<F: Float>(x: &[F], out: &mut [f32], #[define(F)] _dtype: ElemType) {
-    let part = CUBE_POS;
-    if part >= out.len() {
-        terminate!();
-    }
-    let end = min((part + 1) * PART, x.len());
+fn squares_kernel(tensors: &Sequence<Box<[f32]>>, squares: &mut [f32], from: u32) {
     let mut sum = 0.0f32;
-    let mut at = part * PART + UNIT_POS_X as usize;
-    while at < end {
-        let value = f32::cast_from(x[at]);
-        sum += value * value;
-        at += UNITS as usize;
+    let mut before = 0usize;
+    #[unroll]
+    for which in 0..tensors.len() {
+        let elements = tensors[which].len();
+        let cubes = elements.div_ceil(PART);
+        if CUBE_POS >= before && CUBE_POS < before + cubes {
+            let start = (CUBE_POS - before) * PART;
+            let end = min(start + PART, elements);
+            let mut at = start + UNIT_POS_X as usize;
+            while at < end {
+                let value = tensors[which][at];
+                sum += value * value;
+                at += UNITS as usize;
+            }
+        }
+        before += cubes;
     }
     let sum = sum_of_cube(sum);
-    if UNIT_POS_X == 0 {
-        out[part] = sum;
+    if UNIT_POS_X == 0 && CUBE_POS < before {
+        squares[from as usize + CUBE_POS] = sum;
     }
 }
 
 #[cube(launch)]
 fn step_kernel(
-    value: &mut [f32],
-    gradient: &[f32],
-    first: &mut [f32],
-    second: &mut [f32],
+    values: &Sequence<Box<[f32]>>,
+    gradients: &mut Sequence<Box<[f32]>>,
+    firsts: &mut Sequence<Box<[f32]>>,
+    seconds: &mut Sequence<Box<[f32]>>,
     norm: &[f32],
     numbers: Numbers,
 ) {
-    let at = ABSOLUTE_POS;
-    if at >= value.len() {
-        terminate!();
-    }
     let mut factor = 1.0f32;
     if numbers.max_norm > 0.0f32 {
         let share = numbers.max_norm / (norm[0] + 1.0e-6f32);
         // Not `min`, which would make a one of what is no number.
         factor = select(share > 1.0f32, 1.0f32, share);
     }
-    let gradient = gradient[at] * factor;
-    let moved = first[at] * numbers.stay1 + gradient * (1.0f32 - numbers.stay1);
-    let squared = second[at] * numbers.stay2 + gradient * gradient * (1.0f32 - numbers.stay2);
-    first[at] = moved;
-    second[at] = squared;
-    let deviation = squared.sqrt() * numbers.scale + numbers.epsilon;
-    value[at] = value[at] * numbers.keep - moved / deviation * numbers.size;
+    let mut before = 0usize;
+    #[unroll]
+    for which in 0..values.len() {
+        let elements = values[which].len();
+        let cubes = elements.div_ceil(PART);
+        if CUBE_POS >= before && CUBE_POS < before + cubes {
+            let value = values.index(which);
+            let into = gradients.index_mut(which);
+            let first = firsts.index_mut(which);
+            let second = seconds.index_mut(which);
+            let start = (CUBE_POS - before) * PART;
+            let end = min(start + PART, elements);
+            let mut at = start + UNIT_POS_X as usize;
+            while at < end {
+                let gradient = into[at] * factor;
+                let moved = first[at] * numbers.stay1 + gradient * (1.0f32 - numbers.stay1);
+                let squared = second[at] * numbers.stay2 + gradient * gradient * (1.0f32 - numbers.stay2);
+                first[at] = moved;
+                second[at] = squared;
+                let deviation = squared.sqrt() * numbers.scale + numbers.epsilon;
+                into[at] = value[at] * numbers.keep - moved / deviation * numbers.size;
+                at += UNITS as usize;
+            }
+        }
+        before += cubes;
+    }
 }

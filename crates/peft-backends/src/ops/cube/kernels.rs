@@ -12,7 +12,7 @@ use burn_cubecl::CubeBackend;
 
 use super::{
     activation::{self, Curve},
-    adamw::{self, Formula},
+    adamw::{self, Formula, Group},
     attention::{self, Backward, Scores},
     cross_entropies, dropout,
     low_rank_by_rows::{self, Batch, Side},
@@ -205,20 +205,24 @@ pub(super) trait Kernels: Backend {
     #[fusion(meta = |_words, _kind, dims, dtype| TensorSpec::new(Shape::new(*dims), *dtype))]
     fn unpack_ggml(words: IntTensor<Self>, kind: GgmlType, dims: [usize; 2], dtype: DType) -> FloatTensor<Self>;
 
-    /// The sums of the squares of a few elements each.
-    #[fusion(meta = |x| TensorSpec::new(Shape::new([adamw::parts(x.shape.num_elements())]), DType::F32))]
-    fn parts_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `squares` with the sums of the squares of a few elements each in it, from a place on.
+    #[fusion(meta = |squares, _tensors, _from| squares.clone())]
+    fn parts_of_squares(
+        squares: FloatTensor<Self>,
+        #[extension_type] tensors: Group<Self>,
+        from: usize,
+    ) -> FloatTensor<Self>;
 
-    /// A step of AdamW: the value and both moments.
-    #[fusion(meta = |value, _gradient, first, second, _norm, _formula| (value.clone(), first.clone(), second.clone()))]
+    /// A step of AdamW: values and both moments.
+    #[fusion(meta = |values, _gradients, firsts, seconds, _norm, _formula| (values.clone(), firsts.clone(), seconds.clone()))]
     fn adamw_step(
-        value: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        first: FloatTensor<Self>,
-        second: FloatTensor<Self>,
+        #[extension_type] values: Group<Self>,
+        #[extension_type] gradients: Group<Self>,
+        #[extension_type] firsts: Group<Self>,
+        #[extension_type] seconds: Group<Self>,
         norm: FloatTensor<Self>,
         formula: Formula,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (Group<Self>, Group<Self>, Group<Self>);
 
     /// `values` in the memory of `place`, whoever else holds it.
     #[fusion(dtype = place, shape = place)]
@@ -440,19 +444,20 @@ impl Kernels for CubeBackend {
         unpack_ggml::run(words, kind, dims, dtype)
     }
 
-    fn parts_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        adamw::parts_of_squares(x)
+    fn parts_of_squares(squares: FloatTensor<Self>, tensors: Group<Self>, from: usize) -> FloatTensor<Self> {
+        adamw::parts_of_squares(squares, tensors.into_vec(), from)
     }
 
     fn adamw_step(
-        value: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        first: FloatTensor<Self>,
-        second: FloatTensor<Self>,
+        values: Group<Self>,
+        gradients: Group<Self>,
+        firsts: Group<Self>,
+        seconds: Group<Self>,
         norm: FloatTensor<Self>,
         formula: Formula,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        adamw::step([value, gradient, first, second], norm, formula)
+    ) -> (Group<Self>, Group<Self>, Group<Self>) {
+        let tensors = [values, gradients, firsts, seconds].map(Group::into_vec);
+        adamw::step(tensors, norm, formula).map(Group::new).into()
     }
 
     fn overwrite(place: FloatTensor<Self>, values: FloatTensor<Self>) -> FloatTensor<Self> {
