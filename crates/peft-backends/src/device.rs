@@ -153,6 +153,8 @@ pub struct DeviceReport {
     pub works: bool,
     /// Its memory in bytes, where its driver says.
     pub memory: Option<u64>,
+    /// The driver and its version, of a GPU, where it is known.
+    pub driver: Option<String>,
     /// What its kernels are compiled for, which names the driver's compiler and the generation of the card.
     pub compiles_for: Option<String>,
     /// Types of floats that it computes with.
@@ -165,7 +167,7 @@ impl DeviceReport {
     /// A device of which nothing else is known.
     fn bare(name: String, kind: String, note: String, works: bool) -> Self {
         let (dtypes, cooperative_matrices) = (Vec::new(), Vec::new());
-        Self { name, kind, note, works, memory: None, compiles_for: None, dtypes, cooperative_matrices }
+        Self { name, kind, note, works, memory: None, driver: None, compiles_for: None, dtypes, cooperative_matrices }
     }
 }
 
@@ -286,6 +288,7 @@ mod gpu {
                         };
                         DeviceReport {
                             memory: total_memory(device),
+                            driver: guarded(|| driver(backend, &kind)).ok().flatten(),
                             compiles_for,
                             dtypes: super::dtypes(device),
                             cooperative_matrices: cooperative_matrices(device),
@@ -295,6 +298,17 @@ mod gpu {
                     Err(note) => DeviceReport::bare(format!("{backend}:{index}"), "unnamed".to_owned(), note, false),
                 })
                 .collect(),
+        }
+    }
+
+    #[cfg_attr(not(feature = "wgpu"), expect(unused_variables, reason = "NVIDIA's driver is that of all its cards"))]
+    fn driver(backend: &str, kind: &str) -> Option<String> {
+        match backend {
+            #[cfg(feature = "wgpu")]
+            "wgpu" => crate::driver::of_wgpu(kind),
+            #[cfg(feature = "cuda")]
+            "cuda" => crate::driver::of_cuda(),
+            _ => None,
         }
     }
 

@@ -2,6 +2,8 @@
 
 pub mod capture;
 pub mod device;
+#[cfg(any(feature = "wgpu", feature = "cuda", test))]
+mod driver;
 #[cfg(all(feature = "gpu", feature = "persistence"))]
 mod kernel_cache;
 mod mapped_file;

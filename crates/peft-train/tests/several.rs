@@ -201,8 +201,28 @@ fn what_is_wrong_with_a_table_is_said_with_its_place() {
     let message =
         bench.parse(&RECIPE.split("[[").next().unwrap().replace("[training]", &format!("{single}[training]")), "out");
     assert!(message.unwrap_err().to_string().contains("write [[adapters]]"));
-    let message = Recipe::parse(RECIPE, &bench.path("recipe.toml"), &["adapters.r=3".to_owned()]).unwrap_err();
-    assert!(message.to_string().contains("unknown section [adapters]"));
+}
+
+#[test]
+fn a_table_is_named_on_the_command_line() {
+    let bench = Bench::new();
+    let parse = |argument: &str| Recipe::parse(RECIPE, &bench.path("recipe.toml"), &[argument.to_owned()]);
+    let recipe = parse("adapters.green.r=5").unwrap();
+    let ranks: Vec<_> = recipe.adapters.iter().map(|one| one.recipe.adapter.options["r"].clone()).collect();
+    assert_eq!(ranks, [2, 5, 2]);
+    assert_eq!(parse("adapters.blue.learning_rate=0.5").unwrap().adapters[2].recipe.training.learning_rate, 0.5);
+    assert_eq!(parse("adapters.red.name=rot").unwrap().adapters[0].name, "rot");
+    for (argument, says) in [
+        ("adapters.r=3", "write adapters.NAME.key=value with one of these names: red, green, blue"),
+        ("adapters.grean.r=3", "with one of these names: red, green, blue"),
+        ("adapters.green.rank=3", "command line: adapters.green.rank=3: unknown key `rank` in [adapters]"),
+    ] {
+        let message = parse(argument).unwrap_err().to_string();
+        assert!(message.contains(says), "{message}");
+    }
+    let single = RECIPE.split("[[").next().unwrap();
+    let message = Recipe::parse(single, &bench.path("recipe.toml"), &["adapters.red.r=3".to_owned()]).unwrap_err();
+    assert!(message.to_string().contains("unknown section [adapters]"), "{message}");
 }
 
 #[test]

@@ -36,7 +36,7 @@ impl Doctor {
                 .iter()
                 .map(|d| {
                     json!({
-                        "name": d.name, "kind": d.kind, "note": d.note, "works": d.works, "memory": d.memory,
+                        "name": d.name, "kind": d.kind, "note": d.note, "works": d.works, "memory": d.memory, "driver": d.driver,
                         "compiles_for": d.compiles_for, "dtypes": d.dtypes, "cooperative_matrices": d.cooperative_matrices,
                     })
                 })
@@ -51,6 +51,7 @@ impl Doctor {
         lines.extend(devices.iter().map(|d| {
             let works = if d.works { "" } else { "DOES NOT WORK: " };
             let mut notes: Vec<String> = Some(d.note.clone()).into_iter().filter(|note| !note.is_empty()).collect();
+            notes.extend(d.driver.as_ref().map(|driver| format!("driver {driver}")));
             notes.extend(d.memory.map(|bytes| format!("{} MB", bytes / 1_000_000)));
             notes.extend((!d.dtypes.is_empty()).then(|| d.dtypes.join(" ")));
             notes.extend(d.compiles_for.clone());

@@ -124,7 +124,8 @@ impl Document {
         Ok(document)
     }
 
-    /// Applies `section.key=value`; the value is read as TOML, and taken as text where it is none.
+    /// Applies `section.key=value`, or `list.name.key=value` for the section of a list that has that `name`; the value is read as
+    /// TOML, and taken as text where it is none.
     pub(crate) fn set(&mut self, argument: &str, known: &[&str]) -> Result<()> {
         let wrong = || Error::Override { argument: argument.to_owned() };
         let (path, text) = argument.split_once('=').ok_or_else(wrong)?;
@@ -133,15 +134,22 @@ impl Document {
             return Err(wrong());
         }
         let place = Place::CommandLine { argument: argument.to_owned() };
-        if !known.contains(&section) {
-            return Err(unknown_section(section, place, known));
-        }
+        let (section, key) = match self.lists.get_mut(section) {
+            Some(list) => named(list, section, key, &place)?,
+            None if known.contains(&section) => {
+                let empty = || Section { name: section.to_owned(), place: place.clone(), entries: IndexMap::new() };
+                (self.sections.entry(section.to_owned()).or_insert_with(empty), key)
+            }
+            None => {
+                let known: Vec<&str> = known.iter().copied().chain(self.lists.keys().map(String::as_str)).collect();
+                return Err(unknown_section(section, place, &known));
+            }
+        };
         let parsed = toml::from_str::<toml::Table>(&format!("value = {text}"));
         let parsed = parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
         let value = parsed.unwrap_or_else(|| toml::Value::String(text.to_owned()));
-        let entry = Entry { key_place: place.clone(), place: place.clone(), value, text: Some(text.to_owned()) };
-        let empty = || Section { name: section.to_owned(), place, entries: IndexMap::new() };
-        self.sections.entry(section.to_owned()).or_insert_with(empty).entries.insert(key.to_owned(), entry);
+        let entry = Entry { key_place: place.clone(), place, value, text: Some(text.to_owned()) };
+        section.entries.insert(key.to_owned(), entry);
         Ok(())
     }
 
@@ -224,6 +232,26 @@ impl Section {
         }
         serde_json::from_value(Value::Object(resolved)).map_err(|error| self.error("", error.to_string()))
     }
+}
+
+/// The section of a list that `path` begins with the name of, and the key after it.
+fn named<'a, 'b>(
+    list: &'a mut [Section],
+    of: &str,
+    path: &'b str,
+    place: &Place,
+) -> Result<(&'a mut Section, &'b str)> {
+    let name = |section: &Section| section.text("name", "a name").ok().flatten();
+    let names: Vec<String> = list.iter().filter_map(name).collect();
+    let found = path
+        .split_once('.')
+        .and_then(|(wanted, key)| Some((list.iter_mut().find(|one| name(one).as_deref() == Some(wanted))?, key)));
+    found.ok_or_else(|| Error::Value {
+        place: Box::new(place.clone()),
+        section: of.to_owned(),
+        key: path.to_owned(),
+        problem: format!("write {of}.NAME.key=value with one of these names: {}", names.join(", ")),
+    })
 }
 
 fn unknown_section(section: &str, place: Place, known: &[&str]) -> Error {
