@@ -22,10 +22,19 @@ use peft::{
     loss::{check_targets, token_cross_entropy_on_device},
 };
 
-use crate::Result;
+use crate::{Recipe, Result};
 
 /// Most recordings that are kept, the least recently used go: each has the memory of a pass for itself.
 pub(crate) const MOST: usize = 8;
+
+/// Why the steps of a recipe are not recorded, whatever its model and its device, in words; none if they may be.
+pub(crate) fn hindrance(recipe: &Recipe) -> Option<&'static str> {
+    match (recipe.apart().len() > 1, recipe.data.packing) {
+        (true, _) => Some("the rows of a batch are several adapters'"),
+        (false, true) => Some("packed examples need a mask of their own"),
+        (false, false) => None,
+    }
+}
 
 /// The recorded passes of a model with one adapter.
 #[derive(Debug)]

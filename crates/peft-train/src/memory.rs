@@ -110,11 +110,9 @@ impl Memory {
             trained: trained(&plan, prepared),
         };
         let forgetful = chosen.map_or(0, |chosen| chosen.forgetful_layers);
-        let records = recipe.training.captured_steps && !recipe.data.packing && is_recordable(device);
-        let recorded = match records {
-            true => prepared.padded_lengths(recipe.training.multiple(true)),
-            false => BTreeSet::new(),
-        };
+        let may =
+            recipe.training.captured_steps && captured_steps::hindrance(recipe).is_none() && is_recordable(device);
+        let recorded = if may { prepared.padded_lengths(recipe.training.multiple(true)) } else { BTreeSet::new() };
         let run = Run { recipe, prepared, plan, forgetful, recorded, device };
         let mut memory = run.of(size);
         memory.available = capacity(device);

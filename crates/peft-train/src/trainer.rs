@@ -136,10 +136,9 @@ fn capture(
     if !recipe.training.captured_steps {
         return None;
     }
-    let captured = match (prepared, recipe.data.packing) {
-        ([_], false) => CapturedSteps::new(model, forgetful_layers),
-        ([_], true) => Err("packed examples need a mask of their own".to_owned()),
-        _ => Err("the rows of a batch are several adapters'".to_owned()),
+    let captured = match captured_steps::hindrance(recipe) {
+        Some(reason) => Err(reason.to_owned()),
+        None => CapturedSteps::new(model, forgetful_layers),
     };
     let mut note = |text: String| observer.observe(&Event::Note(&format!("captured_steps: {text}")));
     let captured = captured.map_err(|reason| note(format!("steps are not captured, {reason}"))).ok()?;

@@ -251,7 +251,16 @@ struct Numbers {
     max_norm: f32,
 }
 
-/// A cube finds its tensor by counting the cubes of those before; the loop over tensors is unrolled.
+/// From where to where the cube does the elements of a tensor before which there are so many cubes; nothing if it is another's.
+#[cube]
+fn part(elements: usize, before: usize) -> (usize, usize) {
+    let mut start = elements;
+    if CUBE_POS >= before && CUBE_POS < before + elements.div_ceil(PART) {
+        start = (CUBE_POS - before) * PART;
+    }
+    (start, min(start + PART, elements))
+}
+
 #[cube(launch)]
 fn squares_kernel(tensors: &Sequence<Box<[f32]>>, squares: &mut [f32], from: u32) {
     let mut sum = 0.0f32;
@@ -259,18 +268,14 @@ fn squares_kernel(tensors: &Sequence<Box<[f32]>>, squares: &mut [f32], from: u32
     #[unroll]
     for which in 0..tensors.len() {
         let elements = tensors[which].len();
-        let cubes = elements.div_ceil(PART);
-        if CUBE_POS >= before && CUBE_POS < before + cubes {
-            let start = (CUBE_POS - before) * PART;
-            let end = min(start + PART, elements);
-            let mut at = start + UNIT_POS_X as usize;
-            while at < end {
-                let value = tensors[which][at];
-                sum += value * value;
-                at += UNITS as usize;
-            }
+        let (start, end) = part(elements, before);
+        let mut at = start + UNIT_POS_X as usize;
+        while at < end {
+            let value = tensors[which][at];
+            sum += value * value;
+            at += UNITS as usize;
         }
-        before += cubes;
+        before += elements.div_ceil(PART);
     }
     let sum = sum_of_cube(sum);
     if UNIT_POS_X == 0 && CUBE_POS < before {
@@ -296,27 +301,23 @@ fn step_kernel(
     let mut before = 0usize;
     #[unroll]
     for which in 0..values.len() {
-        let elements = values[which].len();
-        let cubes = elements.div_ceil(PART);
-        if CUBE_POS >= before && CUBE_POS < before + cubes {
-            let value = values.index(which);
-            let into = gradients.index_mut(which);
-            let first = firsts.index_mut(which);
-            let second = seconds.index_mut(which);
-            let start = (CUBE_POS - before) * PART;
-            let end = min(start + PART, elements);
-            let mut at = start + UNIT_POS_X as usize;
-            while at < end {
-                let gradient = into[at] * factor;
-                let moved = first[at] * numbers.stay1 + gradient * (1.0f32 - numbers.stay1);
-                let squared = second[at] * numbers.stay2 + gradient * gradient * (1.0f32 - numbers.stay2);
-                first[at] = moved;
-                second[at] = squared;
-                let deviation = squared.sqrt() * numbers.scale + numbers.epsilon;
-                into[at] = value[at] * numbers.keep - moved / deviation * numbers.size;
-                at += UNITS as usize;
-            }
+        let value = values.index(which);
+        let into = gradients.index_mut(which);
+        let first = firsts.index_mut(which);
+        let second = seconds.index_mut(which);
+        let elements = value.len();
+        let (start, end) = part(elements, before);
+        let mut at = start + UNIT_POS_X as usize;
+        while at < end {
+            let gradient = into[at] * factor;
+            let moved = first[at] * numbers.stay1 + gradient * (1.0f32 - numbers.stay1);
+            let squared = second[at] * numbers.stay2 + gradient * gradient * (1.0f32 - numbers.stay2);
+            first[at] = moved;
+            second[at] = squared;
+            let deviation = squared.sqrt() * numbers.scale + numbers.epsilon;
+            into[at] = value[at] * numbers.keep - moved / deviation * numbers.size;
+            at += UNITS as usize;
         }
-        before += cubes;
+        before += elements.div_ceil(PART);
     }
 }
