@@ -31,15 +31,15 @@ fn main() -> Result<()> {
     let config = PeftConfig::new(PeftType::LORA, None)?.with("target_modules", vec!["up"])?;
     let mut model = PeftModel::new(base, config, &device, 0)?;
     let x = Tensor::random([1, 4, 8], Distribution::Default, &device);
-    let inputs = Inputs { inputs_embeds: Some(x), ..Inputs::default() };
-    let loss = model.forward(&inputs).get::<3>("y")?.square().mean();
+    let inputs = model.check(Inputs { inputs_embeds: Some(x), ..Inputs::default() })?.inputs;
+    let loss = model.forward(&inputs)?.get::<3>("y")?.square().mean();
     let gradients = model.gradients(&loss);
     model.step(&mut burn::optim::AdamWConfig::new().init(), 1e-2, gradients);
     let merged = model.merge()?;
 
     println!("{}", model.explanation()?.trainable_sentence());
-    let adapted = model.forward(&inputs).get::<3>("y")?.to_data();
-    let folded = merged.module.forward(&inputs).get::<3>("y")?.to_data();
+    let adapted = model.forward(&inputs)?.get::<3>("y")?.to_data();
+    let folded = merged.running().forward(&inputs)?.get::<3>("y")?.to_data();
     adapted.assert_approx_eq::<f32>(&folded, burn::tensor::Tolerance::default());
     Ok(())
 }

@@ -74,7 +74,8 @@ fn main() -> Result<()> {
     assert_eq!(explanation.saved, ["classifier"]);
     let model = PeftModel::new(base, config, &device, 0)?;
     let ids = Tensor::from_data(TensorData::from([[1_i64, 2, 3], [4, 5, 6]]), &device);
-    let outputs = model.forward(&Inputs { input_ids: Some(ids), ..Inputs::default() });
+    let batch = model.check(Inputs { input_ids: Some(ids), ..Inputs::default() })?;
+    let outputs = model.forward(&batch.inputs)?;
     assert_eq!(outputs.get::<2>("logits")?.dims(), [2, 3]);
     println!("{}", explanation.trainable_sentence());
     Ok(())

@@ -84,7 +84,7 @@ fn main() -> Result<()> {
     let ids = TensorData::from([[2_i64, 17, 40, 3], [2, 88, 41, 3]]);
     let labels = Labels([("labels".to_owned(), TensorData::from([0_i64, 1]))].into());
     let inputs = Inputs { input_ids: Some(Tensor::from_data(ids, &device)), ..Inputs::default() };
-    let batch = Batch { inputs, labels };
+    let batch = model.check(Batch { inputs, labels })?;
     let mut optimizer = AdamWConfig::new().init();
     let mut losses = Vec::new();
     for _ in 0..20 {
@@ -100,7 +100,7 @@ fn main() -> Result<()> {
     let out = tempfile::tempdir().expect("a temporary folder");
     model.save("default", out.path())?;
     let again = PeftModel::from_pretrained(load()?.base, out.path(), &device)?;
-    let logits = |model: &PeftModel| model.forward(&batch.inputs).get::<2>("logits").map(|t| t.to_data());
+    let logits = |model: &PeftModel| model.forward(&batch.inputs)?.get::<2>("logits").map(|t| t.to_data());
     assert_eq!(logits(&again)?, logits(&model)?);
     Ok(())
 }

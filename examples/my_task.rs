@@ -114,7 +114,7 @@ fn main() -> Result<()> {
     let context = EncodeContext { tokenizer: &tokenizer, info: &info, options: &options, labelled: true };
     let examples: Vec<Example> =
         rows.iter().map(|row| Ordinal.encode(row, &context)).collect::<Result<Vec<_>>>()?.concat();
-    let batch = collate(&examples.iter().collect::<Vec<_>>(), 0, true, &device);
+    let batch = model.check(collate(&examples.iter().collect::<Vec<_>>(), 0, true, &device))?;
     let mut optimizer = burn::optim::AdamWConfig::new().init();
     let first = model.loss(&batch)?.0.into_scalar::<f32>();
     for _ in 0..40 {

@@ -97,13 +97,13 @@ fn main() -> Result<()> {
     let config = PeftConfig::new(PeftType::new("OUTPUT_SCALE"), None)?.with("target_modules", "all-linear")?;
     let mut model = PeftModel::new(base, config, &device, 0)?;
     let x = Tensor::random([1, 3, 6], Distribution::Default, &device);
-    let inputs = Inputs { inputs_embeds: Some(x), ..Inputs::default() };
+    let inputs = model.check(Inputs { inputs_embeds: Some(x), ..Inputs::default() })?.inputs;
     for _ in 0..3 {
-        let loss = model.forward(&inputs).get::<3>("fast")?.square().mean();
+        let loss = model.forward(&inputs)?.get::<3>("fast")?.square().mean();
         let gradients = model.gradients(&loss);
         model.step(&mut burn::optim::AdamWConfig::new().init(), 0.1, gradients);
     }
-    let outputs = model.forward(&inputs);
+    let outputs = model.forward(&inputs)?;
     let tolerance = burn::tensor::Tolerance::default();
     outputs.get::<3>("fast")?.to_data().assert_approx_eq::<f32>(&outputs.get::<3>("slow")?.to_data(), tolerance);
     println!("{}", model.explanation()?.trainable_sentence());

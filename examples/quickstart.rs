@@ -28,8 +28,9 @@ fn main() -> Result<()> {
 
     let texts =
         ["i love this phone", "great sound, very happy", "a terrible waste of money", "i hate the broken screen"];
-    let batch = encode(&HfTokenizer::from_folder(&folder)?, &texts, &[1, 1, 0, 0], &device)?;
-    model.base().info.check(&batch)?;
+    let batch = encode(&HfTokenizer::from_folder(&folder)?, &texts, &[1, 1, 0, 0])?;
+    // Ids inside the vocabulary, no more tokens than positions: what is not checked cannot be run.
+    let batch = model.check(batch)?;
 
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).with_epsilon(1e-8).init();
     let mut losses = Vec::new();
@@ -47,12 +48,12 @@ fn main() -> Result<()> {
     model.save("default", out.path())?;
     let base = checkpoint::load(&folder, &AutoClass::SEQUENCE_CLASSIFICATION, &LoadOptions::default(), &device)?.base;
     let again = PeftModel::from_pretrained(base, out.path(), &device)?;
-    let logits = |model: &PeftModel| model.forward(&batch.inputs).get::<2>("logits").map(|t| t.to_data());
+    let logits = |model: &PeftModel| model.forward(&batch.inputs)?.get::<2>("logits").map(|t| t.to_data());
     assert_eq!(logits(&again)?, logits(&model)?);
     Ok(())
 }
 
-fn encode(tokenizer: &dyn Tokenizer, texts: &[&str], classes: &[i64], device: &Device) -> Result<Batch> {
+fn encode(tokenizer: &dyn Tokenizer, texts: &[&str], classes: &[i64]) -> Result<Batch> {
     let rows = texts.iter().map(|text| tokenizer.encode(text, None, 32)).collect::<Result<Vec<_>>>()?;
     let width = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
     let cell = |row: usize, at: usize| {
@@ -60,7 +61,7 @@ fn encode(tokenizer: &dyn Tokenizer, texts: &[&str], classes: &[i64], device: &D
     };
     let cells: Vec<(i64, i64)> =
         (0..rows.len()).flat_map(|row| (0..width).map(move |at| (row, at))).map(|(r, a)| cell(r, a)).collect();
-    let tensor = |values: Vec<i64>| Tensor::from_data(TensorData::new(values, [texts.len(), width]), device);
+    let tensor = |values: Vec<i64>| Tensor::from_data(TensorData::new(values, [texts.len(), width]), &Device::flex());
     let inputs = Inputs {
         input_ids: Some(tensor(cells.iter().map(|(id, _)| *id).collect())),
         attention_mask: Some(tensor(cells.iter().map(|(_, mask)| *mask).collect())),

@@ -16,7 +16,13 @@ use crate::fixture::{assert_close, base, batch, case, model};
 const CASE: &str = "bert.SEQ_CLS.default";
 
 fn logits(model: &PeftModel) -> TensorData {
-    model.forward(&batch(&case(CASE)).inputs).get::<2>("logits").unwrap().without_autodiff().to_data()
+    model
+        .forward(&model.check(batch(&case(CASE))).unwrap().inputs)
+        .unwrap()
+        .get::<2>("logits")
+        .unwrap()
+        .without_autodiff()
+        .to_data()
 }
 
 fn config(bias: &str) -> PeftConfig {
@@ -77,7 +83,10 @@ fn switching_adapters_switches_outputs_and_two_active_ones_add_up() {
     let mut once = PeftModel::from_base(base(&lm, &device), &device);
     once.load_adapter("a", doubled).unwrap();
     once.set_active(&["a"]).unwrap();
-    let run = |m: &PeftModel| m.forward(&batch(&lm).inputs).get::<3>("logits").unwrap().without_autodiff().to_data();
+    let run = |m: &PeftModel| {
+        let batch = m.check(batch(&lm)).unwrap();
+        m.forward(&batch.inputs).unwrap().get::<3>("logits").unwrap().without_autodiff().to_data()
+    };
     assert_close("logits", &run(&twice), &run(&once));
 }
 
@@ -164,14 +173,14 @@ proptest! {
             .with("init_lora_weights", false).unwrap().with("use_rslora", rslora).unwrap();
         let mut model = PeftModel::new(base, config, &device, seed).unwrap();
         let x = Tensor::random([2, tokens, d_in], Distribution::Default, &device);
-        let inputs = Inputs { inputs_embeds: Some(x), ..Inputs::default() };
-        let outputs = model.forward(&inputs);
+        let inputs = model.check(Inputs { inputs_embeds: Some(x), ..Inputs::default() }).unwrap().inputs;
+        let outputs = model.forward(&inputs).unwrap();
         let get = |outputs: &Outputs, name| outputs.get::<3>(name).unwrap().without_autodiff().to_data();
         assert_close("paths", &get(&outputs, "fast"), &get(&outputs, "slow"));
         let merged = PeftModel::from_base(model.merge().unwrap(), &device);
-        assert_close("merged", &get(&merged.forward(&inputs), "fast"), &get(&outputs, "fast"));
+        assert_close("merged", &get(&merged.forward(&inputs).unwrap(), "fast"), &get(&outputs, "fast"));
         model.set_enabled(false);
-        prop_assert_ne!(get(&model.forward(&inputs), "fast"), get(&outputs, "fast"));
+        prop_assert_ne!(get(&model.forward(&inputs).unwrap(), "fast"), get(&outputs, "fast"));
     }
 }
 

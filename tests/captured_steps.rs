@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use peft::{
-    Batch, Inputs, PeftModel, Task,
+    Batch, CheckedBatch, Inputs, PeftModel, Task,
     backends::device,
     causal_lm::CausalLm,
     example::{Example, IGNORE, Label, Padding, collate_to},
@@ -29,7 +29,7 @@ fn model(case: &Path, gpu: &Device) -> PeftModel {
 }
 
 /// Rows of these lengths, of other tokens for each number, of which the first is only read.
-fn batch(number: usize, lengths: &[usize], gpu: &Device) -> Batch {
+fn batch(number: usize, lengths: &[usize]) -> Batch {
     let example = |(row, length): (usize, &usize)| {
         let input_ids: Vec<u32> = (0..*length as u32).map(|at| 3 + (at * 7 + (row + number) as u32 * 5) % 38).collect();
         let labels = input_ids.iter().enumerate().map(|(at, id)| if at == 0 { IGNORE } else { i64::from(*id) });
@@ -38,22 +38,23 @@ fn batch(number: usize, lengths: &[usize], gpu: &Device) -> Batch {
     };
     let examples: Vec<_> = lengths.iter().enumerate().map(example).collect();
     let least = lengths.iter().max().unwrap().next_multiple_of(8);
-    collate_to(Padding { least, left: false }, &examples.iter().collect::<Vec<_>>(), 0, false, gpu)
+    collate_to(Padding { least, left: false }, &examples.iter().collect::<Vec<_>>(), 0, false, &Device::flex())
 }
 
 /// The same computation, not recorded and with tensors of its own.
-fn plain(model: &PeftModel, batch: &Batch, share: f64) -> (Tensor<1>, GradientsParams) {
+fn plain(model: &PeftModel, batch: &CheckedBatch, share: f64) -> (Tensor<1>, GradientsParams) {
     let ids = batch.inputs.input_ids.clone().unwrap();
     let [rows, length] = ids.dims();
     let targets = CausalLm.targets(&batch.labels, length).unwrap().unwrap();
     let device = ids.device();
     let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, [rows * length]), &device);
-    let outputs = model.forward(&Inputs { input_ids: Some(ids), ..Inputs::default() });
+    let inputs = model.check(Inputs { input_ids: Some(ids), ..Inputs::default() }).unwrap().inputs;
+    let outputs = model.forward(&inputs).unwrap();
     let loss = token_cross_entropy_on_device(&outputs, "logits", &targets).unwrap().mul_scalar(share);
     (loss.clone().without_autodiff(), model.gradients(&loss))
 }
 
-type Pass<'a> = Box<dyn FnMut(&PeftModel, &Batch, f64) -> (Tensor<1>, GradientsParams) + 'a>;
+type Pass<'a> = Box<dyn FnMut(&PeftModel, &CheckedBatch, f64) -> (Tensor<1>, GradientsParams) + 'a>;
 
 /// The losses and the adapter after these steps, each of several batches.
 fn trained(
@@ -66,7 +67,8 @@ fn trained(
     let mut losses = Vec::new();
     for batches in steps {
         for batch in batches {
-            let (loss, gradients) = pass(&model, batch, 1.0 / batches.len() as f64);
+            let batch = model.check(batch.clone()).unwrap();
+            let (loss, gradients) = pass(&model, &batch, 1.0 / batches.len() as f64);
             losses.push(loss);
             optimizer.accumulate(gradients);
         }
@@ -87,7 +89,7 @@ fn check(model: impl Fn() -> PeftModel, steps: &[Vec<Batch>], shapes: usize) {
     assert!(expected.0.windows(2).all(|losses| losses[0] != losses[1]));
     assert_eq!(found, expected);
     // And these are those of a batch with a mask, whose labels the host looks at.
-    let masked = |model: &PeftModel, batch: &Batch, share| {
+    let masked = |model: &PeftModel, batch: &CheckedBatch, share| {
         let loss = model.loss(batch).unwrap().0.mul_scalar(share);
         (loss.clone().without_autodiff(), model.gradients(&loss))
     };
@@ -102,14 +104,14 @@ fn check(model: impl Fn() -> PeftModel, steps: &[Vec<Batch>], shapes: usize) {
 fn ten_captured_steps_are_ten_plain_ones(#[values("llama.CAUSAL_LM.default", "gemma2.CAUSAL_LM.default")] name: &str) {
     let lengths = [[3, 7], [12, 5], [8, 2], [9, 16], [4, 4], [11, 15], [6, 13], [2, 3], [16, 16], [7, 8]];
     let gpu = gpu();
-    let steps: Vec<_> = lengths.iter().enumerate().map(|(at, lengths)| vec![batch(at, lengths, &gpu)]).collect();
+    let steps: Vec<_> = lengths.iter().enumerate().map(|(at, lengths)| vec![batch(at, lengths)]).collect();
     check(|| model(&case(name), &gpu), &steps, 2);
 }
 
 #[test]
 fn gradients_of_several_batches_add_up() {
     let gpu = gpu();
-    let step = |at| (0..4).map(|part| batch(at + part, &[3 + part, 8], &gpu)).collect();
+    let step = |at| (0..4).map(|part| batch(at + part, &[3 + part, 8])).collect();
     check(|| model(&case("llama.CAUSAL_LM.tied-all-linear"), &gpu), &[step(0), step(7)], 1);
 }
 
@@ -119,7 +121,7 @@ fn a_head_that_is_trained_is_recorded_too() {
     let config = AdapterFolder::read(&case.join("adapter")).unwrap().config;
     let config = config.with("modules_to_save", vec!["lm_head"]).unwrap().with("init_lora_weights", false).unwrap();
     let model = || PeftModel::new(base(&case, &gpu), config.clone(), &gpu, 5).unwrap();
-    check(model, &[vec![batch(0, &[3, 8], &gpu)], vec![batch(1, &[7, 2], &gpu)], vec![batch(2, &[8, 8], &gpu)]], 1);
+    check(model, &[vec![batch(0, &[3, 8])], vec![batch(1, &[7, 2])], vec![batch(2, &[8, 8])]], 1);
 }
 
 #[test]
@@ -136,7 +138,7 @@ fn every_family_of_decoders_is_recorded() {
         // Without dropout, which some of them have.
         let mut model = model(&case, &gpu);
         let mut captured = CapturedSteps::new(&mut model, 1).unwrap();
-        let batch = batch(1, &[6, 8], &gpu);
+        let batch = model.check(batch(1, &[6, 8])).unwrap();
         let found = captured.pass(&model, &batch, 1.0).unwrap().0.into_data();
         assert_eq!(captured.kept(), [1, 1], "{case:?}");
         assert_eq!(found, plain(&model, &batch, 1.0).0.into_data(), "{case:?}");
@@ -150,7 +152,7 @@ fn the_recording_that_was_not_used_longest_goes() {
     let mut captured = CapturedSteps::new(&mut model, 0).unwrap();
     // The first shape is used between the others and stays; the second goes for the ninth and comes back.
     for (number, rows) in [1, 2, 3, 4, 1, 5, 6, 7, 8, 1, 9, 2, 1, 9].into_iter().enumerate() {
-        let batch = batch(number, &vec![8; rows], &gpu);
+        let batch = model.check(batch(number, &vec![8; rows])).unwrap();
         let found = captured.pass(&model, &batch, 1.0).unwrap().0.into_data();
         assert_eq!(found, plain(&model, &batch, 1.0).0.into_data(), "{rows}");
     }
@@ -183,9 +185,9 @@ fn other_batches_are_refused() {
     let mut model = model(&case("llama.CAUSAL_LM.default"), &gpu);
     let mut captured = CapturedSteps::new(&mut model, 0).unwrap();
     let mut refused = |change: &dyn Fn(&mut Batch)| {
-        let mut batch = batch(0, &[3, 8], &gpu);
+        let mut batch = batch(0, &[3, 8]);
         change(&mut batch);
-        captured.pass(&model, &batch, 1.0).unwrap_err().to_string()
+        captured.pass(&model, &model.check(batch).unwrap(), 1.0).unwrap_err().to_string()
     };
     let mask = |rows: [[i64; 8]; 2]| Some(Tensor::from_data(rows, &Device::flex()));
     let left = refused(&|batch| batch.inputs.attention_mask = mask([[0, 0, 0, 0, 0, 1, 1, 1], [1; 8]]));

@@ -7,7 +7,7 @@ use std::{
 
 use burn::tensor::{Device, Tensor, TensorData};
 use peft::{
-    AutoClass, BaseModel, Batch, Inputs, Labels, PeftConfig, PeftModel,
+    AutoClass, BaseModel, Batch, CheckedBatch, Inputs, Labels, PeftConfig, PeftModel,
     files::{AdapterFolder, TensorFile},
     models::checkpoint::{self, LoadOptions},
 };
@@ -68,8 +68,12 @@ pub(crate) fn floats(data: &TensorData) -> Vec<f64> {
 }
 
 /// Compares every output and the loss with what Python computed; returns the loss.
-pub(crate) fn assert_outputs(model: &PeftModel, batch: &Batch, expected: &BTreeMap<String, TensorData>) -> Tensor<1> {
-    let outputs = model.forward(&batch.inputs);
+pub(crate) fn assert_outputs(
+    model: &PeftModel,
+    batch: &CheckedBatch,
+    expected: &BTreeMap<String, TensorData>,
+) -> Tensor<1> {
+    let outputs = model.forward(&batch.inputs).unwrap();
     for (output, tensor) in outputs.iter() {
         assert_close(output, &tensor.clone().without_autodiff().to_data(), &expected[output]);
     }

@@ -74,8 +74,8 @@ fn answers_are_those_of_transformers(#[files("generation/*.json")] path: PathBuf
     let base = checkpoint::load(folder.path(), &class, &LoadOptions::default(), &device).unwrap().base;
     for Case { options, prompts, answers } in fixture.cases {
         let config = GenerationConfig::default().with(&options, "case").unwrap();
-        let module = base.module.valid();
-        let generator = Generator { module: &*module, info: &base.info, device: &device, tokenizer: None };
+        let model = base.running();
+        let generator = Generator { model: &model, device: &device, tokenizer: None };
         let written = generator.generate(&prompts, &config, &mut ()).unwrap();
         // What Transformers fills finished answers with depends on the search and on whether the padding token is 0.
         let ends: Vec<u32> = serde_json::from_value(options["eos_token_id"].clone()).unwrap();
@@ -110,8 +110,8 @@ fn stop_strings_end_answers_where_transformers_ends_them() {
     let device = Device::flex();
     let model = case("llama.CAUSAL_LM.default").join("model");
     let base = checkpoint::load(&model, &AutoClass::CAUSAL_LM, &LoadOptions::default(), &device).unwrap().base;
-    let module = base.module.valid();
-    let with = |tokenizer| Generator { module: &*module, info: &base.info, device: &device, tokenizer };
+    let model = base.running();
+    let with = |tokenizer| Generator { model: &model, device: &device, tokenizer };
     let mut stopped = 0;
     for Case { options, prompts, answers } in read::<Vec<Case>>(&folder.join("cases.json")) {
         let config = GenerationConfig::default().with(&options, "case").unwrap();
@@ -133,8 +133,8 @@ fn beams_are_drawn_from_the_seed_and_stay_likely() {
     let device = Device::flex();
     let folder = case("llama.CAUSAL_LM.default").join("model");
     let base = checkpoint::load(&folder, &AutoClass::CAUSAL_LM, &LoadOptions::default(), &device).unwrap().base;
-    let module = base.module.valid();
-    let generator = Generator { module: &*module, info: &base.info, device: &device, tokenizer: None };
+    let model = base.running();
+    let generator = Generator { model: &model, device: &device, tokenizer: None };
     let beams = GenerationConfig { num_beams: 3, max_new_tokens: Some(6), ..GenerationConfig::default() };
     let write = |config: GenerationConfig| generator.generate(&[vec![5, 9], vec![7, 3, 4]], &config, &mut ()).unwrap();
     let draw = |seed| write(GenerationConfig { do_sample: true, seed, num_return_sequences: 2, ..beams.clone() });
@@ -182,8 +182,8 @@ fn the_same_seed_draws_the_same_tokens() {
     let base = checkpoint::load(&folder, &AutoClass::CAUSAL_LM, &LoadOptions::default(), &device).unwrap().base;
     let draw = |seed: u64| {
         let config = GenerationConfig { do_sample: true, seed, num_return_sequences: 2, ..GenerationConfig::default() };
-        let module = base.module.valid();
-        let generator = Generator { module: &*module, info: &base.info, device: &device, tokenizer: None };
+        let model = base.running();
+        let generator = Generator { model: &model, device: &device, tokenizer: None };
         generator.generate(&[vec![5, 9]], &config, &mut ()).unwrap()
     };
     assert_eq!(draw(1), draw(1));

@@ -28,7 +28,9 @@ fn weights_and_logits_are_those_of_transformers(#[files("gguf/*.gguf")] file: Pa
     let Loaded { base, initialised, ignored } = load(&file).unwrap();
     assert_eq!((initialised, ignored), (Vec::new(), Vec::new()));
     let ids = Tensor::from_data(expected["input_ids"].clone().convert::<i64>(), &Device::flex());
-    let outputs = base.module.forward(&Inputs { input_ids: Some(ids), ..Inputs::default() });
+    let model = base.running();
+    let inputs = model.check(Inputs { input_ids: Some(ids), ..Inputs::default() }).unwrap();
+    let outputs = model.forward(&inputs).unwrap();
     assert_close("logits", &outputs.get::<3>("logits").unwrap().to_data(), &expected["logits"]);
 
     let folder = tempfile::tempdir().unwrap();

@@ -20,7 +20,7 @@ use crate::fixture::{batch, case, floats, model};
 fn only_the_adapter_receives_gradients_and_every_tensor_of_it_does() {
     let case = case("bert.SEQ_CLS.default");
     let mut model = model(&case);
-    let (loss, _) = model.loss(&batch(&case)).unwrap();
+    let (loss, _) = model.loss(&model.check(batch(&case)).unwrap()).unwrap();
     let gradients = model.gradients(&loss);
     let trainable = model.trainable();
     assert_eq!(gradients.len(), trainable.len());
@@ -35,7 +35,7 @@ fn gradients_come_through_dropout(#[files("golden/*.TOKEN_CLS.default/expected.j
     let case = facts.parent().unwrap();
     let mut model = model(case);
     model.set_training(true);
-    let (loss, _) = model.loss(&batch(case)).unwrap();
+    let (loss, _) = model.loss(&model.check(batch(case)).unwrap()).unwrap();
     let gradients = model.gradients(&loss);
     for tensor in model.trainable() {
         let gradient = tensor.param.gradient(&gradients).unwrap_or_else(|| panic!("{}", tensor.key));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
 use peft::{
+    CheckedBatch,
     files::AdapterFolder,
     models::checkpoint::{LoadOptions, load},
 };
@@ -22,8 +23,8 @@ fn outputs_in_half_precision_are_near_those_in_single(
     let config = AdapterFolder::read(&case.join("adapter")).unwrap().config;
     let plugin = config.task().unwrap().unwrap();
     let base = load(&case.join("model"), &plugin.auto_class, &options, &Device::flex()).unwrap().base;
-    let batch = plugin.task.complete(batch(case), &base.info).unwrap();
-    let logits = base.module.forward(&batch.inputs).get::<3>("logits").unwrap();
+    let batch = CheckedBatch::new(batch(case), Some(plugin.task), &base.info).unwrap();
+    let logits = base.running().forward(&batch.inputs).unwrap().get::<3>("logits").unwrap();
     assert_eq!(logits.dtype(), DType::BF16);
     let (got, wanted) = (floats(&logits.into_data()), floats(&expected(case)["base.logits"]));
     let length = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();

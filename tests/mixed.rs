@@ -56,7 +56,7 @@ fn rows_come_out_as_peft_computes_them(#[files("mixed/*/expected.json")] path: P
     let facts = facts(folder);
     let names: Vec<&str> = facts["names"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     let mut model = model(folder);
-    let inputs = inputs(&expected);
+    let inputs = model.check(inputs(&expected)).unwrap().inputs;
     let logits = |outputs: &peft::Outputs| {
         outputs.get::<3>("logits").map(|x| x.flatten::<2>(0, 1)).or_else(|_| outputs.get::<2>("logits")).unwrap()
     };
@@ -76,7 +76,7 @@ fn rows_come_out_as_peft_computes_them(#[files("mixed/*/expected.json")] path: P
     // Afterwards no adapter acts that did not act before.
     assert_close(
         "base.logits",
-        &counted(&logits(&model.forward(&inputs)).without_autodiff().to_data()),
+        &counted(&logits(&model.forward(&inputs).unwrap()).without_autodiff().to_data()),
         &counted(&expected["base.logits"]),
     );
 
@@ -91,9 +91,8 @@ fn rows_come_out_as_peft_computes_them(#[files("mixed/*/expected.json")] path: P
     for (search, beams) in [("greedy", 1), ("beams", 3)] {
         let Some(answers) = facts[search].as_array() else { continue };
         model.set_rows_of_beams(&names, beams).unwrap();
-        let module = model.valid();
-        let info = model.info();
-        let generator = Generator { module: &*module, info, device: model.device(), tokenizer: None };
+        let running = model.valid();
+        let generator = Generator { model: &running, device: model.device(), tokenizer: None };
         let options = json!({ "max_new_tokens": 5, "min_new_tokens": 5, "num_beams": beams, "pad_token_id": 0, "decoder_start_token_id": 0 });
         let config = GenerationConfig::default().with(options.as_object().unwrap(), "case").unwrap();
         let (ids, mask) = (floats(&expected["input_ids"]), floats(&expected["attention_mask"]));
@@ -105,7 +104,6 @@ fn rows_come_out_as_peft_computes_them(#[files("mixed/*/expected.json")] path: P
             })
             .collect();
         let written = generator.generate(&prompts, &config, &mut ()).unwrap();
-        model.rows_fit().unwrap();
         for (written, wanted) in written.iter().zip(answers) {
             assert_eq!(json!(written.tokens), *wanted, "{search}");
         }
@@ -130,7 +128,7 @@ fn what_cannot_differ_by_row_says_so() {
     ] {
         model.add_adapter(name, lora(TaskType::SEQ_CLS, &options), 1).unwrap();
     }
-    let batch = batch(&golden);
+    let batch = model.check(batch(&golden)).unwrap();
     let rows = batch.inputs.batch().unwrap();
     for (name, says) in [
         ("dora", "uses DoRA"),
@@ -208,6 +206,7 @@ fn adapters_trained_together_are_those_trained_apart(#[case] golden: &str, #[cas
     let before = together.state_dict("green").unwrap();
     for _ in 0..STEPS {
         together.set_rows(&names).unwrap();
+        let batch = together.check(batch.clone()).unwrap();
         let (each, _) = together.losses_by_adapter(&batch).unwrap();
         let mut gradients =
             together.gradients(&each.iter().map(|one| one.loss.clone()).reduce(|sum, loss| sum + loss).unwrap());
@@ -226,6 +225,7 @@ fn adapters_trained_together_are_those_trained_apart(#[case] golden: &str, #[cas
         let mut apart = new(&[at]);
         apart.set_active(&[name]).unwrap();
         let mut optimizer = Optimizer::new(&arguments(*lr, *norm), &apart.trainable());
+        let batch = apart.check(batch).unwrap();
         for (step, found) in losses[*name].iter().enumerate() {
             let (loss, _) = apart.loss(&batch).unwrap();
             optimizer.accumulate(apart.gradients(&loss));

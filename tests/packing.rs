@@ -28,7 +28,8 @@ fn batch(examples: &[Example]) -> Batch {
 fn loss(examples: &[Example]) -> (f64, f64) {
     let batch = batch(examples);
     let weight = CausalLm.loss_weight(&batch.labels, &peft::ModelInfo::custom()).unwrap();
-    (f64::from(model(&case("llama.CAUSAL_LM.default")).loss(&batch).unwrap().0.into_scalar::<f32>()), weight)
+    let model = model(&case("llama.CAUSAL_LM.default"));
+    (f64::from(model.loss(&model.check(batch).unwrap()).unwrap().0.into_scalar::<f32>()), weight)
 }
 
 fn check(packed: &[Example]) {
@@ -63,7 +64,7 @@ fn rows_may_be_padded_beyond_the_longest() {
             (batch.inputs.input_ids.clone().unwrap().dims(), labels, tokens),
             ([3, length], vec![3, length], 15)
         );
-        model.loss(&batch).unwrap().0.into_scalar::<f32>()
+        model.loss(&model.check(batch).unwrap()).unwrap().0.into_scalar::<f32>()
     };
     let (longest, longer) = (loss(0, 7), loss(16, 16));
     assert!((longest - longer).abs() < 1e-5, "{longest} {longer}");

@@ -18,7 +18,12 @@ fn reading_in_pieces_gives_what_reading_at_once_gives(
     // Without adapters one kernel attends, with them its parts do.
     for enabled in [true, false] {
         model.set_enabled(enabled);
-        let at_once = model.forward(&inputs).get::<3>("logits").unwrap().without_autodiff();
+        let at_once = model
+            .forward(&model.check(inputs.clone()).unwrap().inputs)
+            .unwrap()
+            .get::<3>("logits")
+            .unwrap()
+            .without_autodiff();
         let past = PastKeyValues::new();
         for (from, to) in [(0, 4), (4, 8), (8, 9)] {
             let piece = Inputs {
@@ -27,7 +32,12 @@ fn reading_in_pieces_gives_what_reading_at_once_gives(
                 past_key_values: Some(past.clone()),
                 ..Inputs::default()
             };
-            let logits = model.forward(&piece).get::<3>("logits").unwrap().without_autodiff();
+            let logits = model
+                .forward(&model.check(piece).unwrap().inputs)
+                .unwrap()
+                .get::<3>("logits")
+                .unwrap()
+                .without_autodiff();
             let wanted = at_once.clone().slice(s![.., from..to, ..]);
             assert_close(&format!("{from}..{to}"), &logits.into_data(), &wanted.into_data());
         }

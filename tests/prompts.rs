@@ -49,8 +49,7 @@ fn prompts_give_the_numbers_of_peft(#[files("prompts/*/expected.json")] path: Pa
     let folder = path.parent().unwrap();
     let expected = expected(folder);
     let mut model = open(folder, &folder.join("adapter"));
-    let batch = model.complete(inputs(folder)).unwrap();
-    model.info().check(&batch).unwrap();
+    let batch = model.check(inputs(folder)).unwrap();
 
     let loss = assert_outputs(&model, &batch, &expected);
 
@@ -129,8 +128,8 @@ fn a_prompt_without_its_encoder_is_trained_as_a_table() {
             std::fs::copy(folder.join("adapter").join(file), alone.path().join(file)).unwrap();
         }
         let mut model = open(&folder, alone.path());
-        let batch = model.complete(inputs(&folder)).unwrap();
-        let logits = model.forward(&batch.inputs).get::<3>("logits").map(|logits| logits.to_data());
+        let batch = model.check(inputs(&folder)).unwrap();
+        let logits = model.forward(&batch.inputs).unwrap().get::<3>("logits").map(|logits| logits.to_data());
         if let Ok(logits) = logits {
             assert_close("logits", &logits, &expected(&folder)["logits"]);
         }
@@ -213,6 +212,7 @@ fn virtual_tokens_are_as_wide_as_words() {
     let batch = batch(&golden);
     let [with, without] = [true, false].map(|enabled| {
         model.set_enabled(enabled);
+        let batch = model.check(batch.clone()).unwrap();
         floats(&model.loss(&batch).unwrap().0.to_data())[0]
     });
     assert!(with.is_finite() && with != without);
@@ -262,7 +262,7 @@ fn prompts_write_the_same_without_a_cache(#[files("prompts/*_LM.*/expected.json"
 }
 
 fn write(model: &PeftModel, prompts: &[Vec<u32>], config: &GenerationConfig) -> peft::Result<Vec<Vec<u32>>> {
-    let (module, info) = (model.valid(), model.info());
-    let generator = Generator { module: &*module, info, device: model.device(), tokenizer: None };
+    let running = model.valid();
+    let generator = Generator { model: &running, device: model.device(), tokenizer: None };
     Ok(generator.generate(prompts, config, &mut ())?.into_iter().map(|answer| answer.tokens).collect())
 }

@@ -66,7 +66,8 @@ fn every_format_is_the_model_of_the_safetensors_to_the_bit() {
         checkpoint::save(&base, None, again.path()).unwrap();
         let tensors = |folder: &Path| TensorFile::read(&folder.join("model.safetensors"), "weights").unwrap().tensors;
         assert_eq!(tensors(again.path()), tensors(&case(golden).join("model")), "{name}");
-        let outputs = base.module.forward(&batch(&case(golden)).inputs);
+        let model = base.running();
+        let outputs = model.forward(&model.check(batch(&case(golden)).inputs).unwrap()).unwrap();
         for (output, tensor) in outputs.iter() {
             let name = format!("base.{output}");
             assert_close(&name, &tensor.clone().to_data(), &expected(&case(golden))[&name]);
@@ -81,7 +82,8 @@ fn a_pickled_adapter_is_the_adapter_of_the_safetensors_to_the_bit() {
     assert_eq!(read(pickled.path()), read(&case(BERT).join("adapter")));
     let base = load(bert("zip.bin").path(), &AutoClass::SEQUENCE_CLASSIFICATION).unwrap().base;
     let model = PeftModel::from_pretrained(base, pickled.path(), &Device::flex()).unwrap();
-    let logits = model.forward(&batch(&case(BERT)).inputs).get::<2>("logits").unwrap().without_autodiff();
+    let batch = model.check(batch(&case(BERT))).unwrap();
+    let logits = model.forward(&batch.inputs).unwrap().get::<2>("logits").unwrap().without_autodiff();
     assert_close("logits", &logits.to_data(), &expected(&case(BERT))["logits"]);
 }
 

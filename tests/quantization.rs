@@ -98,7 +98,9 @@ fn packed_as(kind: &str) -> QuantizationConfig {
 
 fn logits(base: &BaseModel, ids: &TensorData) -> TensorData {
     let ids = Tensor::from_data(ids.clone().convert::<i64>(), &Device::flex());
-    let outputs = base.running().forward(&Inputs { input_ids: Some(ids), ..Inputs::default() });
+    let model = base.running();
+    let inputs = model.check(Inputs { input_ids: Some(ids), ..Inputs::default() }).unwrap();
+    let outputs = model.forward(&inputs).unwrap();
     outputs.get::<3>("logits").unwrap().into_data()
 }
 
@@ -166,7 +168,7 @@ fn batch(ids: &TensorData) -> Batch {
 fn trained(base: BaseModel, dora: bool, ids: &TensorData) -> (TensorData, BTreeMap<String, TensorData>) {
     let mut model = lora(base, dora);
     model.set_training(true);
-    let (loss, _) = model.loss(&batch(ids)).unwrap();
+    let (loss, _) = model.loss(&model.check(batch(ids)).unwrap()).unwrap();
     let gradients = model.gradients(&loss);
     let grads = model.trainable().into_iter().map(|tensor| {
         let grad = tensor.param.gradient(&gradients).expect("every tensor of the adapter is trained");
@@ -194,8 +196,8 @@ fn merging_gives_dense_weights_or_packs_them_again(#[values("nf4", "int8")] kind
     let ids = &tensors("nf4.safetensors")["input_ids"];
     let run = |base: &BaseModel| logits(base, ids);
     let mut model = lora(load(kind, QuantizationConfig::default()).unwrap(), false);
-    let batch = batch(ids);
-    let adapted = model.forward(&batch.inputs).get::<3>("logits").unwrap().without_autodiff().into_data();
+    let batch = model.check(batch(ids)).unwrap();
+    let adapted = model.forward(&batch.inputs).unwrap().get::<3>("logits").unwrap().without_autodiff().into_data();
     let merged = model.merge().unwrap();
     assert!(merged.packed.is_empty());
     assert_close("merged", &run(&merged), &adapted);
@@ -329,7 +331,7 @@ fn a_packed_table_takes_adapters_and_trained_copies() {
         let config = config.with("init_lora_weights", false).unwrap().with("use_dora", dora).unwrap();
         let config = if key.is_empty() { config } else { config.with(key, [value].as_slice()).unwrap() };
         let mut model = PeftModel::new(base, config, &Device::flex(), 3).unwrap();
-        let (loss, _) = model.loss(&batch(ids)).unwrap();
+        let (loss, _) = model.loss(&model.check(batch(ids)).unwrap()).unwrap();
         let merged = logits(&model.merge().unwrap(), ids);
         (loss.without_autodiff().into_data(), merged)
     };

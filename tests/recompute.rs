@@ -8,7 +8,7 @@ use std::{
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::{
-    Adapter, Batch, DynModule, DynTensor, PeftConfig, PeftModel,
+    Adapter, CheckedBatch, DynModule, DynTensor, PeftConfig, PeftModel,
     adapter::Role,
     files::AdapterFolder,
     model::DEFAULT_ADAPTER,
@@ -59,7 +59,7 @@ pub(crate) struct Run {
     adapter: Adapter,
     module: Box<dyn DynModule>,
     calls: Calls,
-    batch: Batch,
+    batch: CheckedBatch,
 }
 
 impl Run {
@@ -89,7 +89,7 @@ impl Run {
             &peft::Acting::Together,
         );
         model.set_active(&[DEFAULT_ADAPTER]).unwrap();
-        let batch = model.complete(batch_on(case, device)).unwrap();
+        let batch = model.check(batch_on(case, device)).unwrap();
         Self { model, adapter, module: module.set_training(true), calls, batch }
     }
 
@@ -97,8 +97,7 @@ impl Run {
     pub(crate) fn gradients(&self, forgetful: usize) -> (TensorData, BTreeMap<String, TensorData>, usize) {
         Device::flex().seed(5);
         self.calls.lock().unwrap().clear();
-        let mut inputs = self.model.prepare(&self.batch.inputs);
-        inputs.forgetful_layers = forgetful;
+        let inputs = self.model.prepare(&self.batch.inputs).with_forgetful_layers(forgetful);
         let outputs = self.module.forward(&inputs);
         let loss = match self.model.task().unwrap() {
             Some(task) if !self.batch.labels.is_empty() => {

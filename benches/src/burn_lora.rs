@@ -11,7 +11,7 @@ use burn::{
     tensor::Tensor,
 };
 use peft::{
-    Batch, DynModule, DynParam, Error, ModelInfo, PeftModel, Result, TaskPlugin,
+    CheckedBatch, DynModule, DynParam, Error, ModelInfo, PeftModel, Result, TaskPlugin,
     adapter::{AdapterTensor, Role},
 };
 
@@ -81,10 +81,9 @@ impl BurnLora {
     }
 
     /// One step; returns the loss before it, `[1]`.
-    pub(crate) fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
+    pub(crate) fn step(&mut self, batch: &CheckedBatch) -> Result<Tensor<1>> {
         let module = self.module.take().ok_or_else(|| Error::Adapter("an earlier step failed".to_owned()))?;
-        let batch = self.task.task.complete(batch.clone(), &self.info)?;
-        let outputs = module.forward(&self.task.task.prepare(batch.inputs));
+        let outputs = module.forward(&batch.inputs);
         let loss = self.task.task.loss(&outputs, &batch.labels, &self.info)?;
         let gradients = self.clipped(module.gradients(&mut loss.backward()));
         self.module = Some(module.step(&mut self.optimizer, self.lr, gradients));

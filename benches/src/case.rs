@@ -105,7 +105,7 @@ pub(crate) fn seconds_since(started: f64) -> f64 {
 ///
 /// # Errors
 /// If the file cannot be read, or holds something that no model takes.
-pub(crate) fn batches(path: &Path, device: &Device) -> Result<Vec<Batch>> {
+pub(crate) fn batches(path: &Path) -> Result<Vec<Batch>> {
     let file = TensorFile::read(path, "the batches")?;
     let mut batches: Vec<Batch> = Vec::new();
     for (name, data) in &file.tensors {
@@ -118,7 +118,7 @@ pub(crate) fn batches(path: &Path, device: &Device) -> Result<Vec<Batch>> {
         batches.resize_with(count.max(batches.len()), Batch::default);
         for (batch, values) in batches.iter_mut().zip(values.chunks(shape.iter().product::<usize>().max(1))) {
             let data = TensorData::new(values.to_vec(), shape.clone());
-            let ids = || Tensor::from_data(data.clone(), (device, DType::I64));
+            let ids = || Tensor::from_data(data.clone(), (&Device::flex(), DType::I64));
             match (name.as_str(), shape.len()) {
                 ("input_ids", 2) => batch.inputs.input_ids = Some(ids()),
                 ("attention_mask", 2) => batch.inputs.attention_mask = Some(ids()),

@@ -37,8 +37,8 @@ pub(crate) fn run(case: &Generate) -> Result<Figures> {
     let options = LoadOptions { dtype: Some(DType::from(case.dtype)), ..LoadOptions::default() };
     let Loaded { base, .. } = checkpoint::load(&case.model, &AutoClass::CAUSAL_LM, &options, &device)?;
     let model = PeftModel::from_base(base, &device);
-    let module = model.valid();
-    let generator = Generator { module: &*module, info: model.info(), device: &device, tokenizer: None };
+    let running = model.valid();
+    let generator = Generator { model: &running, device: &device, tokenizer: None };
     // No token ends it.
     let config = GenerationConfig { max_new_tokens: Some(case.max_new_tokens), ..GenerationConfig::default() };
     let prompts = [case.prompt.clone()];

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
 use peft::{
-    Batch, Error, PeftModel, Result,
+    CheckedBatch, Error, PeftModel, Result,
     files::AdapterFolder,
     models::checkpoint::{self, LoadOptions, Loaded},
 };
@@ -51,7 +51,7 @@ struct After {
 /// A model in training.
 trait Side {
     /// One step; returns the loss before it, `[1]`.
-    fn step(&mut self, batch: &Batch) -> Result<Tensor<1>>;
+    fn step(&mut self, batch: &CheckedBatch) -> Result<Tensor<1>>;
 }
 
 /// Does the case.
@@ -67,7 +67,7 @@ pub(crate) fn run(case: &Train) -> Result<Figures> {
     let device = device(case.device.as_deref())?;
     let model = load(case, &device)?;
     let (base_bytes, loaded_rss_bytes) = (model.base().bytes(), peak_rss_bytes());
-    let batches = batches(&case.batches, &device.clone().inner())?;
+    let batches = batches(&case.batches)?.into_iter().map(|batch| model.check(batch)).collect::<Result<Vec<_>>>()?;
     let mut after = None;
     let figures = match case.lora {
         Whose::Ours if case.by_rows => steps(&mut Together::new(model, case)?, case, &batches)?,
@@ -101,7 +101,7 @@ fn load(case: &Train, device: &Device) -> Result<PeftModel> {
     Ok(model)
 }
 
-fn steps(side: &mut dyn Side, case: &Train, batches: &[Batch]) -> Result<Figures> {
+fn steps(side: &mut dyn Side, case: &Train, batches: &[CheckedBatch]) -> Result<Figures> {
     let first = batches.first().ok_or_else(|| Error::Data("there are no batches".to_owned()))?;
     let tokens = tokens(&first.inputs);
     let (mut losses, mut step_seconds) = (Vec::new(), Vec::new());
@@ -158,7 +158,7 @@ impl Ours {
 }
 
 impl Side for Ours {
-    fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
+    fn step(&mut self, batch: &CheckedBatch) -> Result<Tensor<1>> {
         let (loss, _outputs) = self.model.loss(batch)?;
         self.optimizer.accumulate(self.model.gradients(&loss));
         self.optimizer.step(&mut self.model, self.lr);
@@ -187,7 +187,7 @@ impl Together {
 }
 
 impl Side for Together {
-    fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
+    fn step(&mut self, batch: &CheckedBatch) -> Result<Tensor<1>> {
         let rows = batch.inputs.batch().unwrap_or_default();
         let share = rows.div_ceil(self.optimizers.len().max(1)).max(1);
         let of: Vec<&str> =
@@ -207,7 +207,7 @@ impl Side for Together {
 }
 
 impl Side for BurnLora {
-    fn step(&mut self, batch: &Batch) -> Result<Tensor<1>> {
+    fn step(&mut self, batch: &CheckedBatch) -> Result<Tensor<1>> {
         BurnLora::step(self, batch)
     }
 }

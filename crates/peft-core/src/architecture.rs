@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use serde_json::{Map, Value};
 
 use crate::{
-    Acting, Batch, DynModule, Error, FreshValues, ModuleTree, PackedWeights, Result, ShiftRight, fresh::is_ending,
-    packed::base_value, registry::Plugin,
+    Acting, DynModule, Error, FreshValues, ModuleTree, PackedWeights, Result, RunningModel, ShiftRight,
+    fresh::is_ending, packed::base_value, registry::Plugin,
 };
 
 /// Which head a model is built with, by the name of Transformers' auto class; open, so that a plugin can add its own.
@@ -95,6 +95,8 @@ pub struct ModelInfo {
     pub virtual_outputs: usize,
     /// Most tokens the model can take, virtual ones included.
     pub max_positions: Option<usize>,
+    /// How many different `position_ids` it can take, where they are not as many: RoBERTa counts from its padding token's on.
+    pub position_rows: Option<usize>,
     /// Beyond so many positions the keys of the first ones are others too (LongRoPE): a text that grows over them is read anew.
     pub rereads_after: Option<usize>,
     /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` or the attention mask tells it.
@@ -143,6 +145,7 @@ impl ModelInfo {
             virtual_outputs: 0,
             num_tasks: None,
             max_positions: None,
+            position_rows: None,
             rereads_after: None,
             pools_last_token: false,
             pooled_token: None,
@@ -242,61 +245,6 @@ impl ModelInfo {
         config.insert("num_labels".to_owned(), labels.len().into());
         config.insert("problem_type".to_owned(), problem_type.into());
     }
-
-    /// Judges a batch before it is run: ids inside the vocabulary, no more tokens than positions.
-    ///
-    /// # Errors
-    /// [`Error::Data`] with the offending value and its place.
-    pub fn check(&self, batch: &Batch) -> Result<()> {
-        if batch.inputs.input_ids.is_none() && batch.inputs.inputs_embeds.is_none() {
-            return Err(Error::Data("the batch has neither `input_ids` nor `inputs_embeds`".to_owned()));
-        }
-        let rows = batch.inputs.input_ids.as_ref().map_or(0, |ids| ids.dims()[0]);
-        let tells_padding = self.pad_token_id().is_some() || batch.inputs.attention_mask.is_some();
-        if self.pools_last_token && rows > 1 && !tells_padding {
-            return Err(Error::Data(format!(
-                "a batch of {rows} rows: {} reads each row's last token, and neither a `pad_token_id` in config.json nor an \
-                 attention mask tells which that is; give one or take one row at a time",
-                self.class_name
-            )));
-        }
-        if let (Some(token), Some(ids)) = (self.pooled_token, &batch.inputs.input_ids) {
-            let has = ids.clone().equal_scalar(token).any_dim(1).into_data().iter::<bool>().collect::<Vec<_>>();
-            if let Some(row) = has.iter().position(|has| !has) {
-                return Err(Error::Data(format!(
-                    "input_ids[{row}] has no token {token}: {} reads the state of each row's last one",
-                    self.class_name
-                )));
-            }
-        }
-        let vocab = self.number("vocab_size");
-        let types = self.num_types();
-        let fields = [
-            ("input_ids", &batch.inputs.input_ids, vocab),
-            ("decoder_input_ids", &batch.inputs.decoder_input_ids, self.number("decoder_vocab_size").or(vocab)),
-            ("token_type_ids", &batch.inputs.token_type_ids, types),
-        ];
-        for (name, tensor, limit) in fields {
-            let (Some(tensor), Some(limit)) = (tensor, limit) else { continue };
-            let [_, width] = tensor.dims();
-            let values = tensor.clone().into_data().convert::<i64>().try_to_vec::<i64>().unwrap_or_default();
-            let outside = |id: &i64| usize::try_from(*id).map_or(true, |id| id >= limit);
-            if let Some(at) = values.iter().position(outside) {
-                let (row, column) = (at / width.max(1), at % width.max(1));
-                let found = values.get(at).copied().unwrap_or_default();
-                return Err(Error::Data(format!(
-                    "{name}[{row}, {column}] is {found}: the model has ids 0 to {}",
-                    limit.saturating_sub(1)
-                )));
-            }
-            if name != "token_type_ids"
-                && let Some(positions) = self.exceeded(width)
-            {
-                return Err(Error::Data(format!("{name} has {width} tokens a row: the model has {positions}")));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A model before any adapter.
@@ -342,8 +290,13 @@ impl BaseModel {
         Self { module, info, packed: PackedWeights::default() }
     }
 
+    /// The model as it runs without an adapter.
+    pub fn running(&self) -> RunningModel {
+        RunningModel::new(self.unadapted().valid(), Arc::clone(&self.info))
+    }
+
     /// The module as it runs without an adapter.
-    pub fn running(&self) -> Box<dyn DynModule> {
+    pub(crate) fn unadapted(&self) -> Box<dyn DynModule> {
         self.module.attach(&|path| self.info.rename(path), &self.packed, &[], &Acting::Together).set_training(false)
     }
 

@@ -59,7 +59,8 @@ impl Inputs {
     /// How many rows there are; none without input.
     pub fn batch(&self) -> Option<usize> {
         let ids = self.input_ids.as_ref().or(self.decoder_input_ids.as_ref()).map(|ids| ids.dims()[0]);
-        ids.or_else(|| self.inputs_embeds.as_ref().map(|embedded| embedded.dims()[0]))
+        let embedded = || self.inputs_embeds.as_ref().or(self.encoder_outputs.as_ref());
+        ids.or_else(|| embedded().map(|embedded| embedded.dims()[0]))
     }
 }
 
@@ -135,6 +136,12 @@ pub struct Batch {
     pub inputs: Inputs,
     /// What it should say; may be empty.
     pub labels: Labels,
+}
+
+impl From<Inputs> for Batch {
+    fn from(inputs: Inputs) -> Self {
+        Self { inputs, labels: Labels::default() }
+    }
 }
 
 /// A model's outputs by their Transformers names (`logits`, `last_hidden_state`, …), in the order of the model.

@@ -14,7 +14,7 @@ use burn::{
 };
 
 use crate::{
-    AdapterSet, FrozenWeight,
+    AdapterSet, Error, FrozenWeight, Result,
     linear::Product,
     tuner::{LayerTuner, LinearCall, Tensors},
 };
@@ -86,9 +86,25 @@ impl AdapterRows {
         self.misfit.get_or_init(problem);
     }
 
-    /// Why the last pass forward is wrong, if it is.
-    pub(crate) fn misfit(&self) -> Option<&str> {
-        self.misfit.get().map(String::as_str)
+    /// Whether a batch has as many rows as adapters are named.
+    pub(crate) fn check(&self, batch: Option<usize>) -> Result<()> {
+        match batch {
+            Some(batch) if batch != self.count() && batch != self.count() * self.repeats => {
+                Err(Error::Adapter(format!(
+                    "{} adapters are named for a batch of {batch} rows: name one for each row, `{BASE}` for none",
+                    self.count()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether every adapted layer could tell the rows apart in the passes so far: what was computed is wrong if not.
+    pub(crate) fn told_apart(&self) -> Result<()> {
+        match self.misfit.get() {
+            Some(misfit) => Err(Error::Adapter(format!("rows with different adapters: {misfit}"))),
+            None => Ok(()),
+        }
     }
 
     /// Whether one of the rows uses this adapter.
@@ -250,7 +266,9 @@ mod tests {
     #[test]
     fn an_input_of_other_rows_is_remembered() {
         let rows = AdapterRows::new(&["a", "b"], 3);
-        assert!(rows.takes(2) && rows.takes(6) && rows.misfit().is_none());
-        assert!(!rows.takes(1) && rows.misfit().is_some_and(|misfit| misfit.contains("reads 1 rows")));
+        assert!(rows.takes(2) && rows.takes(6) && rows.told_apart().is_ok());
+        assert!(!rows.takes(1));
+        let error = rows.told_apart().unwrap_err().to_string();
+        assert!(error.contains("reads 1 rows"), "{error}");
     }
 }

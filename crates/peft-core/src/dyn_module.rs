@@ -9,12 +9,13 @@ use burn::{
 };
 
 use crate::{
-    Acting, Adapter, DynParam, DynTensor, Inputs, ModuleTree, Outputs, PackedWeights, attach, prompted::Prompted,
+    Acting, Adapter, CheckedInputs, DynParam, DynTensor, Inputs, ModuleTree, Outputs, PackedWeights, attach,
+    prompted::Prompted,
 };
 
 /// What a Burn module needs to become a model of `peft`: a forward pass.
 ///
-/// Inputs are judged before ([`ModelInfo::check`](crate::ModelInfo::check)), so this only computes.
+/// Inputs are [`CheckedInputs`] before they get here, so this only computes.
 pub trait Forward {
     /// Runs the model.
     fn forward(&self, inputs: &Inputs) -> Outputs;
@@ -24,9 +25,12 @@ pub trait Forward {
 pub type ParamFn<'a> = &'a mut dyn FnMut(&str, DynParam) -> DynParam;
 
 /// A model whose type is known only at run time. Every `Module` with [`Forward`] is one.
+///
+/// [`PeftModel`](crate::PeftModel) and [`RunningModel`](crate::RunningModel) run it for a caller; by itself it knows neither what its
+/// inputs were checked for nor the adapters of their rows.
 pub trait DynModule: Send + Debug {
     /// Runs the model.
-    fn forward(&self, inputs: &Inputs) -> Outputs;
+    fn forward(&self, inputs: &CheckedInputs) -> Outputs;
     /// A copy that shares the weights.
     fn boxed_clone(&self) -> Box<dyn DynModule>;
     /// Modules and parameters by checkpoint name, without initialising anything.
@@ -63,7 +67,7 @@ pub trait DynModule: Send + Debug {
 }
 
 impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
-    fn forward(&self, inputs: &Inputs) -> Outputs {
+    fn forward(&self, inputs: &CheckedInputs) -> Outputs {
         Forward::forward(self, inputs)
     }
 

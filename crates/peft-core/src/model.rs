@@ -19,14 +19,15 @@ use indexmap::IndexMap;
 
 pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
-    Adapter, BaseModel, Batch, DynModule, DynParam, DynTensor, Error, Explanation, Inputs, Labels, ModelInfo,
-    ModuleTree, Outputs, PeftConfig, Result, TaskPlugin,
+    Adapter, BaseModel, Batch, CheckedBatch, CheckedInputs, DynModule, DynParam, DynTensor, Error, Explanation, Labels,
+    ModelInfo, ModuleTree, Outputs, PeftConfig, Result, RunningModel, TaskPlugin,
     adapter::AdapterTensor,
     attach::Acting,
     by_rows::AdapterRows,
     explain,
     files::AdapterFolder,
     prompt::{PROMPT_EMBEDDINGS, PromptPlan},
+    running_model::run,
     tokenizer::Tokenizer,
     tuner::Init,
 };
@@ -59,7 +60,7 @@ impl PeftModel {
     /// The base model without an adapter yet; `device` is where the adapters' tensors live.
     pub fn from_base(base: BaseModel, device: &Device) -> Self {
         let tree = base.tree();
-        let module = base.running();
+        let module = base.unadapted();
         let info = Arc::clone(&base.info);
         Self {
             base,
@@ -311,26 +312,30 @@ impl PeftModel {
         Ok(Explanation::of(&adapter.plan, &self.tree, adapter.config.task()?, &self.base.info.class_name))
     }
 
-    /// Runs the model. Judge the batch with [`ModelInfo::check`](crate::ModelInfo::check) first.
-    pub fn forward(&self, inputs: &Inputs) -> Outputs {
-        self.module.forward(&self.prepare(inputs))
-    }
-
-    /// The batch with the inputs that follow from its labels, as the task has them: a decoder's.
+    /// Checks a batch for the model as it is now, with the inputs that follow from its labels (a decoder's), and brings it to the
+    /// model's device.
     ///
     /// # Errors
-    /// [`Error::Data`] if the labels are unfit.
-    pub fn complete(&self, batch: Batch) -> Result<Batch> {
-        match self.task()? {
-            Some(plugin) => plugin.task.complete(batch, &self.base.info),
-            None => Ok(batch),
-        }
+    /// [`Error::Data`] with what the model cannot take.
+    pub fn check(&self, batch: impl Into<Batch>) -> Result<CheckedBatch> {
+        let task = self.task()?.map(|plugin| plugin.task);
+        Ok(CheckedBatch::new(batch.into(), task, &self.info)?.on(&self.device.clone().inner()))
+    }
+
+    /// Runs the model.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the inputs were checked for another model and do not suit this one; [`Error::Adapter`] if its rows have
+    /// adapters of their own and are others, or cannot be told apart by a layer.
+    pub fn forward(&self, inputs: &CheckedInputs) -> Result<Outputs> {
+        let task = self.task()?.map(|plugin| plugin.task);
+        run(&*self.module, &self.info, self.rows.as_deref(), task, inputs)
     }
 
     /// The inputs as the task's wrapper hands them to the base model.
-    pub fn prepare(&self, inputs: &Inputs) -> Inputs {
+    pub fn prepare(&self, inputs: &CheckedInputs) -> CheckedInputs {
         match self.task() {
-            Ok(Some(plugin)) => plugin.task.prepare(inputs.clone()),
+            Ok(Some(plugin)) => inputs.clone().map(|inputs| plugin.task.prepare(inputs)),
             _ => inputs.clone(),
         }
     }
@@ -344,12 +349,11 @@ impl PeftModel {
     ///
     /// # Errors
     /// [`Error::Data`] if the labels are unfit; [`Error::Adapter`] if there is no task.
-    pub fn loss(&self, batch: &Batch) -> Result<(Tensor<1>, Outputs)> {
+    pub fn loss(&self, batch: &CheckedBatch) -> Result<(Tensor<1>, Outputs)> {
         let Some(task) = self.task()? else {
             return Err(Error::Adapter("the default wrapper has no loss: give the adapter a task_type".to_owned()));
         };
-        let batch = task.task.complete(batch.clone(), &self.base.info)?;
-        let outputs = self.forward(&batch.inputs);
+        let outputs = self.forward(&batch.inputs)?;
         let loss = self.loss_of(&outputs, &batch.labels, task)?;
         Ok((loss, outputs))
     }
@@ -394,9 +398,10 @@ impl PeftModel {
         });
     }
 
-    /// The model in evaluation mode without autodiff.
-    pub fn valid(&self) -> Box<dyn DynModule> {
-        self.module.valid()
+    /// The model in evaluation mode without autodiff, as its adapters are now.
+    pub fn valid(&self) -> RunningModel {
+        let task = self.task().ok().flatten().map(|plugin| plugin.task);
+        RunningModel { module: self.module.valid(), info: Arc::clone(&self.info), rows: self.rows.clone(), task }
     }
 
     /// The active adapters' trainable tensors with their keys in the file.

@@ -9,8 +9,8 @@ use burn::{
 };
 
 use crate::{
-    Acting, Adapter, AdapterSet, DynModule, DynParam, DynTensor, Forward, Inputs, ModuleTree, Outputs, PackedWeights,
-    attach,
+    Acting, Adapter, AdapterSet, CheckedInputs, DynModule, DynParam, DynTensor, Forward, ModuleTree, Outputs,
+    PackedWeights, attach,
     dyn_module::{ParamFn, with_params, with_training},
     prompt::PromptPlan,
 };
@@ -41,7 +41,7 @@ impl<M: Module> Prompted<M> {
 }
 
 impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
-    fn forward(&self, inputs: &Inputs) -> Outputs {
+    fn forward(&self, inputs: &CheckedInputs) -> Outputs {
         let inputs = self.plan.before(inputs, &self.prompt.prompt(), self.prompt.is_training());
         Forward::forward(&self.model, &inputs)
     }

@@ -1,13 +1,12 @@
 //! A model that reads prompts once and then one token of each row a step.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use peft_core::{DynModule, Error, Inputs, ModelInfo, Outputs, PastKeyValues, Result};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use peft_core::{Error, Inputs, Outputs, PastKeyValues, Result, RunningModel};
 
 /// The model of a run and how it reads.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
-    pub(crate) module: &'a dyn DynModule,
-    pub(crate) info: &'a ModelInfo,
+    pub(crate) model: &'a RunningModel,
     pub(crate) device: Device,
     /// Whether keys and values are kept from step to step.
     pub(crate) use_cache: bool,
@@ -35,7 +34,7 @@ impl<'a> Decoder<'a> {
     ) -> Result<(Self, Vec<Vec<f32>>)> {
         let past = reader.use_cache.then(PastKeyValues::new);
         let decoder = Self { reader, past, states: None, mask, read: prompts };
-        let scores = decoder.scores(&decoder.everything())?;
+        let scores = decoder.scores(decoder.everything())?;
         Ok((decoder, scores))
     }
 
@@ -49,13 +48,13 @@ impl<'a> Decoder<'a> {
         let past = reader.use_cache.then(PastKeyValues::new);
         let mut decoder = Self { reader, past, states: None, mask, read: vec![vec![start]; sources.len()] };
         let inputs = Inputs {
-            input_ids: Some(decoder.table(&ids(sources))),
-            attention_mask: Some(table(&decoder.mask, &Device::flex())),
-            decoder_input_ids: Some(decoder.table(&ids(&decoder.read))),
+            input_ids: Some(table(&ids(sources))),
+            attention_mask: Some(table(&decoder.mask)),
+            decoder_input_ids: Some(table(&ids(&decoder.read))),
             past_key_values: decoder.past.clone(),
             ..Inputs::default()
         };
-        let outputs = decoder.reader.module.forward(&inputs);
+        let outputs = decoder.forward(inputs)?;
         decoder.states = Some(outputs.get::<3>("encoder_last_hidden_state")?);
         let scores = last(&outputs)?;
         Ok((decoder, scores))
@@ -80,12 +79,14 @@ impl<'a> Decoder<'a> {
         if self.states.is_none() {
             self.mask.iter_mut().for_each(|row| row.push(1));
         }
-        if self.past.is_some() && self.reader.info.rereads_after == Some(before + self.reader.info.virtual_tokens) {
+        if self.past.is_some()
+            && self.reader.model.info().rereads_after == Some(before + self.reader.model.info().virtual_tokens)
+        {
             self.past = Some(PastKeyValues::new());
-            return self.scores(&self.everything());
+            return self.scores(self.everything());
         }
         let inputs = if self.past.is_some() { self.newest() } else { self.everything() };
-        self.scores(&inputs)
+        self.scores(inputs)
     }
 
     /// The last token of each row.
@@ -109,30 +110,29 @@ impl<'a> Decoder<'a> {
 
     /// Tokens and their places, which a decoder beside an encoder counts by itself.
     fn inputs(&self, tokens: &[Vec<u32>], places: &[Vec<i64>]) -> Inputs {
-        let tokens = Some(self.table(&ids(tokens)));
-        let shared = Inputs {
-            attention_mask: Some(table(&self.mask, &Device::flex())),
-            past_key_values: self.past.clone(),
-            ..Inputs::default()
-        };
+        let tokens = Some(table(&ids(tokens)));
+        let shared =
+            Inputs { attention_mask: Some(table(&self.mask)), past_key_values: self.past.clone(), ..Inputs::default() };
         match &self.states {
             Some(states) => Inputs { decoder_input_ids: tokens, encoder_outputs: Some(states.clone()), ..shared },
-            None => Inputs { input_ids: tokens, position_ids: Some(self.table(places)), ..shared },
+            None => Inputs { input_ids: tokens, position_ids: Some(table(places)), ..shared },
         }
     }
 
-    fn scores(&self, inputs: &Inputs) -> Result<Vec<Vec<f32>>> {
-        last(&self.reader.module.forward(inputs))
+    fn scores(&self, inputs: Inputs) -> Result<Vec<Vec<f32>>> {
+        last(&self.forward(inputs)?)
     }
 
-    fn table(&self, rows: &[Vec<i64>]) -> Tensor<2, Int> {
-        table(rows, &self.reader.device)
+    fn forward(&self, inputs: Inputs) -> Result<Outputs> {
+        let Reader { model, device, .. } = &self.reader;
+        model.forward(&model.check(inputs)?.on(device))
     }
 }
 
-fn table(rows: &[Vec<i64>], device: &Device) -> Tensor<2, Int> {
+/// Rows of numbers on the host, where they are checked.
+fn table(rows: &[Vec<i64>]) -> Tensor<2, Int> {
     let width = rows.first().map_or(0, Vec::len);
-    Tensor::from_data(TensorData::new(rows.concat(), [rows.len(), width]), device)
+    Tensor::from_data(TensorData::new(rows.concat(), [rows.len(), width]), (&Device::flex(), DType::I64))
 }
 
 fn ids(rows: &[Vec<u32>]) -> Vec<Vec<i64>> {

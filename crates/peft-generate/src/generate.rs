@@ -1,7 +1,7 @@
 //! From prompts to answers: lengths, padding, and the choice of the search.
 
 use burn::tensor::Device;
-use peft_core::{DynModule, Error, ModelInfo, Result, tokenizer::Tokenizer};
+use peft_core::{Error, ModelInfo, Result, RunningModel, tokenizer::Tokenizer};
 
 use crate::{
     GenerationConfig, beam,
@@ -16,10 +16,8 @@ pub type Prompts = [Vec<u32>];
 /// A model that writes.
 #[derive(Debug, Clone, Copy)]
 pub struct Generator<'a> {
-    /// The model in evaluation mode ([`PeftModel::valid`](peft_core::PeftModel::valid)).
-    pub module: &'a dyn DynModule,
-    /// What it says of itself.
-    pub info: &'a ModelInfo,
+    /// The model ([`PeftModel::valid`](peft_core::PeftModel::valid)).
+    pub model: &'a RunningModel,
     /// Where it computes.
     pub device: &'a Device,
     /// Its tokenizer, which only `stop_strings` need.
@@ -76,7 +74,7 @@ impl Generator<'_> {
         config: &GenerationConfig,
         watch: &mut dyn Watch,
     ) -> Result<Vec<Generated>> {
-        let info = self.info;
+        let info = self.model.info();
         for (row, prompt) in prompts.iter().enumerate() {
             check(info, prompt, config).map_err(|error| match error {
                 Error::Data(problem) if prompts.len() > 1 => Error::Data(format!("prompt {}: {problem}", row + 1)),
@@ -97,7 +95,7 @@ impl Generator<'_> {
         };
         let mask = |left: bool| prompts.iter().map(|row| flags(row, left)).collect::<Vec<Vec<i64>>>();
         let device = self.device.clone().inner();
-        let reader = Reader { module: self.module, info, device, use_cache: config.use_cache };
+        let reader = Reader { model: self.model, device, use_cache: config.use_cache };
         let (run, mut decoder, scores) = if is_crossed(info) {
             let start = start(config)?;
             let max_length = max_length(config, info, 1)?;

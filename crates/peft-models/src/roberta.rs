@@ -131,6 +131,7 @@ fn build(family: &'static str, config: &Map<String, Value>, class: &AutoClass, d
             past: Some(sizes.past()),
             forgets: true,
             max_positions: Some(positions),
+            position_rows: Some(sizes.positions),
             ..ModelInfo::custom()
         },
         width,

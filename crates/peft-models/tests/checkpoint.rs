@@ -340,8 +340,9 @@ fn half_precision_is_widened_unless_it_is_asked_for() {
     let run = |dtype| {
         let options = LoadOptions { dtype, ..LoadOptions::default() };
         let loaded = load(folder.path(), &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap();
-        let inputs = Inputs { input_ids: Some(ids.clone()), ..Inputs::default() };
-        loaded.base.module.forward(&inputs).get::<3>("logits").unwrap()
+        let model = loaded.base.running();
+        let inputs = model.check(Inputs { input_ids: Some(ids.clone()), ..Inputs::default() }).unwrap();
+        model.forward(&inputs).unwrap().get::<3>("logits").unwrap()
     };
     let (single, half) = (run(None), run(Some(DType::BF16)));
     assert_eq!((single.dtype(), half.dtype()), (DType::F32, DType::BF16));

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, Tolerance};
-use peft_core::{AutoClass, Inputs, Outputs, PastKeyValues, files::TensorFile};
+use peft_core::{AutoClass, BaseModel, Inputs, Outputs, PastKeyValues, files::TensorFile};
 use peft_models::checkpoint::{LoadOptions, Loaded, load};
 
 const CASES: [&str; 5] = ["t5", "mt5", "bart", "mbart", "marian"];
@@ -31,6 +31,11 @@ fn inputs(family: &str) -> Inputs {
     }
 }
 
+fn run(base: &BaseModel, inputs: Inputs) -> Outputs {
+    let model = base.running();
+    model.forward(&model.check(inputs).unwrap()).unwrap()
+}
+
 fn logits(outputs: &Outputs) -> Tensor<3> {
     outputs.get("logits").unwrap()
 }
@@ -42,9 +47,9 @@ fn assert_same(left: Tensor<3>, right: Tensor<3>) {
 #[test]
 fn step_by_step_a_decoder_says_what_it_says_at_once() {
     for family in CASES {
-        let module = open(family).base.module;
+        let base = open(family).base;
         let inputs = inputs(family);
-        let whole = module.forward(&inputs);
+        let whole = run(&base, inputs.clone());
         let target = inputs.decoder_input_ids.clone().unwrap();
         let past = PastKeyValues::new();
         let mut states = None;
@@ -57,7 +62,7 @@ fn step_by_step_a_decoder_says_what_it_says_at_once() {
                 encoder_outputs: states.clone(),
                 ..inputs.clone()
             };
-            let outputs = module.forward(&step);
+            let outputs = run(&base, step);
             states = Some(outputs.get::<3>("encoder_last_hidden_state").unwrap());
             logits(&outputs)
         });
@@ -69,32 +74,38 @@ fn step_by_step_a_decoder_says_what_it_says_at_once() {
 #[test]
 fn rows_can_be_exchanged_between_steps() {
     for family in CASES {
-        let module = open(family).base.module;
+        let base = open(family).base;
         let inputs = inputs(family);
         let target = inputs.decoder_input_ids.clone().unwrap();
         let rows = Tensor::<1, Int>::from_data([2, 0, 0], &Device::flex());
         let chosen = |ids: Option<Tensor<2, Int>>| ids.map(|ids| ids.select(0, rows.clone()));
-        let whole = module.forward(&Inputs {
-            input_ids: chosen(inputs.input_ids.clone()),
-            attention_mask: chosen(inputs.attention_mask.clone()),
-            decoder_input_ids: chosen(Some(target.clone())),
-            ..Inputs::default()
-        });
+        let whole = run(
+            &base,
+            Inputs {
+                input_ids: chosen(inputs.input_ids.clone()),
+                attention_mask: chosen(inputs.attention_mask.clone()),
+                decoder_input_ids: chosen(Some(target.clone())),
+                ..Inputs::default()
+            },
+        );
         let past = PastKeyValues::new();
         let first = Inputs {
             decoder_input_ids: Some(target.clone().slice([0..3, 0..4])),
             past_key_values: Some(past.clone()),
             ..inputs.clone()
         };
-        let states = module.forward(&first).get::<3>("encoder_last_hidden_state").unwrap();
+        let states = run(&base, first).get::<3>("encoder_last_hidden_state").unwrap();
         past.select(&rows);
-        let last = module.forward(&Inputs {
-            attention_mask: chosen(inputs.attention_mask.clone()),
-            encoder_outputs: Some(states.select(0, rows.clone())),
-            decoder_input_ids: chosen(Some(target.slice([0..3, 4..5]))),
-            past_key_values: Some(past),
-            ..Inputs::default()
-        });
+        let last = run(
+            &base,
+            Inputs {
+                attention_mask: chosen(inputs.attention_mask.clone()),
+                encoder_outputs: Some(states.select(0, rows.clone())),
+                decoder_input_ids: chosen(Some(target.slice([0..3, 4..5]))),
+                past_key_values: Some(past),
+                ..Inputs::default()
+            },
+        );
         let [batch, length, words] = logits(&whole).dims();
         assert_same(logits(&last), logits(&whole).slice([0..batch, length - 1..length, 0..words]));
     }
@@ -102,7 +113,7 @@ fn rows_can_be_exchanged_between_steps() {
 
 #[test]
 fn without_a_target_t5_gives_the_states_of_the_source_alone() {
-    let outputs = open("t5").base.module.forward(&Inputs { decoder_input_ids: None, ..inputs("t5") });
+    let outputs = run(&open("t5").base, Inputs { decoder_input_ids: None, ..inputs("t5") });
     let names: Vec<_> = outputs.iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["encoder_last_hidden_state"]);
 }

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance, s};
-use peft_core::{AutoClass, BaseModel, Batch, Inputs, files::TensorFile};
+use peft_core::{AutoClass, BaseModel, CheckedInputs, Inputs, files::TensorFile};
 use peft_models::checkpoint::{LoadOptions, load, read_config};
 use serde_json::{Map, Value, json};
 
@@ -44,7 +44,7 @@ fn check(case: &str, class: &AutoClass, class_name: &str) {
         // PEFT's wrapper for this task takes token types and does not pass them on.
         inputs.token_type_ids = None;
     }
-    model.base.info.check(&Batch { inputs: inputs.clone(), ..Batch::default() }).unwrap();
+    let inputs = CheckedInputs::new(inputs, &model.base.info).unwrap();
     let tracked = model.base.module.boxed_clone().to_device(&device.autodiff());
     for outputs in [model.base.module.forward(&inputs), tracked.forward(&inputs)] {
         for (name, expected) in expected(case) {
@@ -91,11 +91,8 @@ fn older_modernbert_configurations_mean_the_same() {
     let logits = |config: &Map<String, Value>| {
         std::fs::write(copy.path().join("config.json"), Value::from(config.clone()).to_string()).unwrap();
         let base = load(copy.path(), &class, &LoadOptions::default(), &Device::flex()).unwrap().base;
-        base.module
-            .forward(&inputs("modernbert.SEQ_CLS.mean-all-linear-biases"))
-            .get::<2>("logits")
-            .unwrap()
-            .into_data()
+        let inputs = CheckedInputs::new(inputs("modernbert.SEQ_CLS.mean-all-linear-biases"), &base.info).unwrap();
+        base.module.forward(&inputs).get::<2>("logits").unwrap().into_data()
     };
     let base = expected("modernbert.SEQ_CLS.mean-all-linear-biases").into_iter().find(|(name, _)| name == "logits");
     logits(&config).assert_approx_eq::<f32>(&base.unwrap().1, Tolerance::rel_abs(1e-4, 5e-6));
@@ -131,14 +128,15 @@ fn the_last_token_is_told_by_the_mask_where_there_is_no_pad_token() {
     let load = |from: &Path| load(from, &class, &LoadOptions::default(), &Device::flex()).unwrap().base;
     let (base, by_id) = (load(copy.path()), load(&case.join("model")));
 
-    let batch = |inputs| Batch { inputs, ..Batch::default() };
     let inputs = inputs("llama.SEQ_CLS.default");
-    base.info.check(&batch(inputs.clone())).unwrap();
-    let logits = |base: &BaseModel| base.module.forward(&inputs).get::<2>("logits").unwrap().into_data();
+    let logits = |base: &BaseModel| {
+        let inputs = CheckedInputs::new(inputs.clone(), &base.info).unwrap();
+        base.module.forward(&inputs).get::<2>("logits").unwrap().into_data()
+    };
     logits(&base).assert_eq(&logits(&by_id), true);
 
-    let unmasked = batch(Inputs { attention_mask: None, ..inputs.clone() });
-    assert!(base.info.check(&unmasked).unwrap_err().to_string().contains("`pad_token_id`"));
+    let unmasked = Inputs { attention_mask: None, ..inputs.clone() };
+    assert!(CheckedInputs::new(unmasked, &base.info).unwrap_err().to_string().contains("`pad_token_id`"));
     let ids = inputs.input_ids.map(|ids| ids.slice(s![0..1]));
-    base.info.check(&batch(Inputs { input_ids: ids, ..Inputs::default() })).unwrap();
+    CheckedInputs::new(Inputs { input_ids: ids, ..Inputs::default() }, &base.info).unwrap();
 }

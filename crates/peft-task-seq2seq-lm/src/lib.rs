@@ -1,6 +1,6 @@
 //! Sequence-to-sequence language modelling: a text for a text.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use peft_core::{
     AutoClass, Batch, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, EncodeOptions, Example, IGNORE, Label, Overflow, Row},
@@ -80,7 +80,8 @@ impl Task for Seq2SeqLm {
         }
         let of_ids = inputs.input_ids.as_ref().map(Tensor::device);
         let device = of_ids.or_else(|| inputs.inputs_embeds.as_ref().map(|embeds| embeds.device().inner()));
-        let ids = Tensor::from_data(labels.clone().convert::<i64>(), &device.unwrap_or_default());
+        let device = device.unwrap_or_default();
+        let ids = Tensor::from_data(labels.clone().convert::<i64>(), (&device, DType::I64));
         inputs.decoder_input_ids = Some(shift.apply(ids));
         Ok(batch)
     }

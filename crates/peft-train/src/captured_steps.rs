@@ -12,7 +12,7 @@ use burn::{
     tensor::{DType, Device, Float, Int, Tensor, TensorData},
 };
 use peft::{
-    Batch, DynModule, DynTensor, Error as PeftError, Inputs, Labels, PeftModel, Task,
+    CheckedBatch, CheckedInputs, DynModule, DynTensor, Error as PeftError, Inputs, Labels, ModelInfo, PeftModel, Task,
     backends::{
         Captured,
         capture::is_recordable,
@@ -108,7 +108,12 @@ impl CapturedSteps {
     /// # Errors
     /// [`PeftError::Data`] if the batch has other inputs than token ids and a mask of padding on the right, or labels that are
     /// unfit.
-    pub fn pass(&mut self, model: &PeftModel, batch: &Batch, share: f64) -> Result<(Tensor<1>, GradientsParams)> {
+    pub fn pass(
+        &mut self,
+        model: &PeftModel,
+        batch: &CheckedBatch,
+        share: f64,
+    ) -> Result<(Tensor<1>, GradientsParams)> {
         let (ids, shape) = only_ids(&batch.inputs)?;
         let targets = self.targets(&batch.labels, shape)?;
         let values = model.module().attached_params();
@@ -124,7 +129,7 @@ impl CapturedSteps {
                 if self.passes.len() >= MOST {
                     self.passes.remove(0);
                 }
-                self.record(shape)?
+                self.record(shape, model.info())?
             }
         };
         self.passes.push(pass);
@@ -164,7 +169,7 @@ impl CapturedSteps {
     }
 
     /// Records the pass over rows of a shape.
-    fn record(&self, shape @ [rows, length]: [usize; 2]) -> Result<Pass> {
+    fn record(&self, shape @ [rows, length]: [usize; 2], info: &ModelInfo) -> Result<Pass> {
         let padding = |dims: &[usize], value: i64| TensorData::full::<i64, _>(dims.to_vec(), value);
         let ids = Slot::<Int>::new::<2>(padding(&shape, 0), &self.device);
         let targets = Slot::<Int>::new::<1>(padding(&[rows * length], IGNORE), &self.device);
@@ -173,7 +178,8 @@ impl CapturedSteps {
         };
         let inputs =
             Inputs { input_ids: Some(input_ids), forgetful_layers: self.forgetful_layers, ..Inputs::default() };
-        let inputs = self.task.prepare(inputs);
+        // Ids of checked batches will stand in the slot.
+        let inputs = CheckedInputs::new(self.task.prepare(inputs), info)?;
         let trained: Vec<ParamId> = self.trained.iter().map(|(id, _)| *id).collect();
         let module = self.module.boxed_clone();
         let params = module.attached_params();
@@ -194,7 +200,10 @@ fn rehearse(model: &PeftModel, device: &Device) -> Result<(&'static dyn Task, us
         return Err("the default wrapper has no loss".to_owned());
     };
     let ids = Tensor::zeros([1, 1], (device, DType::I32));
-    let (outputs, drops) = is_random(|| model.forward(&Inputs { input_ids: Some(ids), ..Inputs::default() }));
+    let inputs = Inputs { input_ids: Some(ids), ..Inputs::default() };
+    let inputs = model.check(inputs).map_err(in_words)?.inputs;
+    let (outputs, drops) = is_random(|| model.forward(&inputs));
+    let outputs = outputs.map_err(in_words)?;
     if drops {
         return Err("dropout is on, and a recording would drop the same values in every step".to_owned());
     }

@@ -4,9 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use burn::tensor::{Device, Tensor};
 use peft::{
-    BadRows, Batch, Error as PeftError, ModelInfo, Task,
+    BadRows, CheckedBatch, Error as PeftError, ModelInfo, Task,
     example::{EncodeContext, Example, Label, Padding, Row, collate_labels, collate_to},
-    tokenizer::Tokenizer,
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
@@ -185,22 +184,25 @@ pub(crate) fn padded(longest: usize, multiple: usize, most: usize) -> usize {
     longest.checked_next_multiple_of(multiple.max(1)).unwrap_or(usize::MAX).min(most).max(longest)
 }
 
-/// Pads examples to their longest, or to `least` positions, and puts them on a device, with segments where the model takes them.
+/// Pads examples to their longest, or to `least` positions, with segments where the model takes them, checks them on the host and
+/// brings them to a device.
 pub(crate) fn batch(
     examples: &[&Example],
     least: usize,
-    tokenizer: &dyn Tokenizer,
-    info: &ModelInfo,
+    task: &dyn Task,
+    context: &EncodeContext<'_>,
     device: &Device,
-) -> Batch {
+) -> peft::Result<CheckedBatch> {
+    let info = context.info;
     let segments = info.num_types().is_some() && examples.iter().any(|e| !e.type_ids.is_empty());
     // Behind a prompt the last position is read, whatever stands there.
     let left = info.pools_last_token && info.virtual_outputs > 0;
-    let mut batch = collate_to(Padding { left, least }, examples, tokenizer.pad_id(), segments, device);
+    let host = Device::flex();
+    let mut batch = collate_to(Padding { left, least }, examples, context.tokenizer.pad_id(), segments, &host);
     if let Some(tasks) = batch.labels.0.remove(TASK_IDS) {
-        batch.inputs.task_ids = Some(Tensor::from_data(tasks, device));
+        batch.inputs.task_ids = Some(Tensor::from_data(tasks, &host));
     }
-    batch
+    Ok(CheckedBatch::new(batch, Some(task), info)?.on(device))
 }
 
 /// Takes a share of the rows out for evaluation, rounded up: the same rows for the same seed.

@@ -120,10 +120,9 @@ impl Pass<'_> {
         let mut done = 0;
         for groups in data.by_length().chunks(self.batch_size.max(1)) {
             let examples: Vec<&Example> = groups.iter().flat_map(|group| data.group(*group)).collect();
-            let batch = batch(&examples, 0, self.context.tokenizer, self.context.info, &self.device);
-            let batch = self.task.complete(batch, self.context.info)?;
+            let batch = batch(&examples, 0, self.task, self.context, &self.device)?;
             let rows: Vec<usize> = examples.iter().map(|example| example.row).collect();
-            let outputs = runner.forward(&rows, &self.task.prepare(batch.inputs.clone()))?;
+            let outputs = runner.forward(&rows, &batch.inputs)?;
             let weight = self.weight(&batch.labels)?;
             if weight > 0.0 {
                 let loss = self.task.loss(&outputs, &batch.labels, self.context.info)?;

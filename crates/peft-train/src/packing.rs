@@ -72,10 +72,11 @@ pub fn check_kept_apart(base: &BaseModel, examples: &[Example], pad_id: u32, dev
     let mut pair: Vec<Example> = examples.iter().take(2).map(short).collect();
     // The order in which they are packed.
     pair.sort_by_key(|example| std::cmp::Reverse(example.input_ids.len()));
-    let module = base.running();
+    let model = base.running();
     let logits = |example: &Example| {
-        let batch = collate(&[example], pad_id, false, &device.clone().inner());
-        module.forward(&batch.inputs).read::<3>("logits").map(|(values, _)| values)
+        let batch = collate(&[example], pad_id, false, &Device::flex());
+        let inputs = model.check(batch.inputs)?.on(&device.clone().inner());
+        model.forward(&inputs)?.read::<3>("logits").map(|(values, _)| values)
     };
     let alone = pair.iter().map(logits).collect::<peft::Result<Vec<_>>>()?.concat();
     let together = pack(pair, 2 * TOKENS).iter().map(logits).collect::<peft::Result<Vec<_>>>()?.concat();

@@ -1,13 +1,13 @@
 //! Who answers a row: the active adapters, or the adapter that the row names.
 
-use peft::{BadRows, DynModule, Inputs, Outputs, PeftModel, by_rows::BASE, example::Row};
+use peft::{BadRows, CheckedInputs, Outputs, PeftModel, RunningModel, by_rows::BASE, example::Row};
 
 use crate::Result;
 
 /// The model that rows of a data set are run through, in evaluation mode.
 pub(crate) enum Runner<'a> {
     /// One for all rows.
-    Whole(Box<dyn DynModule>),
+    Whole(RunningModel),
     /// Each row with its own adapter.
     ByRow {
         /// The model with all adapters.
@@ -15,46 +15,36 @@ pub(crate) enum Runner<'a> {
         /// The adapter of each row of the data set.
         names: &'a [String],
         /// As it is for the rows of the batch that runs.
-        module: Box<dyn DynModule>,
+        running: RunningModel,
     },
 }
 
 impl<'a> Runner<'a> {
     /// With each row's own adapter where `names` are given.
     pub(crate) fn new(model: &'a mut PeftModel, names: Option<&'a [String]>) -> Self {
-        let module = model.valid();
+        let running = model.valid();
         match names {
-            Some(names) => Self::ByRow { model, names, module },
-            None => Self::Whole(module),
+            Some(names) => Self::ByRow { model, names, running },
+            None => Self::Whole(running),
         }
     }
 
     /// The model for a batch of these rows, each of which may come `beams` times.
-    pub(crate) fn module(&mut self, rows: &[usize], beams: usize) -> Result<&dyn DynModule> {
+    pub(crate) fn model(&mut self, rows: &[usize], beams: usize) -> Result<&RunningModel> {
         match self {
-            Self::Whole(module) => Ok(&**module),
-            Self::ByRow { model, names, module } => {
+            Self::Whole(running) => Ok(running),
+            Self::ByRow { model, names, running } => {
                 let of: Vec<&str> = rows.iter().map(|row| names.get(*row).map_or(BASE, String::as_str)).collect();
                 model.set_rows_of_beams(&of, beams)?;
-                *module = model.valid();
-                Ok(&**module)
+                *running = model.valid();
+                Ok(running)
             }
         }
     }
 
-    /// Whether every layer could tell the rows of the last batch apart.
-    pub(crate) fn check(&self) -> Result<()> {
-        match self {
-            Self::Whole(_) => Ok(()),
-            Self::ByRow { model, .. } => Ok(model.rows_fit()?),
-        }
-    }
-
     /// Runs a batch of these rows.
-    pub(crate) fn forward(&mut self, rows: &[usize], inputs: &Inputs) -> Result<Outputs> {
-        let outputs = self.module(rows, 1)?.forward(inputs);
-        self.check()?;
-        Ok(outputs)
+    pub(crate) fn forward(&mut self, rows: &[usize], inputs: &CheckedInputs) -> Result<Outputs> {
+        Ok(self.model(rows, 1)?.forward(inputs)?)
     }
 }
 

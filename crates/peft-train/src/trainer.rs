@@ -16,7 +16,7 @@ use std::{
 };
 
 use burn::tensor::{Device, Tensor};
-use peft::{Batch, PeftModel, backends::device, example::Example, module_tree::is_inside, task::Metrics};
+use peft::{CheckedBatch, PeftModel, backends::device, example::Example, module_tree::is_inside, task::Metrics};
 
 use crate::{
     CapturedSteps, Error, Event, Observer, Prepared, Recipe, Result, TrainReport,
@@ -255,8 +255,9 @@ impl<'a> Run<'a> {
             let longest = examples.iter().map(|example| example.input_ids.len()).max().unwrap_or_default();
             let prepared = first.prepared;
             let least = prepared.padded(longest, self.multiple);
-            let mut batch = batch(&examples, least, &*prepared.tokenizer, &prepared.info, &self.device);
-            batch.inputs.forgetful_layers = self.forgetful_layers;
+            let CheckedBatch { inputs, labels } =
+                batch(&examples, least, prepared.task, &prepared.context(), &self.device)?;
+            let batch = CheckedBatch { inputs: inputs.with_forgetful_layers(self.forgetful_layers), labels };
             pass(&mut self.model, self.captured.as_mut(), &batch, parts)?;
         }
         let mut stepped = Vec::with_capacity(work.len());
@@ -300,7 +301,7 @@ impl<'a> Run<'a> {
 fn pass(
     model: &mut PeftModel,
     captured: Option<&mut CapturedSteps>,
-    batch: &Batch,
+    batch: &CheckedBatch,
     parts: Parts<'_, '_>,
 ) -> Result<()> {
     if let Some(captured) = captured {

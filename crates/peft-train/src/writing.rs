@@ -82,10 +82,9 @@ impl Writing {
             let config = GenerationConfig { seed: self.config.seed.wrapping_add(done as u64), ..self.config.clone() };
             let tokens: Vec<Vec<u32>> = batch.iter().map(|(_, prompt)| prompt.to_vec()).collect();
             let rows: Vec<usize> = batch.iter().map(|(row, _)| *row).collect();
-            let module = runner.module(&rows, config.num_beams.max(config.num_return_sequences))?;
-            let generator = Generator { module, info: context.info, device, tokenizer: Some(context.tokenizer) };
+            let model = runner.model(&rows, config.num_beams.max(config.num_return_sequences))?;
+            let generator = Generator { model, device, tokenizer: Some(context.tokenizer) };
             let answers = generator.generate(&tokens, &config, &mut ())?;
-            runner.check()?;
             for ((row, _), answer) in batch.iter().zip(answers) {
                 cut += usize::from(!answer.ended);
                 let text = context.tokenizer.decode(&answer.tokens)?;

@@ -1,11 +1,14 @@
 //! `peft forward`: tensors in, tensors out, for verification against other implementations.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use clap::Args;
 use peft::{
-    Batch, Error, Inputs, Labels, Outputs, PeftModel,
+    Batch, CheckedBatch, Error, Inputs, Labels, Outputs, PeftModel,
     files::{TensorFile, write_safetensors},
 };
 
@@ -37,15 +40,11 @@ impl Forward {
     pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
         let mut model = self.model.open(globals)?;
         let file = TensorFile::read(&self.inputs, "the model's inputs")?;
-        let batch = model.complete(batch(file, &model.device().clone().inner())?)?;
-        model.info().check(&batch)?;
-
+        let batch = model.check(batch(file)?).map_err(|error| in_file(error, &self.inputs))?;
         if !self.adapter_names.is_empty() {
             model.set_rows(&self.adapter_names.iter().map(String::as_str).collect::<Vec<_>>())?;
-            model.check_rows(&batch.inputs)?;
         }
-        let outputs = model.forward(&batch.inputs);
-        model.rows_fit()?;
+        let outputs = model.forward(&batch.inputs)?;
         let mut tensors = BTreeMap::new();
         keep(&mut tensors, "", &outputs);
         let loss = loss(&model, &outputs, &batch)?;
@@ -70,7 +69,7 @@ impl Forward {
         // Under prompt learning the base model has outputs of other shapes.
         if model.info().virtual_tokens == 0 {
             model.set_enabled(false);
-            let outputs = model.forward(&batch.inputs);
+            let outputs = model.forward(&batch.inputs)?;
             keep(&mut tensors, "base.", &outputs);
             if let Some(loss) = self::loss(&model, &outputs, &batch)? {
                 tensors.insert("base.loss".to_owned(), as_f32(loss.without_autodiff().to_data()));
@@ -98,7 +97,7 @@ fn as_f32(data: TensorData) -> TensorData {
 }
 
 /// The task's loss; where the model has none, the mean of the squared hidden states.
-fn loss(model: &PeftModel, outputs: &Outputs, batch: &Batch) -> Result<Option<Tensor<1>>, CliError> {
+fn loss(model: &PeftModel, outputs: &Outputs, batch: &CheckedBatch) -> Result<Option<Tensor<1>>, CliError> {
     if let Ok(hidden) = outputs.get::<3>("last_hidden_state") {
         return Ok(Some(hidden.square().mean()));
     }
@@ -108,51 +107,53 @@ fn loss(model: &PeftModel, outputs: &Outputs, batch: &Batch) -> Result<Option<Te
     }
 }
 
-fn batch(file: TensorFile, device: &Device) -> Result<Batch, CliError> {
+/// What is wrong with the inputs, and where they came from.
+fn in_file(error: Error, path: &Path) -> Error {
+    match error {
+        Error::Data(problem) => Error::File { path: path.to_owned(), problem },
+        other => other,
+    }
+}
+
+fn batch(file: TensorFile) -> Result<Batch, CliError> {
     let path = file.path;
     let mut inputs = Inputs::default();
     let mut labels = BTreeMap::new();
     for (name, data) in file.tensors {
         let wrong = |problem: String| Error::File { path: path.clone(), problem: format!("`{name}`: {problem}") };
-        let ints = || -> Result<Tensor<2, Int>, Error> {
-            if data.dtype().is_float() {
-                return Err(wrong("must hold whole numbers".to_owned()));
-            }
-            match data.shape().as_slice() {
-                [_, _] => Ok(Tensor::from_data(data.clone().convert::<i64>(), device)),
-                shape => Err(wrong(format!("must be [batch, sequence], is {shape:?}"))),
-            }
-        };
+        let table = || -> Result<Option<Tensor<2, Int>>, Error> { integers(&data).map(Some).map_err(wrong) };
         match name.as_str() {
-            "input_ids" => inputs.input_ids = Some(ints()?),
-            "attention_mask" => inputs.attention_mask = Some(ints()?),
-            "token_type_ids" => inputs.token_type_ids = Some(ints()?),
-            "position_ids" => inputs.position_ids = Some(ints()?),
-            "decoder_input_ids" => inputs.decoder_input_ids = Some(ints()?),
-            "decoder_attention_mask" => inputs.decoder_attention_mask = Some(ints()?),
-            "task_ids" if !data.dtype().is_float() && data.shape().num_dims() == 1 => {
-                inputs.task_ids = Some(Tensor::from_data(data.clone().convert::<i64>(), device));
-            }
+            "input_ids" => inputs.input_ids = table()?,
+            "attention_mask" => inputs.attention_mask = table()?,
+            "token_type_ids" => inputs.token_type_ids = table()?,
+            "position_ids" => inputs.position_ids = table()?,
+            "decoder_input_ids" => inputs.decoder_input_ids = table()?,
+            "decoder_attention_mask" => inputs.decoder_attention_mask = table()?,
+            "task_ids" => inputs.task_ids = Some(integers(&data).map_err(wrong)?),
             "labels" | "start_positions" | "end_positions" | "input_type_mask" => {
                 labels.insert(name.clone(), data);
             }
             _ => return Err(wrong("no model takes this input".to_owned()).into()),
         }
     }
-    let Some(ids) = &inputs.input_ids else {
+    if inputs.input_ids.is_none() {
         return Err(Error::File { path, problem: "has no `input_ids`".to_owned() }.into());
-    };
-    let shape = ids.dims();
-    let same = [
-        ("attention_mask", &inputs.attention_mask),
-        ("token_type_ids", &inputs.token_type_ids),
-        ("position_ids", &inputs.position_ids),
-    ];
-    if let Some((name, other)) =
-        same.iter().find_map(|(name, t)| t.as_ref().map(|t| (name, t.dims())).filter(|(_, d)| *d != shape))
-    {
-        let problem = format!("`{name}` is {other:?}, `input_ids` is {shape:?}: they must agree");
-        return Err(Error::File { path, problem }.into());
     }
     Ok(Batch { inputs, labels: Labels(labels) })
+}
+
+/// Whole numbers on the host, as wide as the file has them.
+fn integers<const D: usize>(data: &TensorData) -> Result<Tensor<D, Int>, String> {
+    if data.dtype().is_float() {
+        return Err("must hold whole numbers".to_owned());
+    }
+    if data.shape().num_dims() != D {
+        let wanted = if D == 1 { "[batch]" } else { "[batch, sequence]" };
+        return Err(format!("must be {wanted}, is {:?}", data.shape().as_slice()));
+    }
+    let wide = data.dtype() == DType::U64 && data.iter::<u64>().any(|value| i64::try_from(value).is_err());
+    if wide {
+        return Err("holds a number beyond all that a model takes".to_owned());
+    }
+    Ok(Tensor::from_data(data.clone().convert::<i64>(), (&Device::flex(), DType::I64)))
 }

@@ -123,10 +123,9 @@ impl Generate {
             if !names.is_empty() {
                 model.set_rows_of_beams(&names, config.num_beams.max(config.num_return_sequences))?;
             }
-            let module = model.valid();
-            let generator = Generator { module: &*module, info, device: model.device(), tokenizer: Some(&tokenizer) };
+            let running = model.valid();
+            let generator = Generator { model: &running, device: model.device(), tokenizer: Some(&tokenizer) };
             answers.extend(generator.generate(&tokens, &GenerationConfig { seed, ..config.clone() }, &mut screen)?);
-            model.rows_fit()?;
         }
         let seconds = started.elapsed().as_secs_f64();
         let written: usize = answers.iter().map(|answer| answer.tokens.len()).sum();

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::PeftModel;
 use crate::{
-    Adapter, Batch, Error, Inputs, ModuleKind, Outputs, Result,
+    Adapter, CheckedBatch, CheckedInputs, Error, ModuleKind, Outputs, Result,
     by_rows::{AdapterRows, BASE},
 };
 
@@ -25,8 +25,7 @@ impl PeftModel {
     /// Names the adapter of each row of the batches that follow, [`BASE`] for none: PEFT's `adapter_names`, which the active
     /// adapters have no say in. Unlike PEFT's it works in training too: the rows' adapters all get their gradients.
     ///
-    /// The batch has to have as many rows: [`check_rows`](Self::check_rows). What layers cannot do by row shows when they run:
-    /// ask [`rows_fit`](Self::rows_fit) afterwards.
+    /// A batch of another number of rows is refused; so is what layers cannot do by row, which shows when they run.
     ///
     /// # Errors
     /// [`Error::Adapter`] without names, for a name that is unknown, and for an adapter that cannot act on some rows alone.
@@ -71,43 +70,15 @@ impl PeftModel {
     /// Runs a batch whose rows use these adapters: PEFT's `model(…, adapter_names=…)`.
     ///
     /// # Errors
-    /// As [`set_rows`](Self::set_rows), [`check_rows`](Self::check_rows) and [`rows_fit`](Self::rows_fit).
-    pub fn forward_by_rows(&mut self, inputs: &Inputs, names: &[&str]) -> Result<Outputs> {
+    /// As [`set_rows`](Self::set_rows) and [`forward`](Self::forward).
+    pub fn forward_by_rows(&mut self, inputs: &CheckedInputs, names: &[&str]) -> Result<Outputs> {
         let before = self.rows.clone();
         self.set_rows(names)?;
-        let outputs = self.check_rows(inputs).and_then(|()| {
-            let outputs = self.forward(inputs);
-            self.rows_fit().map(|()| outputs)
-        });
+        let outputs = self.forward(inputs);
         self.sync();
         self.rows = before;
         self.reattach();
         outputs
-    }
-
-    /// Whether as many adapters are named as the batch has rows.
-    ///
-    /// # Errors
-    /// [`Error::Adapter`] if not.
-    pub fn check_rows(&self, inputs: &Inputs) -> Result<()> {
-        match (&self.rows, inputs.batch()) {
-            (Some(rows), Some(batch)) if rows.count() != batch => Err(Error::Adapter(format!(
-                "{} adapters are named for a batch of {batch} rows: name one for each row, `{BASE}` for none",
-                rows.count()
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether every adapted layer could tell the rows apart since they were named.
-    ///
-    /// # Errors
-    /// [`Error::Adapter`] with what could not: what was computed is wrong.
-    pub fn rows_fit(&self) -> Result<()> {
-        match self.rows.as_ref().and_then(|rows| rows.misfit()) {
-            Some(misfit) => Err(Error::Adapter(format!("rows with different adapters: {misfit}"))),
-            None => Ok(()),
-        }
     }
 
     /// Runs a batch and computes each adapter's loss over its own rows, for the rows named before; rows of no adapter and
@@ -116,19 +87,15 @@ impl PeftModel {
     /// The gradients of their sum are those that each adapter would get by itself.
     ///
     /// # Errors
-    /// As [`loss`](Self::loss), [`check_rows`](Self::check_rows) and [`rows_fit`](Self::rows_fit); [`Error::Adapter`] if no rows were
-    /// named.
-    pub fn losses_by_adapter(&self, batch: &Batch) -> Result<(Vec<AdapterLoss>, Outputs)> {
+    /// As [`loss`](Self::loss); [`Error::Adapter`] if no rows were named.
+    pub fn losses_by_adapter(&self, batch: &CheckedBatch) -> Result<(Vec<AdapterLoss>, Outputs)> {
         let Some(rows) = &self.rows else {
             return Err(Error::Adapter("no adapters are named for the rows of the batch".to_owned()));
         };
         let Some(task) = self.task()? else {
             return Err(Error::Adapter("the default wrapper has no loss: give the adapters a task_type".to_owned()));
         };
-        self.check_rows(&batch.inputs)?;
-        let batch = task.task.complete(batch.clone(), &self.base.info)?;
-        let outputs = self.forward(&batch.inputs);
-        self.rows_fit()?;
+        let outputs = self.forward(&batch.inputs)?;
         let mut losses = Vec::new();
         for (adapter, own) in rows.by_adapter() {
             let labels = batch.labels.rows(&own, rows.count())?;
