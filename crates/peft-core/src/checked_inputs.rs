@@ -351,3 +351,110 @@ fn first_outside(values: &[i64], width: usize, limit: usize) -> Option<(String, 
     };
     Some((place, values.get(at).copied()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, TensorData};
+
+    use super::*;
+    use crate::PastKeyValues;
+
+    fn info() -> ModelInfo {
+        let mut info = ModelInfo { max_positions: Some(6), num_tasks: Some(2), ..ModelInfo::custom() };
+        info.config.insert("vocab_size".to_owned(), 10.into());
+        info.config.insert("type_vocab_size".to_owned(), 2.into());
+        info
+    }
+
+    fn table(values: &[&[i64]]) -> Option<Tensor<2, Int>> {
+        let width = values.first().map_or(5, |row| row.len());
+        let data = TensorData::new(values.concat(), [values.len(), width]);
+        Some(Tensor::from_data(data, (&Device::flex(), DType::I64)))
+    }
+
+    fn states(dims: [usize; 3]) -> Option<Tensor<3>> {
+        Some(Tensor::zeros(dims, &Device::flex()))
+    }
+
+    fn refused(inputs: Inputs, says: &str) {
+        let error = CheckedInputs::new(inputs, &info()).unwrap_err().to_string();
+        assert!(error.contains(says), "{error} / {says}");
+    }
+
+    #[test]
+    fn what_the_model_cannot_take_is_refused_by_name() {
+        let ids = || Inputs { input_ids: table(&[&[1, 2, 3], &[4, 5, 6]]), ..Inputs::default() };
+        assert!(CheckedInputs::new(ids(), &info()).is_ok());
+        for (inputs, says) in [
+            (Inputs::default(), "neither `input_ids` nor `inputs_embeds`"),
+            (Inputs { input_ids: table(&[]), ..Inputs::default() }, "`input_ids` is [0, 5]"),
+            (Inputs { input_ids: table(&[&[]]), ..Inputs::default() }, "`input_ids` is [1, 0]"),
+            (Inputs { input_ids: table(&[&[1, 10]]), ..Inputs::default() }, "input_ids[0, 1] is 10"),
+            (Inputs { input_ids: table(&[&[-1]]), ..Inputs::default() }, "input_ids[0, 0] is -1"),
+            (Inputs { input_ids: table(&[&[1; 7]]), ..Inputs::default() }, "the model has 6 positions"),
+            (Inputs { inputs_embeds: states([2, 3, 4]), ..ids() }, "both `input_ids` and `inputs_embeds`"),
+            (Inputs { attention_mask: table(&[&[1, 1, 1]]), ..ids() }, "`attention_mask` is [1, 3]"),
+            (Inputs { attention_mask: table(&[&[1, 1, 1], &[1, 1, 1 << 40]]), ..ids() }, "attention_mask[1, 2]"),
+            (Inputs { token_type_ids: table(&[&[0, 1, 2], &[0; 3]]), ..ids() }, "token_type_ids[0, 2] is 2"),
+            (Inputs { token_type_ids: table(&[&[0; 2], &[0; 2]]), ..ids() }, "`token_type_ids` is [2, 2]"),
+            (Inputs { position_ids: table(&[&[0, 1, 6]]), ..ids() }, "position_ids[0, 2] is 6"),
+            (Inputs { position_ids: table(&[&[0, 1], &[0, 1]]), ..ids() }, "`position_ids` is [2, 2]"),
+            (Inputs { decoder_input_ids: table(&[&[1, 2]]), ..ids() }, "`decoder_input_ids` is [1, 2]"),
+            (Inputs { decoder_input_ids: table(&[&[1], &[1 << 33]]), ..ids() }, "decoder_input_ids[1, 0]"),
+            (Inputs { decoder_input_ids: table(&[&[], &[]]), ..ids() }, "`decoder_input_ids` is [2, 0]"),
+            (Inputs { decoder_inputs_embeds: states([3, 2, 4]), ..ids() }, "`decoder_inputs_embeds` is [3, 2]"),
+            (
+                Inputs {
+                    decoder_input_ids: table(&[&[1], &[2]]),
+                    decoder_attention_mask: table(&[&[1, 1], &[1, 1]]),
+                    ..ids()
+                },
+                "`decoder_attention_mask` is [2, 2]",
+            ),
+            (
+                Inputs { task_ids: Some(Tensor::from_data([0, 2], &Device::flex())), ..ids() },
+                "task_ids[1] is 2: the model has tasks 0 to 1",
+            ),
+            (Inputs { task_ids: Some(Tensor::from_data([0], &Device::flex())), ..ids() }, "`task_ids` is [1]"),
+        ] {
+            refused(inputs, says);
+        }
+    }
+
+    #[test]
+    fn what_was_read_before_counts() {
+        let keys = || Tensor::<4>::zeros([1, 1, 4, 2], &Device::flex());
+        let past = || Some(PastKeyValues::filled(vec![(keys(), keys())]));
+        let next = |width: usize, mask: usize| Inputs {
+            input_ids: table(&[&vec![1; width]]),
+            attention_mask: table(&[&vec![1; mask]]),
+            past_key_values: past(),
+            ..Inputs::default()
+        };
+        assert!(CheckedInputs::new(next(2, 6), &info()).is_ok());
+        refused(next(2, 2), "`attention_mask` is [1, 2], and the tokens that it is for are [1, 6]");
+        refused(next(3, 7), "2 positions left behind the 4 before them");
+        // Two of the four are a prompt's, of which the mask knows nothing.
+        let prompted = ModelInfo { virtual_tokens: 2, ..info() };
+        assert!(CheckedInputs::new(next(2, 4), &prompted).is_ok());
+        // A decoder's past says nothing of the source.
+        let crossed = Inputs {
+            encoder_outputs: states([1, 3, 8]),
+            attention_mask: table(&[&[1, 1, 0]]),
+            decoder_input_ids: table(&[&[1]]),
+            past_key_values: past(),
+            ..Inputs::default()
+        };
+        assert!(CheckedInputs::new(crossed, &info()).is_ok());
+    }
+
+    #[test]
+    fn inputs_of_another_model_are_checked_again() {
+        let inputs = Inputs { input_ids: table(&[&[1, 9]]), ..Inputs::default() };
+        let checked = CheckedInputs::new(inputs, &info()).unwrap();
+        assert!(checked.for_model(&info()).is_ok());
+        let mut smaller = info();
+        smaller.config.insert("vocab_size".to_owned(), 9.into());
+        assert!(checked.for_model(&smaller).is_err());
+    }
+}
