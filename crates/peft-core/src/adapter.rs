@@ -85,6 +85,8 @@ pub struct Adapter {
     pub tensors: Vec<AdapterTensor>,
     /// Parameters of the base model that follow a copy among the tensors.
     pub ties: Vec<Tie>,
+    /// Embeddings of the base model that its file holds as well: keys of the file, and the parameters.
+    pub embeddings: Vec<(String, String)>,
 }
 
 /// A parameter that is another one, for an adapter that trains them in place.

@@ -52,6 +52,8 @@ pub struct ModelInfo {
     pub model_type: String,
     /// The Transformers class that this is: `BertForSequenceClassification`.
     pub class_name: String,
+    /// The auto class that it was built as: `AutoModelForSequenceClassification`.
+    pub class: AutoClass,
     /// `config.json`, with what was set since (labels, problem type).
     pub config: Map<String, Value>,
     /// The module that turns hidden states into words, if the class has one: `lm_head`.
@@ -124,6 +126,7 @@ impl ModelInfo {
         Self {
             model_type: "custom".to_owned(),
             class_name: "CustomModel".to_owned(),
+            class: AutoClass::MODEL,
             config: Map::new(),
             output_embedding: None,
             input_embedding: None,
@@ -340,7 +343,9 @@ impl ArchitecturePlugin {
             let (model_type, class) = (self.name.to_owned(), class.to_string());
             return Err(Error::NoSuchHead { model_type, class, has: has.join(", ") });
         }
-        (self.build)(config, class, device)
+        let mut base = (self.build)(config, class, device)?;
+        Arc::make_mut(&mut base.info).class = class.clone();
+        Ok(base)
     }
 }
 

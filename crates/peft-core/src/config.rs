@@ -211,6 +211,14 @@ impl PeftConfig {
         names
     }
 
+    /// The class of the base model that `auto_mapping` names, if it is one of Transformers'.
+    pub fn base_model_class(&self) -> Option<&str> {
+        let mapping = self.auto_mapping.as_ref().filter(|_| self.task_type.is_none())?;
+        let library = mapping.get("parent_library").and_then(Value::as_str).unwrap_or_default();
+        let is_theirs = library.split('.').next() == Some("transformers");
+        mapping.get("base_model_class").and_then(Value::as_str).filter(|_| is_theirs)
+    }
+
     /// A remark for each key that nothing here knows, with the nearest that is known.
     pub fn unknown_notes(&self) -> Vec<String> {
         let known = || self.options.keys().map(String::as_str).chain(COMMON);

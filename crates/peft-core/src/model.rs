@@ -1,5 +1,6 @@
 //! A base model and its named adapters: PEFT's `PeftModel`.
 
+mod embeddings;
 mod merging;
 mod rows;
 mod tensors;
@@ -19,7 +20,7 @@ use indexmap::IndexMap;
 
 pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
-    Adapter, BaseModel, Batch, CheckedBatch, CheckedInputs, DynModule, DynParam, DynTensor, Error, Explanation, Labels,
+    Adapter, AutoClass, BaseModel, Batch, CheckedBatch, CheckedInputs, DynModule, DynParam, DynTensor, Error, Explanation, Labels,
     ModelInfo, ModuleTree, Outputs, PeftConfig, Result, RunningModel, TaskPlugin,
     adapter::AdapterTensor,
     attach::Acting,
@@ -32,7 +33,7 @@ use crate::{
     tuner::Init,
 };
 pub use rows::AdapterLoss;
-use tensors::{Slot, initial};
+use tensors::{Slot, initial, is_stored_transposed};
 
 /// The name that PEFT gives an adapter when none is given.
 pub const DEFAULT_ADAPTER: &str = "default";
@@ -150,7 +151,9 @@ impl PeftModel {
             return Err(Error::Adapter(format!("there is an adapter named `{name}` already")));
         }
         let Some((other, first)) = self.adapters.first() else { return Ok(()) };
-        if first.config.task_type != config.task_type {
+        if let (Some(own), Some(task)) = (&first.config.task_type, &config.task_type)
+            && own != task
+        {
             return Err(Error::Adapter(format!("adapter `{name}` is for another task type than `{other}`")));
         }
         let biased =
@@ -291,14 +294,29 @@ impl PeftModel {
         self.adapters.get(name).ok_or_else(|| self.unknown(name))
     }
 
-    /// The task of the adapters; none for the default wrapper.
+    /// What the model is for: the task of the adapters, else that of the base model's class. None for a backbone with an adapter
+    /// that has no task.
     ///
     /// # Errors
     /// If the task is not linked.
     pub fn task(&self) -> Result<Option<&'static TaskPlugin>> {
+        let own = match self.adapters.first() {
+            Some((_, adapter)) => adapter.config.task()?,
+            None => None,
+        };
+        let class = Some(&self.base.info.class).filter(|c| self.adapters.is_empty() || **c != AutoClass::MODEL);
+        Ok(own.or_else(|| class.and_then(TaskPlugin::of_class)))
+    }
+
+    /// The task of PEFT's wrapper; none where there is none but the default one, for a base model alone and for one that is trained
+    /// as a whole.
+    ///
+    /// # Errors
+    /// If the task is not linked.
+    pub fn wrapper(&self) -> Result<Option<&'static TaskPlugin>> {
         match self.adapters.first() {
-            Some((_, adapter)) => adapter.config.task(),
-            None => Ok(None),
+            Some((_, adapter)) if !adapter.plan.in_place => adapter.config.task(),
+            _ => Ok(None),
         }
     }
 
@@ -334,7 +352,7 @@ impl PeftModel {
 
     /// The inputs as the task's wrapper hands them to the base model.
     pub fn prepare(&self, inputs: &CheckedInputs) -> CheckedInputs {
-        match self.task() {
+        match self.wrapper() {
             Ok(Some(plugin)) => inputs.clone().map(|inputs| plugin.task.prepare(inputs)),
             _ => inputs.clone(),
         }
@@ -424,9 +442,18 @@ impl PeftModel {
     /// # Errors
     /// [`Error::Adapter`] if it is unknown.
     pub fn state_dict(&mut self, name: &str) -> Result<BTreeMap<String, TensorData>> {
-        let adapter = self.adapter(name)?;
+        self.sync();
+        let adapter = self.adapters.get(name).ok_or_else(|| self.unknown(name))?;
         let mut tensors: BTreeMap<_, _> =
             adapter.tensors.iter().map(|t| (adapter.file_key(t), t.to_file().to_data())).collect();
+        let embeddings =
+            self.base_values(&adapter.embeddings.iter().map(|(_, parameter)| parameter.as_str()).collect());
+        for (key, parameter) in &adapter.embeddings {
+            let Some(value) = embeddings.get(parameter) else { continue };
+            let value =
+                if is_stored_transposed(&self.tree, parameter) { value.clone().transposed() } else { value.clone() };
+            tensors.insert(key.clone(), value.to_data());
+        }
         if let Some(prompt) = &adapter.plan.prompt {
             let table = || adapter.prompt_table(prompt).to_data();
             tensors.entry(PROMPT_EMBEDDINGS.to_owned()).or_insert_with(table);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{
     AutoClass, Batch, Inputs, Labels, ModelInfo, Outputs, Result,
     example::{EncodeContext, Example, Row},
-    registry::Plugin,
+    registry::{Plugin, plugins},
 };
 
 /// PEFT's class name of the wrapper that a model without a task type gets.
@@ -195,6 +195,13 @@ pub struct TaskPlugin {
 }
 
 inventory::collect!(TaskPlugin);
+
+impl TaskPlugin {
+    /// The task of models of that class; none if no such task is linked.
+    pub fn of_class(class: &AutoClass) -> Option<&'static Self> {
+        plugins::<Self>().into_iter().find(|task| task.auto_class == *class)
+    }
+}
 
 impl Plugin for TaskPlugin {
     const KIND: &'static str = "task";

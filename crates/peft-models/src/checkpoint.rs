@@ -33,6 +33,9 @@ pub const PYTORCH_WEIGHTS: &str = "pytorch_model.bin";
 /// The file that says which shard of PyTorch's holds which tensor.
 pub const PYTORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
+/// The key that says how many words a model has.
+const VOCAB_SIZE: &str = "vocab_size";
+
 /// What may differ from what the checkpoint says.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
@@ -44,6 +47,11 @@ pub struct LoadOptions {
     pub seed: u64,
     /// Which weights are packed while they are loaded.
     pub quantization: QuantizationConfig,
+    /// How many words the model is to have, in place of what its configuration says: Transformers' `resize_token_embeddings`.
+    /// New rows are the mean of the old ones.
+    pub vocab_size: Option<usize>,
+    /// Whether a head whose shape is another in the checkpoint is drawn from the seed, in place of an error.
+    pub ignore_mismatched_sizes: bool,
 }
 
 /// A loaded model and what was not simply taken over.
@@ -55,6 +63,8 @@ pub struct Loaded {
     pub initialised: Vec<String>,
     /// Tensors of the checkpoint that belong to heads which this model lacks.
     pub ignored: Vec<String>,
+    /// Tensors of the checkpoint's own head, in whose place the model has another one.
+    pub replaced: Vec<String>,
 }
 
 /// Reads a model's configuration, in its folder or the file itself; of a GGUF file what its metadata means.
@@ -87,6 +97,15 @@ pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device:
     if let Some(LabelSet { labels, problem_type }) = &options.labels {
         ModelInfo::set_labels(&mut config, labels, problem_type);
     }
+    if let Some(words) = options.vocab_size {
+        config.insert(VOCAB_SIZE.to_owned(), words.into());
+    }
+    let plugin = architecture(&path, &config)?;
+    plugin.build(&config, class, &device.clone().inner()).map_err(|error| error.in_file(&path))
+}
+
+/// The architecture of a model's configuration; `path` is what messages call it.
+fn architecture(path: &Path, config: &Map<String, Value>) -> Result<&'static ArchitecturePlugin> {
     let wrong =
         |problem: String| Error::Config { origin: path.display().to_string(), key: "model_type".to_owned(), problem };
     let model_type = match config.get("model_type") {
@@ -94,8 +113,16 @@ pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device:
         Some(other) => return Err(wrong(format!("should be the name of an architecture, found {other}"))),
         None => return Err(wrong("missing; it names the architecture".to_owned())),
     };
-    let plugin = registry::find::<ArchitecturePlugin>(model_type).map_err(|error| wrong(error.to_string()))?;
-    plugin.build(&config, class, &device.clone().inner()).map_err(|error| error.in_file(&path))
+    registry::find::<ArchitecturePlugin>(model_type).map_err(|error| wrong(error.to_string()))
+}
+
+/// The classes that a model can be built as: those of its architecture.
+///
+/// # Errors
+/// As [`skeleton`].
+pub fn classes(folder: &Path) -> Result<&'static [AutoClass]> {
+    let path = gguf::file_of(folder)?.unwrap_or_else(|| config_path(folder));
+    Ok(architecture(&path, &read_config(folder)?)?.classes)
 }
 
 /// A new model of a configuration, which is a file or in a folder: every parameter is drawn from the seed.
@@ -107,7 +134,7 @@ pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device:
 pub fn random(config: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<BaseModel> {
     let skeleton = skeleton(config, class, options, device)?;
     let nothing = shards::Shards::default();
-    let plan = matching::Matching::new(&skeleton, &nothing);
+    let plan = matching::Matching::new(&skeleton, &nothing, &matching::Leave::default());
     let dtype = options.dtype.unwrap_or(DType::F32);
     let packer = packed::Packer::default();
     values::fill(skeleton, &plan, &nothing, &packer, dtype, options.seed, &device.clone().inner())
@@ -128,12 +155,26 @@ pub fn random(config: &Path, class: &AutoClass, options: &LoadOptions, device: &
 pub fn load(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<Loaded> {
     let skeleton = skeleton(folder, class, options, device)?;
     let shards = shards::Shards::open(folder)?;
-    let plan = matching::Matching::new(&skeleton, &shards);
+    let config = read_config(folder)?;
+    let leave = matching::Leave {
+        saved_class: saved_class(&config).map(str::to_owned),
+        mismatched_heads: options.ignore_mismatched_sizes,
+        words: options.vocab_size.and_then(|words| {
+            let own = config.get(VOCAB_SIZE)?.as_u64().and_then(|own| usize::try_from(own).ok())?;
+            Some((own, words))
+        }),
+    };
+    let plan = matching::Matching::new(&skeleton, &shards, &leave);
     if !plan.problems.is_empty() {
         return Err(Error::Tensors { origin: folder.display().to_string(), problems: plan.problems });
     }
     let dtype = options.dtype.unwrap_or(DType::F32);
     let packer = packed::Packer::new(&options.quantization, &plan, &skeleton.info)?;
     let base = values::fill(skeleton, &plan, &shards, &packer, dtype, options.seed, &device.clone().inner())?;
-    Ok(Loaded { base, initialised: plan.initialised, ignored: plan.ignored })
+    Ok(Loaded { base, initialised: plan.initialised, ignored: plan.ignored, replaced: plan.replaced })
+}
+
+/// The class that a checkpoint was saved as: the first of `architectures`.
+pub fn saved_class(config: &Map<String, Value>) -> Option<&str> {
+    config.get("architectures")?.get(0)?.as_str()
 }

@@ -4,11 +4,13 @@
 //! a folder as Transformers writes it, [`checkpoint::save`] writes one, [`HfTokenizer`] reads its `tokenizer.json`, and
 //! [`hub::Hub`] finds the folder of a name on the Hugging Face Hub.
 
+pub mod base_for;
 pub mod blocks;
 mod chat_template;
 pub mod checkpoint;
 mod gguf;
 pub mod hub;
+mod model_class;
 pub mod quantization;
 mod tokenizer;
 mod tokenizer_files;
@@ -36,6 +38,8 @@ mod qwen3;
 mod roberta;
 mod t5;
 
+pub use base_for::BaseFor;
+pub use model_class::{ClassSource, ModelClass};
 pub use quantization::QuantizationConfig;
 pub use tokenizer::HfTokenizer;
 pub use tokenizer_files::copy_tokenizer;

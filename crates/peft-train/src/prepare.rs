@@ -281,7 +281,12 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
     };
     let (folder, config) = (recipe.model_folder(), recipe.model_config());
     if recipe.model.config.is_none() && !folder.exists() {
-        let what = "the base model of the recipe, beside it, in the working directory or in the Hub's cache".to_owned();
+        let hint = match folder.components().count() {
+            1 => "; a model on the Hub is org/name, as google-bert/bert-base-uncased",
+            _ => "",
+        };
+        let what =
+            format!("the base model of the recipe, beside it, in the working directory or in the Hub's cache{hint}");
         return Err(PeftError::NotFound { path: folder, what }.into());
     }
     let mut files = Files { read: Vec::new(), shared: !recipe.adapters.is_empty() };
@@ -299,12 +304,17 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
             task.task.labels(&all, &label_column).map_err(|error| error.in_file(&recipe.path))?
         }
     };
-    let labels = if has_own_classes(&config, task, found.as_ref())? { None } else { found.clone() };
+    let has_own = has_own_classes(&config, task, found.as_ref())?;
+    let are_other = has_own && found.as_ref().map_or(Ok(false), |found| are_other_classes(&config, found))?;
+    let gives_way = recipe.model.ignore_mismatched_sizes && are_other;
+    let labels = if has_own && !gives_way { None } else { found.clone() };
     let options = LoadOptions {
         dtype: recipe.model.dtype.map(Into::into),
         labels,
         seed: recipe.training.seed,
         quantization: recipe.model.quantization.clone(),
+        ignore_mismatched_sizes: recipe.model.ignore_mismatched_sizes,
+        ..LoadOptions::default()
     };
     let skeleton = checkpoint::skeleton(&config, &task.auto_class, &options, device)?;
     // What the model cannot take is refused before its weights are read.
@@ -320,7 +330,13 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
     };
     let each = apart.into_iter().zip(plans).zip(rows);
     let each = each.map(|((one, plan), rows)| {
-        let model = Model { base: base.clone(), initialised: initialised.clone(), found: found.clone(), weights };
+        let model = Model {
+            base: base.clone(),
+            initialised: initialised.clone(),
+            found: found.clone(),
+            weights,
+            is_for_others: are_other && !gives_way,
+        };
         encoded(one, task, model, plan, rows, device)
     });
     each.collect()
@@ -332,6 +348,8 @@ struct Model {
     initialised: Vec<String>,
     found: Option<LabelSet>,
     weights: bool,
+    /// Whether its head is for other classes than those of the data.
+    is_for_others: bool,
 }
 
 fn encoded(
@@ -342,9 +360,14 @@ fn encoded(
     rows: Rows,
     device: &Device,
 ) -> Result<Prepared> {
-    let Model { base, initialised, found, weights } = model;
+    let Model { base, initialised, found, weights, is_for_others } = model;
     let Rows { source, train, eval } = rows;
-    let of_rows = |error: PeftError| about_rows(error, &source, recipe);
+    let of_rows = |error: PeftError| match about_rows(error, &source, recipe) {
+        PeftError::Data(problem) if is_for_others => PeftError::Data(format!(
+            "{problem}\nthe checkpoint's head is for other classes: `ignore_mismatched_sizes = true` in [model] starts a fresh one"
+        )),
+        other => other,
+    };
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&recipe.tokenizer())?);
 
     let info = plan.prompt.map_or_else(|| Arc::clone(&base.info), |prompt| Arc::new(prompt.info(&base.info)));
@@ -440,6 +463,13 @@ fn has_own_classes(folder: &Path, task: &TaskPlugin, found: Option<&LabelSet>) -
     let info = ModelInfo { config, ..ModelInfo::custom() };
     let unnamed = info.labels().iter().enumerate().all(|(class, name)| *name == format!("LABEL_{class}"));
     Ok(!unnamed || found.is_none_or(|found| found.labels.len() != info.num_labels()))
+}
+
+/// Whether some classes of the data are none of the model's, neither by name nor by number.
+fn are_other_classes(folder: &Path, found: &LabelSet) -> Result<bool> {
+    let own = ModelInfo { config: checkpoint::read_config(folder)?, ..ModelInfo::custom() }.labels();
+    let is_own = |label: &String| own.contains(label) || label.parse().is_ok_and(|id: usize| id < own.len());
+    Ok(!found.labels.iter().all(is_own))
 }
 
 fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {

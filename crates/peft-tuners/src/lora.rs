@@ -30,6 +30,7 @@ impl Tuner for Lora {
     fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan> {
         self.check()?;
         let strict = !config.inference_mode;
+        self.check_init(!strict)?;
         let rules = Rules {
             tuner: "LoRA",
             supported: &SUPPORTED,

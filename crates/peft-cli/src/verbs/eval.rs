@@ -6,7 +6,7 @@ use clap::Args;
 use peft::{
     ModelInfo, PeftModel, Task,
     example::{EncodeContext, EncodeOptions, Overflow, Pooling},
-    models::HfTokenizer,
+    models::{ClassSource, HfTokenizer},
 };
 use peft_train::{
     Dataset, Writing,
@@ -146,7 +146,7 @@ impl Opened {
         generation: &GenerationArgs,
     ) -> Result<Option<Writing>, CliError> {
         let Some(task) = model.task()? else { return Ok(None) };
-        let config = generation_of_adapter(&self.adapter, &args.model, model.info())?;
+        let config = generation_of_adapter(&self.adapter, args.folder(), model.info())?;
         let config = generation.over(&config, &self.tokenizer)?;
         Ok(Writing::new(&self.data, task, &self.context(), config)?)
     }
@@ -155,16 +155,19 @@ impl Opened {
 impl DataArgs {
     /// Reads and encodes the rows as the adapter's own recipe would.
     pub(crate) fn open(&self, args: &ModelArgs, model: &PeftModel, labelled: bool) -> Result<Opened, CliError> {
-        let Some(plugin) = model.task()? else {
-            let problem =
-                "the adapter has no task_type: there is nothing to measure or to answer; peft forward runs it";
+        let class = args.base().map(|base| base.class.source);
+        let Some(plugin) = model.task()?.filter(|_| class != Some(ClassSource::Backbone)) else {
+            let problem = match args.adapters().is_empty() {
+                true => "the model was saved without the head of a task: give --adapter ADAPTER; peft forward runs it",
+                false => "the adapter has no task_type: there is nothing to measure or to answer; peft forward runs it",
+            };
             return Err(CliError::Usage(problem.to_owned()));
         };
-        let adapters = args.adapters();
         let active = model.active().first();
-        let folder = adapters.iter().find(|(name, _)| Some(name) == active).map(|(_, folder)| folder.clone());
-        let folder = folder.unwrap_or_default();
-        let tokenizer = match HfTokenizer::from_folder(&args.model) {
+        let folder = args.adapters().iter().find(|adapter| Some(&adapter.name) == active);
+        // A model that was trained as a whole has all of it beside itself.
+        let folder = folder.map_or(args.folder(), |adapter| &adapter.path).to_owned();
+        let tokenizer = match HfTokenizer::from_folder(args.tokenizer_folder()) {
             // `peft train` leaves the tokenizer beside the adapter.
             Err(peft::Error::NotFound { .. }) if folder.join("tokenizer.json").exists() => {
                 HfTokenizer::from_folder(&folder)?
@@ -172,7 +175,7 @@ impl DataArgs {
             found => found?,
         };
         let info = model.info();
-        let mut options = options_of_adapter(&folder, &args.model, info)?;
+        let mut options = options_of_adapter(&folder, args.folder(), info)?;
         self.adjust(&mut options, plugin.task, info)?;
         if !labelled && options.overflow == Overflow::Drop {
             // One line an input.

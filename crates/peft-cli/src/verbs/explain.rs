@@ -4,55 +4,171 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use peft::{
-    BaseModel, Explanation, ModuleKind, PeftConfig,
-    files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder},
-    models::hub::Needed,
+    BaseModel, Explanation, ModuleKind, PeftConfig, TaskPlugin,
+    files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder, read_text},
+    model::DEFAULT_ADAPTER,
+    models::{
+        BaseFor, ClassSource,
+        checkpoint::{self, LoadOptions},
+        hub::Needed,
+    },
+    registry::plugins,
 };
+use peft_train::Recipe;
+use serde_json::json;
 
 use crate::{CliError, Globals, session, terminal};
 
 /// Say what a configuration decides for a model, and why
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  peft explain --model bert --adapter out\n  peft explain --model bert --config adapter_config.json --json"
-)]
+#[command(after_help = "\
+Examples:
+  peft explain --adapter out
+  peft explain --model bert --adapter out
+  peft explain --model bert --config adapter_config.json --json
+  peft explain --config recipe.toml
+  peft explain --model bert")]
 pub(crate) struct Explain {
-    /// Folder of the base model or an id on the Hub: org/name or org/name@revision; only its configuration is read.
-    #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
+    /// Folder of the base model or an id on the Hub: org/name or org/name@revision; only its configuration is read. When absent,
+    /// the base model that the adapter's configuration or the recipe names.
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["adapter", "config"])]
+    model: Option<PathBuf>,
     /// Folder of a saved adapter, or an id on the Hub.
-    #[arg(long, value_name = "ADAPTER", conflicts_with = "config", required_unless_present = "config")]
+    #[arg(long, value_name = "ADAPTER", conflicts_with = "config")]
     adapter: Option<PathBuf>,
-    /// An adapter configuration, as JSON or TOML.
+    /// An adapter configuration, as JSON or TOML, or a recipe.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
+/// What is explained.
+struct Subject {
+    config: PeftConfig,
+    /// The file that it is from.
+    file: PathBuf,
+    base: BaseFor,
+    model: PathBuf,
+}
+
 impl Explain {
-    pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
-        if let Some(adapter) = &mut self.adapter {
-            *adapter = session::locate(adapter, Needed::Adapter, globals)?;
-        }
-        self.model = session::locate(&self.model, Needed::Config, globals)?;
-        let file = match (&self.adapter, &self.config) {
-            (Some(folder), _) => folder.join(ADAPTER_CONFIG),
-            (None, Some(file)) => file.clone(),
-            (None, None) => return Err(CliError::Usage("give --adapter ADAPTER or --config FILE".to_owned())),
-        };
-        let has_weights =
-            |folder: &Path| [ADAPTER_WEIGHTS, ADAPTER_PYTORCH_WEIGHTS].iter().any(|f| folder.join(f).exists());
-        let (config, labels) = match &self.adapter {
-            Some(folder) if has_weights(folder) => {
-                let folder = AdapterFolder::read(folder)?;
-                let labels = session::labels(&self.model, &folder)?;
-                (folder.config, labels)
+    pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
+        let subject = match (&self.adapter, &self.config) {
+            (Some(adapter), _) => self.adapter(adapter, globals)?,
+            (None, Some(file)) => self.config(file, globals)?,
+            (None, None) => {
+                let model = self.model.clone().unwrap_or_default();
+                return explain_model(&session::locate(&model, Needed::Config, globals)?, globals);
             }
-            _ => (PeftConfig::from_file(&file)?, None),
         };
-        let base = session::skeleton(&self.model, &config, labels)?;
-        let explanation = Explanation::new(&base, &config).map_err(|error| error.in_file(&file))?;
-        if globals.json { terminal::json(&explanation) } else { terminal::result(prose(&explanation, &base, &config)?) }
+        let skeleton = subject.base.skeleton(&subject.model)?;
+        let explanation = Explanation::new(&skeleton, &subject.config).map_err(|error| error.in_file(&subject.file))?;
+        if globals.json {
+            let mut document = json!(explanation);
+            document["class_from"] = json!(subject.base.class.source);
+            return terminal::json(&document);
+        }
+        terminal::result(class_line(&subject.base, &skeleton))?;
+        terminal::result(prose(&explanation, &skeleton, &subject.config)?)
     }
+
+    /// An adapter, with its tensors where it has some.
+    fn adapter(&self, adapter: &Path, globals: &Globals) -> Result<Subject, CliError> {
+        let folder = AdapterFolder::find(&session::locate(adapter, Needed::Adapter, globals)?)?;
+        let file = folder.join(ADAPTER_CONFIG);
+        let has_weights = [ADAPTER_WEIGHTS, ADAPTER_PYTORCH_WEIGHTS].iter().any(|name| folder.join(name).exists());
+        let config = PeftConfig { inference_mode: true, ..PeftConfig::from_file(&file)? };
+        let model = match &self.model {
+            Some(model) => session::locate(model, Needed::Config, globals)?,
+            None => session::base_model([(&config, &*folder)].into_iter(), Needed::Config, globals)?,
+        };
+        if !has_weights {
+            let base = BaseFor::config(&model, &config, LoadOptions::default())?;
+            return Ok(Subject { config, file, base, model });
+        }
+        let folders = [(DEFAULT_ADAPTER.to_owned(), AdapterFolder::read(&folder)?)];
+        let options = LoadOptions { labels: session::labels(&model, &folders)?, ..LoadOptions::default() };
+        let base = BaseFor::adapters(&model, &folders, options)?;
+        Ok(Subject { config, file, base, model })
+    }
+
+    /// A configuration, or the adapter of a recipe.
+    fn config(&self, file: &Path, globals: &Globals) -> Result<Subject, CliError> {
+        let is_toml = file.extension().is_some_and(|extension| extension == "toml");
+        let (config, named) = match is_toml && is_recipe(file)? {
+            true => {
+                let recipe = Recipe::read(file, &[])?;
+                session::fetch(&recipe, Needed::Config, globals)?;
+                (recipe.adapter.clone(), Some(recipe.model_config()))
+            }
+            false => (PeftConfig::from_file(file)?, None),
+        };
+        let model = match (&self.model, named) {
+            (Some(model), _) => session::locate(model, Needed::Config, globals)?,
+            (None, Some(named)) => named,
+            (None, None) => session::base_model([(&config, file)].into_iter(), Needed::Config, globals)?,
+        };
+        let base = BaseFor::config(&model, &config, LoadOptions::default())?;
+        Ok(Subject { config, file: file.to_owned(), base, model })
+    }
+}
+
+/// Whether a file has the sections of a recipe.
+fn is_recipe(file: &Path) -> Result<bool, CliError> {
+    let text = read_text(file, "an adapter configuration or a recipe")?;
+    Ok(text.lines().any(|line| line.trim_start().starts_with("[adapter") || line.trim() == "[model]"))
+}
+
+/// Which class the base model is, and what says so.
+fn class_line(base: &BaseFor, skeleton: &BaseModel) -> String {
+    let says = match base.class.source {
+        ClassSource::TaskType => "from task_type",
+        ClassSource::AutoMapping => "from auto_mapping of the adapter's configuration",
+        ClassSource::Keys => "from the names in the adapter's file, which has no task_type and no auto_mapping",
+        ClassSource::Architectures => "from `architectures` of its configuration",
+        ClassSource::Backbone => "the backbone: nothing names a class",
+    };
+    format!("base model: {}, {says}", skeleton.info.class_name)
+}
+
+/// A model without an adapter: what it is, and what can be made of it.
+fn explain_model(model: &Path, globals: &Globals) -> Result<(), CliError> {
+    let base = BaseFor::alone(model, LoadOptions::default())?;
+    let skeleton = base.skeleton(model)?;
+    let (tree, class) = (skeleton.tree(), &skeleton.info.class_name);
+    let classes = checkpoint::classes(model)?;
+    let tasks: Vec<&TaskPlugin> =
+        plugins::<TaskPlugin>().into_iter().filter(|task| classes.contains(&task.auto_class)).collect();
+    let candidates: Vec<&str> =
+        tree.modules.iter().filter(|module| module.kind.is_linear()).map(|module| module.name.as_str()).collect();
+    if globals.json {
+        let tasks: Vec<&str> = tasks.iter().map(|task| task.name).collect();
+        return terminal::json(&json!({
+            "base_model_class": class,
+            "class_from": base.class.source,
+            "model_type": skeleton.info.model_type,
+            "tasks": tasks,
+            "candidates": candidates,
+            "all_params": tree.num_params(),
+        }));
+    }
+    let mut out =
+        vec![class_line(&base, &skeleton), String::new(), "adapters of these tasks can be trained on it:".to_owned()];
+    out.extend(tasks.iter().map(|task| format!("  {:<20} {} on an {}", task.name, task.wrapper, task.auto_class)));
+    out.push("\nmodules; those marked can be named in target_modules:".to_owned());
+    out.extend(tree.modules.iter().map(|module| {
+        let mark = if module.kind.is_linear() { module.kind.label() } else { "" };
+        outline(&module.name, mark)
+    }));
+    out.push(format!("\nall params: {}", tree.num_params()));
+    out.push("give --adapter ADAPTER or --config FILE for what an adapter of it decides".to_owned());
+    terminal::result(out.join("\n"))
+}
+
+/// A module's line in the tree.
+fn outline(name: &str, mark: &str) -> String {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let indent = "  ".repeat(name.matches('.').count() + 1);
+    format!("{:<40} {mark}", format!("{indent}{last}")).trim_end().to_owned()
 }
 
 /// The explanation for a person.
@@ -80,10 +196,16 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
                 },
             )
         }
-        None => format!(
-            "No task_type: this {} gets the default wrapper {}, which only forwards; no head is trained and there is no loss.",
-            e.base_model_class, e.wrapper
-        ),
+        None => {
+            let heads = match e.saved.is_empty() {
+                true => "no module is trained in full".to_owned(),
+                false => format!("{} is trained in full", e.saved.join(", ")),
+            };
+            format!(
+                "No task_type: this {} gets the default wrapper {}, which only forwards; {heads}.",
+                e.base_model_class, e.wrapper
+            )
+        }
     });
     out.push(String::new());
     if e.prompt.is_empty() {
@@ -102,8 +224,6 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
     }
     let modules = if e.prompt.is_empty() { base.tree().modules } else { Vec::new() };
     for module in modules {
-        let depth = module.name.matches('.').count();
-        let last = module.name.rsplit('.').next().unwrap_or_default();
         let mark = if let Some(a) = e.adapted.iter().find(|a| a.name == module.name) {
             format!("adapted  {} ({})", a.summary, a.reason)
         } else if e.saved.contains(&module.name) {
@@ -115,8 +235,7 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
         } else {
             "frozen".to_owned()
         };
-        let indent = "  ".repeat(depth + 1);
-        out.push(format!("{:<40} {mark}", format!("{indent}{last}")).trim_end().to_owned());
+        out.push(outline(&module.name, &mark));
     }
     if !e.biases.is_empty() {
         out.push(format!("\n{} biases of the base model are trained.", e.biases.len()));

@@ -38,6 +38,9 @@ pub(crate) struct Forward {
 
 impl Forward {
     pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
+        if self.gradients && self.model.adapters().is_empty() {
+            return Err(CliError::Usage("--gradients needs an adapter: give --adapter ADAPTER".to_owned()));
+        }
         let mut model = self.model.open(globals)?;
         let file = TensorFile::read(&self.inputs, "the model's inputs")?;
         let batch = model.check(batch(file)?).map_err(|error| in_file(error, &self.inputs))?;
@@ -67,7 +70,7 @@ impl Forward {
             }
         }
         // Under prompt learning the base model has outputs of other shapes.
-        if model.info().virtual_tokens == 0 {
+        if model.info().virtual_tokens == 0 && !model.active().is_empty() {
             model.set_enabled(false);
             let outputs = model.forward(&batch.inputs)?;
             keep(&mut tensors, "base.", &outputs);

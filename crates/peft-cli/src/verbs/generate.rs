@@ -12,11 +12,7 @@ use peft::{
     AutoClass, ModelInfo, PeftModel, TaskPlugin,
     chat::Conversation,
     example::{EncodeContext, EncodeOptions},
-    models::{
-        HfTokenizer,
-        checkpoint::{self, LoadOptions},
-        hub::Needed,
-    },
+    models::{HfTokenizer, checkpoint},
     registry::plugins,
     tokenizer::Tokenizer as _,
 };
@@ -25,13 +21,7 @@ use peft_train::data::{Part, read_part};
 use serde_json::{Value, json};
 
 use super::eval::{column, positive};
-use crate::{
-    CliError, Globals,
-    generation_args::GenerationArgs,
-    quantization_args::QuantizationArgs,
-    session::{self, ModelArgs},
-    terminal,
-};
+use crate::{CliError, Globals, generation_args::GenerationArgs, session::ModelArgs, terminal};
 
 /// Let a model go on from a text
 #[derive(Debug, Args)]
@@ -47,20 +37,11 @@ Examples:
 Options of generation have Transformers' names and defaults: those of the model's generation_config.json, and KEY=VALUE over
 them. Greedy unless told otherwise.")]
 pub(crate) struct Generate {
-    /// Folder of the base model, a GGUF file, or an id on the Hub: org/name or org/name@revision.
-    #[arg(long, value_name = "MODEL")]
-    model: PathBuf,
-    /// Folder of an adapter or an id on the Hub, or NAME= and one of these; may be given several times.
-    #[arg(long, value_name = "[NAME=]ADAPTER")]
-    adapter: Vec<String>,
-    /// Names of the adapters that act, comma separated; the first one given when absent.
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    active: Vec<String>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The adapter of each prompt, `__base__` for none, comma separated; prompts of different ones run in one batch.
     #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "active", requires = "adapter")]
     adapter_names: Vec<String>,
-    #[command(flatten)]
-    quantization: QuantizationArgs,
     /// The text to go on from, or the source of an encoder-decoder; may be given several times. Standard input when absent.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -91,16 +72,16 @@ struct Prompt {
 
 impl Generate {
     pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
-        self.model = session::locate(&self.model, Needed::Model, globals)?;
-        let tokenizer = HfTokenizer::from_folder(&self.model)?;
         let given = if self.data.is_none() { self.texts()? } else { Vec::new() };
         let mut model = self.open(globals)?;
+        let tokenizer = HfTokenizer::from_folder(self.model.tokenizer_folder())?;
         let info = &Arc::clone(model.info());
         let prompts: Vec<Prompt> = match &self.data {
             Some(file) => self.rows(file, info, &tokenizer)?,
             None => given.into_iter().map(|text| self.encode(text, &tokenizer)).collect::<Result<_, _>>()?,
         };
-        let config = self.generation.over(&GenerationConfig::of_model(&self.model, &info.config)?, &tokenizer)?;
+        let config =
+            self.generation.over(&GenerationConfig::of_model(self.model.folder(), &info.config)?, &tokenizer)?;
         if self.stream && (prompts.len() > 1 || config.num_beams > 1 || globals.json) {
             let problem = "--stream is for one prompt, without num_beams and without --json";
             return Err(CliError::Usage(problem.to_owned()));
@@ -196,16 +177,13 @@ impl Generate {
         rows.iter().map(prompt).collect()
     }
 
-    fn open(&self, globals: &Globals) -> Result<PeftModel, CliError> {
-        if !self.adapter.is_empty() {
-            let (model, adapter, active) = (self.model.clone(), self.adapter.clone(), self.active.clone());
-            return ModelArgs { model, adapter, active, quantization: self.quantization.clone() }.open(globals);
+    fn open(&mut self, globals: &Globals) -> Result<PeftModel, CliError> {
+        if !self.model.adapters().is_empty() {
+            return self.model.open(globals);
         }
-        let device = session::device(globals)?;
-        let class = class_of(checkpoint::read_config(&self.model)?.get("is_encoder_decoder"));
-        let (dtype, quantization) = (session::dtype(globals)?, self.quantization.config());
-        let options = LoadOptions { dtype, quantization, ..LoadOptions::default() };
-        Ok(PeftModel::from_base(checkpoint::load(&self.model, &class, &options, &device)?.base, &device))
+        let folder = self.model.locate(globals)?;
+        let class = class_of(checkpoint::read_config(&folder)?.get("is_encoder_decoder"));
+        self.model.open_as(Some(class), globals)
     }
 }
 

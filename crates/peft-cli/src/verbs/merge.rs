@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use peft::models::checkpoint;
+use peft::models::{checkpoint, copy_tokenizer};
 
 use crate::{CliError, Globals, session::ModelArgs, terminal};
 
@@ -23,14 +23,20 @@ pub(crate) struct Merge {
 
 impl Merge {
     pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
-        if let (Ok(output), Ok(model)) = (self.output.canonicalize(), self.model.model.canonicalize())
+        if self.model.adapters().is_empty() {
+            return Err(CliError::Usage("there is nothing to merge: give --adapter ADAPTER".to_owned()));
+        }
+        let mut model = self.model.open(globals)?;
+        if let (Ok(output), Ok(model)) = (self.output.canonicalize(), self.model.folder().canonicalize())
             && output == model
         {
             return Err(CliError::Usage("--output is the model's own folder: the base model would be lost".to_owned()));
         }
-        let mut model = self.model.open(globals)?;
         let merged = if self.requantize { model.merge_repacked()? } else { model.merge()?.unpacked() };
-        checkpoint::save(&merged, Some(&self.model.model), &self.output)?;
+        checkpoint::save(&merged, Some(self.model.folder()), &self.output)?;
+        if self.model.tokenizer_folder() != self.model.folder() {
+            copy_tokenizer(self.model.tokenizer_folder(), &self.output)?;
+        }
         if globals.json {
             return terminal::json(&serde_json::json!({ "output": self.output, "merged": model.active() }));
         }

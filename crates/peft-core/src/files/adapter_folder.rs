@@ -10,6 +10,7 @@ use burn::tensor::TensorData;
 use super::{TensorFile, create_folder, model_card, write_atomically, write_safetensors};
 use crate::{
     Error, PeftConfig, Result,
+    adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX},
     prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER},
 };
 
@@ -34,15 +35,50 @@ pub struct AdapterFolder {
 }
 
 impl AdapterFolder {
-    /// Reads a folder, or the folder of a file inside it.
+    /// The folder of the adapter: the given one, or the only one below it that has an adapter, as PEFT writes those that have a
+    /// name and trainers write checkpoints.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no adapter; whatever is wrong with its files.
-    pub fn read(path: &Path) -> Result<Self> {
+    /// [`Error::NotFound`] if there is none, or several below it: with their names.
+    pub fn find(path: &Path) -> Result<PathBuf> {
         if !path.is_dir() {
             return Err(Error::NotFound { path: path.to_owned(), what: "an adapter folder".to_owned() });
         }
-        let config = PeftConfig::from_file(&path.join(ADAPTER_CONFIG))?;
+        if path.join(ADAPTER_CONFIG).exists() {
+            return Ok(path.to_owned());
+        }
+        let below = std::fs::read_dir(path)
+            .map_err(|source| Error::Io { path: path.to_owned(), action: "read", source })?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|folder| folder.join(ADAPTER_CONFIG).is_file());
+        let mut below: Vec<PathBuf> = below.collect();
+        below.sort();
+        if let [only] = below.as_slice() {
+            return Ok(only.clone());
+        }
+        let named = below.iter().filter_map(|folder| folder.file_name()).map(|name| format!("`{}`", name.display()));
+        let what = match below.is_empty() {
+            false => format!(
+                "an adapter configuration; each of these below has one: {}; name one",
+                named.collect::<Vec<_>>().join(", ")
+            ),
+            true if path.join("config.json").exists() => {
+                "an adapter configuration; this is the folder of a model".to_owned()
+            }
+            true => "an adapter configuration, here or in a folder below".to_owned(),
+        };
+        Err(Error::NotFound { path: path.join(ADAPTER_CONFIG), what })
+    }
+
+    /// Reads the adapter in a folder, or in the only one below it.
+    ///
+    /// It is for inference, whatever its configuration says: PEFT decides that when it reads.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find); whatever is wrong with its files.
+    pub fn read(path: &Path) -> Result<Self> {
+        let path = &Self::find(path)?;
+        let config = PeftConfig { inference_mode: true, ..PeftConfig::from_file(&path.join(ADAPTER_CONFIG))? };
         let (weights, pickled) = (path.join(ADAPTER_WEIGHTS), path.join(ADAPTER_PYTORCH_WEIGHTS));
         let what = "the adapter's tensors";
         let file = if !weights.exists() && pickled.exists() {
@@ -56,7 +92,26 @@ impl AdapterFolder {
             let own = TensorFile::read(&encoder, "the prompt's encoder")?.tensors;
             tensors.extend(own.into_iter().map(|(key, data)| (format!("{PROMPT_ENCODER}{key}"), data)));
         }
+        // Adapters that were put straight into a model have no wrapper in their names.
+        let is_bare = !config.options.contains_key("num_virtual_tokens")
+            && !tensors.is_empty()
+            && !tensors.keys().any(|key| key.starts_with(PROMPT_KEY_PREFIX));
+        if is_bare {
+            tensors = tensors.into_iter().map(|(key, data)| (format!("{KEY_PREFIX}{key}"), data)).collect();
+        }
         Ok(Self { path: path.to_owned(), config, tensors })
+    }
+
+    /// What stands before the names of the base model's modules in the file; the longer one first.
+    pub(crate) fn prefixes(&self) -> [&'static str; 2] {
+        [KEY_PREFIX, PROMPT_KEY_PREFIX]
+    }
+
+    /// The tensors by the names of the file without what PEFT's wrappers add; none of a prompt's own.
+    pub fn named_tensors(&self) -> impl Iterator<Item = (&str, &TensorData)> {
+        self.tensors.iter().filter_map(|(key, data)| {
+            Some((self.prefixes().into_iter().find_map(|prefix| key.strip_prefix(prefix))?, data))
+        })
     }
 
     /// Where an adapter of that name is written below `folder`: `default` directly, any other in a folder of its name.

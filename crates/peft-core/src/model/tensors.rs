@@ -14,7 +14,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use super::PeftModel;
 use crate::{
-    Adapter, DynParam, DynTensor, Error, ModuleKind, ModuleTree, Plan, Result,
+    Adapter, DynParam, DynTensor, Error, ModuleKind, ModuleTree, PeftConfig, Plan, Result,
     adapter::{AdapterTensor, KEY_PREFIX, PROMPT_KEY_PREFIX, Role, Tie},
     explain,
     files::{ADAPTER_CONFIG, AdapterFolder, PROMPT_ENCODER_WEIGHTS},
@@ -33,8 +33,11 @@ impl PeftModel {
     pub fn load_adapter(&mut self, name: &str, folder: AdapterFolder) -> Result<()> {
         self.check_new(name, &folder.config)?;
         let in_file = |error: Error| error.in_file(&folder.path.join(ADAPTER_CONFIG));
-        let mut plan = explain::plan(&self.base, &folder.config).map_err(in_file)?;
+        let mut plan = explain::plan(&self.base, &folder.config)
+            .map_err(|error| in_file(self.for_another(error, &folder.config)))?;
         let prefix = if plan.prompt.is_some() { PROMPT_KEY_PREFIX } else { KEY_PREFIX };
+        let mut problems = Vec::new();
+        let brought = self.brought_embeddings(prefix, &plan, &folder, &mut problems);
         if let Some(prompt) = &mut plan.prompt
             && !folder.tensors.keys().any(|key| key.starts_with(PROMPT_ENCODER))
             && needs_encoder(&*prompt.tuner, &prompt.shape)
@@ -43,8 +46,7 @@ impl PeftModel {
             *prompt = Arc::new(PromptPlan { tuner, ..PromptPlan::clone(prompt) });
         }
         let mut left: HashSet<&str> = folder.tensors.keys().map(String::as_str).collect();
-        let mut problems = Vec::new();
-        let adapter = self.fill(name, plan, |key, slot| {
+        let mut adapter = self.fill(name, plan, |key, slot| {
             let file_key = match slot {
                 Slot::Prompt(_) => key.to_owned(),
                 _ => format!("{prefix}{key}"),
@@ -88,43 +90,36 @@ impl PeftModel {
                     .is_some_and(|rest| rest.starts_with(".modules_to_save.") || rest.starts_with(".original_module."))
             })
         };
-        let mut left: Vec<_> = left.into_iter().filter(|key| !is_double(key)).collect();
+        let is_embedding = |key: &str| brought.keys.iter().any(|(brought, _)| brought == key);
+        let mut left: Vec<_> = left.into_iter().filter(|key| !is_double(key) && !is_embedding(key)).collect();
         left.sort_unstable();
-        problems.extend(left.into_iter().filter_map(|key| self.misfit(key, folder.tensors.get(key)?)));
+        problems.extend(left.into_iter().map(|key| format!("`{key}`: nothing in the model takes this tensor")));
         if !problems.is_empty() {
+            problems.extend(self.meant_for(&folder.config));
             return Err(Error::Tensors { origin: folder.path.display().to_string(), problems });
         }
+        adapter.embeddings = brought.keys.clone();
+        self.take_embeddings(name, brought)?;
         self.adapters.insert(name.to_owned(), adapter);
         Ok(())
     }
 
-    /// What is wrong with a tensor that no adapter takes: nothing if it is a copy of the base's embeddings, which PEFT writes
-    /// beside adapters of them (`save_embedding_layers`).
-    fn misfit(&self, key: &str, data: &TensorData) -> Option<String> {
-        let info = &self.base.info;
-        let module = key.strip_prefix(KEY_PREFIX).and_then(|key| key.strip_suffix(".weight"));
-        let module = module.map(|module| module.strip_suffix(".base_layer").unwrap_or(module));
-        let is_embedding = |module: &&str| {
-            [&info.input_embedding, &info.output_embedding].into_iter().flatten().any(|embedding| embedding == module)
-        };
-        let Some(parameter) = module.filter(is_embedding).map(|module| format!("{module}.weight")) else {
-            return Some(format!("`{key}`: nothing in the model takes this tensor"));
-        };
-        let own = self.base_values(&HashSet::from([parameter.as_str()])).remove(&parameter)?;
-        let own = if is_stored_transposed(&self.tree, &parameter) { own.transposed() } else { own };
-        let floats = |data: TensorData| data.convert::<f32>().try_to_vec::<f32>().unwrap_or_default();
-        // The adapter may be of a shorter float type than the base.
-        let is_near = |(own, copy): (&f32, &f32)| (own - copy).abs() <= 1e-2 * own.abs() + 1e-5;
-        let is_same = own.shape() == data.shape().as_slice()
-            && floats(own.to_data()).iter().zip(&floats(data.clone())).all(is_near);
-        (!is_same).then(|| {
-            format!(
-                "`{key}`: is {:?}, and not the base model's own {:?}; adapters that bring other embeddings, as for a resized \
-                 vocabulary, are not supported",
-                data.shape().as_slice(),
-                own.shape()
-            )
-        })
+    /// Which model an adapter that does not fit is for, as far as its configuration says.
+    fn meant_for(&self, config: &PeftConfig) -> Option<String> {
+        let class = config.base_model_class().map(|class| format!("a {class}"));
+        let named = config.base_model_name_or_path.as_deref().filter(|name| !name.is_empty());
+        let meant: Vec<String> = named.map(|name| format!("`{name}`")).into_iter().chain(class).collect();
+        let own = &self.base.info.class_name;
+        (!meant.is_empty())
+            .then(|| format!("the adapter was trained on {}, and this base model is a {own}", meant.join(", ")))
+    }
+
+    /// The same error, saying so where no module of the model is adapted.
+    fn for_another(&self, error: Error, config: &PeftConfig) -> Error {
+        match (error, self.meant_for(config)) {
+            (Error::NothingTargeted(problem), Some(meant)) => Error::NothingTargeted(format!("{problem}; {meant}")),
+            (error, _) => error,
+        }
     }
 
     /// Builds an adapter's tensors, asking `value` for each in the orientation of memory.
@@ -218,7 +213,7 @@ impl PeftModel {
             transposed: is_linear(copy) != is_linear(original),
         };
         let ties = self.base.info.tied.iter().filter(|_| plan.in_place).map(tie).collect();
-        Ok(Adapter { config: plan.config.clone(), plan, tensors, ties })
+        Ok(Adapter { config: plan.config.clone(), plan, tensors, ties, embeddings: Vec::new() })
     }
 
     /// The base model's words, if a tensor of the prompt begins as some of them.
@@ -285,7 +280,7 @@ fn other_prompt(adapter: &Adapter, prompt: &PromptPlan, folder: &AdapterFolder) 
 }
 
 /// Copies of `Linear` weights lie in files as PyTorch has them, `[d_out, d_in]`.
-fn is_stored_transposed(tree: &ModuleTree, parameter: &str) -> bool {
+pub(super) fn is_stored_transposed(tree: &ModuleTree, parameter: &str) -> bool {
     let Some((module, "weight")) = parameter.rsplit_once('.') else { return false };
     tree.get(module).is_some_and(|info| info.kind == ModuleKind::Linear)
 }

@@ -11,6 +11,8 @@ use super::shards::{Shards, StoredType};
 pub(super) enum Source {
     /// A tensor of the checkpoint.
     Tensor(String),
+    /// A tensor of the checkpoint with another number of words along one of its dimensions in the file.
+    Resized(String, usize),
     /// Another parameter, whose memory it shares.
     Tied(String),
     /// The checkpoint lacks this head.
@@ -44,12 +46,25 @@ impl Slot {
     }
 }
 
+/// What of a checkpoint may be other than the model needs it.
+#[derive(Debug, Default)]
+pub(super) struct Leave {
+    /// The class that it was saved as.
+    pub(super) saved_class: Option<String>,
+    /// Whether heads of other shapes are left out.
+    pub(super) mismatched_heads: bool,
+    /// How many words it has, and how many the model is to have.
+    pub(super) words: Option<(usize, usize)>,
+}
+
 /// The correspondence of a model and a checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct Matching {
     pub(super) slots: HashMap<String, Slot>,
     pub(super) initialised: Vec<String>,
     pub(super) ignored: Vec<String>,
+    /// Tensors of the checkpoint's own head, in whose place the model has another one.
+    pub(super) replaced: Vec<String>,
     /// Parameters that are another parameter: those of the model that the checkpoint does not tell apart.
     pub(super) tied: Vec<(String, String)>,
     /// One line for each tensor that does not fit.
@@ -57,7 +72,7 @@ pub(super) struct Matching {
 }
 
 impl Matching {
-    pub(super) fn new(model: &BaseModel, shards: &Shards) -> Self {
+    pub(super) fn new(model: &BaseModel, shards: &Shards, leave: &Leave) -> Self {
         let info = &model.info;
         let tree = model.tree();
         let stored: HashMap<String, &str> = shards.names().map(|name| (modern(name, info), name)).collect();
@@ -85,12 +100,21 @@ impl Matching {
                 left.remove(key.as_str());
                 // Any of the names under which a shared parameter is known will do.
                 let copies = matching.tied.iter().filter(|(_, original)| *original == name);
-                let found = || in_file(&name).or_else(|| copies.filter_map(|(copy, _)| in_file(copy)).next());
+                let found = in_file(&name).or_else(|| copies.filter_map(|(copy, _)| in_file(copy)).next());
                 if let Some((_, original)) = matching.tied.iter().find(|(copy, _)| *copy == name) {
                     slot.source = Source::Tied(original.clone());
                 } else if info.is_computed(&name) {
                     slot.source = Source::Own;
-                } else if let Some(key) = found() {
+                } else if let Some((key, axis)) =
+                    found.and_then(|key| resized(&name, key, &slot, info, shards, leave))
+                {
+                    slot.source = Source::Resized(key.to_owned(), axis);
+                } else if let Some(key) = found.filter(|key| {
+                    is_head(info, &module.name) && leave.leaves(info) && is_of_other_shape(key, &slot, shards)
+                }) {
+                    matching.initialised.push(name.clone());
+                    matching.replaced.push(key.to_owned());
+                } else if let Some(key) = found {
                     slot.source = Source::Tensor(key.to_owned());
                     matching.problems.extend(misfit(&name, key, &slot, info, shards));
                 } else if param.is_buffer {
@@ -107,13 +131,21 @@ impl Matching {
         // A module without parameters is no place for a tensor: the tree lists optional ones that are absent.
         let filled = tree.modules.iter().filter(|module| !module.params.is_empty());
         let tops: HashSet<&str> = filled.map(|module| top(prefixes.relative(&module.name))).collect();
+        // Of a head that the checkpoint lacks nothing is taken, whatever lies under its name.
+        let fresh = |head: &String| {
+            let mut own = matching.slots.iter().filter(|(name, _)| is_inside(name, head)).peekable();
+            own.peek().is_some() && own.all(|(_, slot)| slot.source == Source::Fresh)
+        };
+        let fresh_heads: Vec<&String> = info.head_modules.iter().filter(|head| fresh(head)).collect();
         for key in left {
             if info.ignored_tensors.iter().any(|suffix| key.ends_with(suffix)) {
                 continue;
             }
             let relative = key.strip_prefix(&prefixes.file).unwrap_or(key);
             let original = stored.get(key).copied().unwrap_or(key);
-            if tops.contains(top(relative)) {
+            if fresh_heads.iter().any(|head| is_inside(key, head)) {
+                matching.replaced.push(original.to_owned());
+            } else if tops.contains(top(relative)) {
                 let shape = shards.get(original).map(|stored| stored.shape.as_slice()).unwrap_or_default();
                 matching.problems.push(format!("`{original}` {shape:?}: nothing in the model takes this tensor"));
             } else {
@@ -122,6 +154,43 @@ impl Matching {
         }
         matching
     }
+}
+
+impl Leave {
+    /// Whether a head of another shape is left out: that of another class always is.
+    fn leaves(&self, info: &ModelInfo) -> bool {
+        self.mismatched_heads || self.saved_class.as_ref().is_some_and(|saved| *saved != info.class_name)
+    }
+}
+
+/// The dimension in the file that has the checkpoint's number of words where the parameter needs another.
+fn resized<'k>(
+    name: &str,
+    key: &'k str,
+    slot: &Slot,
+    info: &ModelInfo,
+    shards: &Shards,
+    leave: &Leave,
+) -> Option<(&'k str, usize)> {
+    let (own, words) = leave.words.filter(|(own, words)| own != words)?;
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    let is_table = |of: &str| {
+        let tied = info.tied.iter().any(|(copy, original)| copy == name && original.starts_with(&format!("{of}.")));
+        module == of || tied
+    };
+    let tables = [&info.input_embedding, &info.output_embedding].into_iter().flatten();
+    if !tables.into_iter().any(|table| is_table(table)) && !info.buffers.contains(&name) {
+        return None;
+    }
+    let stored = shards.get(key).filter(|stored| !matches!(stored.dtype, StoredType::Packed(_)))?;
+    let (needed, stored) = (slot.stored_shape(), &stored.shape);
+    let mut differing = needed.iter().zip(stored).enumerate().filter(|(_, (needed, stored))| needed != stored);
+    let (axis, sizes) = differing.next()?;
+    (needed.len() == stored.len() && differing.next().is_none() && sizes == (&words, &own)).then_some((key, axis))
+}
+
+fn is_of_other_shape(key: &str, slot: &Slot, shards: &Shards) -> bool {
+    shards.get(key).is_some_and(|stored| stored.shape != slot.stored_shape())
 }
 
 /// The part of a name before its first dot: the module that a head or a backbone is made of.
@@ -152,7 +221,11 @@ fn misfit(name: &str, key: &str, slot: &Slot, info: &ModelInfo, shards: &Shards)
     }
     if stored.shape != needed {
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
-        let hint = if is_head(info, module) { "; this head was trained for other classes" } else { "" };
+        let hint = if is_head(info, module) {
+            "; this head was trained for other classes: `ignore_mismatched_sizes = true` in [model] starts a fresh one"
+        } else {
+            ""
+        };
         return Some(format!("`{key}`: has shape {:?}, the model needs {needed:?}{hint}", stored.shape));
     }
     let label = || stored.dtype.label();

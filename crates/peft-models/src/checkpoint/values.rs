@@ -53,6 +53,14 @@ pub(super) fn fill(
                 }
                 shards.values(key)?.and_then(|bytes| on_device(floats(stored, &bytes, transposed, dtype), device))
             }
+            Source::Resized(key, axis) => {
+                let Some(stored) = shards.get(key) else { return Ok(None) };
+                let bytes = shards.values(key)?.unwrap_or_default();
+                let needed = slot.stored_shape();
+                let values = resized(singles(stored, &bytes, false), &stored.shape, &needed, *axis);
+                let value = TensorData::new(values, needed).convert_dtype(dtype);
+                on_device(value, device).map(|value| if transposed { value.transposed() } else { value })
+            }
             Source::Fresh => {
                 let value = fresh::value(name, &slot.kind, &slot.stored_shape(), &info, seed).convert_dtype(dtype);
                 on_device(value, device).map(|value| if transposed { value.transposed() } else { value })
@@ -137,6 +145,27 @@ pub(super) fn fill(
         Some(error) => Err(error),
         None => Ok(BaseModel { module, info, packed: packed.into_iter().collect() }),
     }
+}
+
+/// Values with another size along one dimension: cut off, or with rows more that are the mean of those there are. A bias gets
+/// zeros.
+fn resized(values: Vec<f32>, from: &[usize], to: &[usize], axis: usize) -> Vec<f32> {
+    let (Some(old), Some(new)) = (from.get(axis).copied(), to.get(axis).copied()) else { return values };
+    let width: usize = to.iter().skip(axis + 1).product::<usize>().max(1);
+    let mut grown = Vec::with_capacity(to.iter().product());
+    for block in values.chunks(old.max(1) * width) {
+        grown.extend_from_slice(block.get(..new.min(old) * width).unwrap_or(block));
+        if width == 1 {
+            grown.extend(std::iter::repeat_n(0.0, new.saturating_sub(old)));
+            continue;
+        }
+        let mut mean = vec![0.0_f64; width];
+        for row in block.chunks(width) {
+            mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value) / old.max(1) as f64);
+        }
+        (old..new).for_each(|_| grown.extend(mean.iter().map(|value| *value as f32)));
+    }
+    grown
 }
 
 fn parameter(id: ParamId, value: DynTensor) -> DynParam {

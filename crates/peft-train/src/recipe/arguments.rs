@@ -26,6 +26,8 @@ pub struct ModelArguments {
     pub init: Option<Init>,
     /// Type of the base model's weights in memory; `f32` when absent.
     pub dtype: Option<WeightType>,
+    /// Whether a head for other classes than those of the data gives way to a fresh one, in place of an error.
+    pub ignore_mismatched_sizes: bool,
     /// Which of them are packed while they are loaded.
     #[serde(flatten)]
     pub quantization: QuantizationConfig,

@@ -7,6 +7,11 @@ use serde_json::{Map, Value};
 
 use crate::select::Targets;
 
+/// Starts that change nothing but the adapter's own tensors, or that PEFT reads as if they did.
+const LOADED: [&str; 5] = ["eva", "orthogonal", "mica", "lora_ga", "gaussian"];
+/// How the words of those begin that change the base model's weights.
+const CHANGE_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+
 /// Which biases of the base model are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -158,12 +163,6 @@ impl Lora {
                 format!("{}: must be at least 0 and below 1", self.lora_dropout),
             ));
         }
-        if let InitLoraWeights::Named(word) = &self.init_lora_weights
-            && word != "gaussian"
-        {
-            let problem = format!("`{word}` is not supported (supported: true, false, \"gaussian\")");
-            return Err(Error::config("init_lora_weights", problem));
-        }
         let given = |value: &Option<Value>| value.as_ref().is_some_and(|v| !v.is_null());
         let unsupported = [
             ("lora_bias", self.lora_bias),
@@ -183,6 +182,31 @@ impl Lora {
             Some((key, _)) => Err(Error::config(*key, "this variant of LoRA is not supported yet")),
             None => Ok(()),
         }
+    }
+
+    /// Judges how the adapter starts, or how it did where it is only loaded: then a word that leaves the base model's weights as
+    /// they are means nothing any more.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with what would be right.
+    pub fn check_init(&self, is_loaded: bool) -> Result<()> {
+        let InitLoraWeights::Named(word) = &self.init_lora_weights else { return Ok(()) };
+        let word = word.to_lowercase();
+        if word == "gaussian" || is_loaded && LOADED.contains(&word.as_str()) {
+            return Ok(());
+        }
+        let changes_base = CHANGE_BASE.iter().any(|prefix| word.starts_with(prefix));
+        let problem = if changes_base && is_loaded {
+            format!(
+                "`{word}` took a part of the base model's weights into the adapter, which is not supported: save it as plain LoRA \
+                 with PEFT's `path_initial_model_for_weight_conversion`"
+            )
+        } else if changes_base || LOADED.contains(&word.as_str()) {
+            format!("a new adapter cannot start with `{word}` yet (supported: true, false, \"gaussian\")")
+        } else {
+            format!("`{word}` is not supported (supported: true, false, \"gaussian\")")
+        };
+        Err(Error::config("init_lora_weights", problem))
     }
 
     /// What the low-rank product is multiplied with.
