@@ -105,8 +105,7 @@ impl Matching {
                     slot.source = Source::Tied(original.clone());
                 } else if info.is_computed(&name) {
                     slot.source = Source::Own;
-                } else if let Some((key, axis)) =
-                    found.and_then(|key| resized(&name, key, &slot, info, shards, leave))
+                } else if let Some((key, axis)) = found.and_then(|key| resized(&name, key, &slot, info, shards, leave))
                 {
                     slot.source = Source::Resized(key.to_owned(), axis);
                 } else if let Some(key) = found.filter(|key| {

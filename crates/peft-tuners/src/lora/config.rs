@@ -31,8 +31,15 @@ pub enum Bias {
 pub enum InitLoraWeights {
     /// `true`: `A` uniform in `±1/√d_in`, `B` zero. `false`: both random, so that the adapter changes the output.
     Default(bool),
-    /// `gaussian`: `A` normal with standard deviation `1/r`, `B` zero.
+    /// `gaussian`: `A` normal with standard deviation `1/r`, `B` zero. Other words say how a saved adapter began.
     Named(String),
+}
+
+impl InitLoraWeights {
+    /// Whether `B` stays as it began: MiCA trains `A` alone.
+    pub fn freezes_b(&self) -> bool {
+        matches!(self, Self::Named(word) if word.eq_ignore_ascii_case("mica"))
+    }
 }
 
 /// Options of the LoRA tuner, in PEFT's names and with PEFT's defaults.

@@ -40,9 +40,10 @@ impl LayerTuner for LoraLinear {
             InitLoraWeights::Default(false) => (kaiming, Init::Uniform { bound: 1.0 / (self.rank as f64).sqrt() }),
             InitLoraWeights::Named(_) => (Init::Normal { std: 1.0 / self.rank as f64 }, Init::Constant(0.0)),
         };
+        let freezes_b = self.init.freezes_b();
         vec![
             TensorSpec { name: LORA_A.into(), shape: vec![self.rank, self.d_in], init: a, trainable: true },
-            TensorSpec { name: LORA_B.into(), shape: vec![self.d_out, self.rank], init: b, trainable: true },
+            TensorSpec { name: LORA_B.into(), shape: vec![self.d_out, self.rank], init: b, trainable: !freezes_b },
         ]
     }
 
@@ -137,6 +138,7 @@ impl LayerTuner for LoraEmbedding {
             _ => Init::Constant(0.0),
         };
         let b = Init::Normal { std: 1.0 };
+        let freezes_b = self.init.freezes_b();
         vec![
             TensorSpec {
                 name: LORA_EMBEDDING_A.into(),
@@ -148,7 +150,7 @@ impl LayerTuner for LoraEmbedding {
                 name: LORA_EMBEDDING_B.into(),
                 shape: vec![self.dimensions, self.rank],
                 init: b,
-                trainable: true,
+                trainable: !freezes_b,
             },
         ]
     }
