@@ -20,8 +20,8 @@ use indexmap::IndexMap;
 
 pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
-    Adapter, AutoClass, BaseModel, Batch, CheckedBatch, CheckedInputs, DynModule, DynParam, DynTensor, Error, Explanation, Labels,
-    ModelInfo, ModuleTree, Outputs, PeftConfig, Result, RunningModel, TaskPlugin,
+    Adapter, AutoClass, BaseModel, Batch, CheckedBatch, CheckedInputs, DynModule, DynParam, DynTensor, Error,
+    Explanation, Labels, ModelInfo, ModuleTree, Outputs, PeftConfig, Result, RunningModel, TaskPlugin,
     adapter::AdapterTensor,
     attach::Acting,
     by_rows::AdapterRows,
