@@ -40,8 +40,8 @@ struct Ordinal;
 impl Task for Ordinal {
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "text", required: true, holds: "the text" },
-            Column { role: "label", required: true, holds: "its rank, a whole number" },
+            Column { role: "text", required: true, learnt: false, holds: "the text" },
+            Column { role: "label", required: true, learnt: true, holds: "its rank, a whole number" },
         ]
     }
 

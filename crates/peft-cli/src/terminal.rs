@@ -42,6 +42,18 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
     result(text)
 }
 
+/// Lets ctrl-C end the program behind a whole line of results, with code 130.
+pub(crate) fn end_between_lines_on_ctrl_c() -> Result<(), CliError> {
+    let handler = || {
+        // Whoever writes a line holds the lock until it is out.
+        let mut stdout = std::io::stdout().lock();
+        // A reader that went away is no reason to stay.
+        _ = stdout.flush();
+        std::process::exit(130);
+    };
+    ctrlc::set_handler(handler).map_err(|error| CliError::Usage(format!("cannot listen for ctrl-C: {error}")))
+}
+
 /// Shows remarks, and nothing of progress.
 pub(crate) struct Notes<'a>(pub(crate) &'a Globals);
 

@@ -105,20 +105,26 @@ impl EncodeContext<'_> {
 
     /// The id of a class by its name, from the model's `label2id`, else from its `id2label`.
     ///
-    /// A model whose classes have no names of their own (`LABEL_0`, …) takes the ids themselves as well.
+    /// Of a model whose classes are not called by numbers a whole number is the id itself, as in the `datasets` library; `1.0` is
+    /// the whole number that pandas writes so where a column has gaps.
     ///
     /// # Errors
     /// [`Error::Data`] with file and line, the label found and the nearest that the model has.
     pub fn class(&self, row: &Row, label: &str) -> Result<i64> {
-        let by_name = self.info.config.get("label2id").and_then(|map| map.get(label)).and_then(Value::as_i64);
-        if let Some(class) = by_name {
-            return Ok(class);
-        }
         let labels = self.info.labels();
-        let unnamed = |class: usize| labels.get(class).is_some_and(|name| *name == format!("LABEL_{class}"));
-        let by_id = || label.parse().ok().filter(|class| unnamed(*class));
-        let class = labels.iter().position(|name| name == label).or_else(by_id);
-        class.and_then(|class| i64::try_from(class).ok()).ok_or_else(|| {
+        let label2id = self.info.config.get("label2id");
+        let named = |label: &str| {
+            let by_key = label2id.and_then(|map| map.get(label)).and_then(Value::as_i64);
+            let place = || labels.iter().position(|name| name == label).and_then(|class| i64::try_from(class).ok());
+            by_key.or_else(place)
+        };
+        let whole = whole_number(label);
+        let is_id = |id: &i64| {
+            usize::try_from(*id).is_ok_and(|id| id < labels.len())
+                && labels.iter().all(|name| whole_number(name).is_none())
+        };
+        let by_number = || named(&whole?.to_string()).or(whole.filter(is_id));
+        named(label).or_else(by_number).ok_or_else(|| {
             let hint = match nearest(label, labels.iter().map(String::as_str)) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("it has: {}", shortened(&labels)),
@@ -138,18 +144,32 @@ impl EncodeContext<'_> {
     /// [`Error::Data`] with file and line if the row is too long and is not to be cut.
     pub fn example(&self, row: &Row, encoding: &Encoding) -> Result<Option<Example>> {
         match self.options.overflow {
-            Overflow::Raise if encoding.truncated => Err(row.error(format!(
-                "more than {} tokens: raise max_length, or set overflow to truncate or drop",
-                self.options.max_length
-            ))),
+            Overflow::Raise if encoding.truncated => {
+                let most = self.options.max_length;
+                Err(row.error(match self.info.room() {
+                    Some(room) if room == most => {
+                        format!("more than the {most} tokens that the model has positions for: set overflow to truncate or drop")
+                    }
+                    _ => format!("more than {most} tokens: raise max_length, or set overflow to truncate or drop"),
+                }))
+            }
             Overflow::Drop if encoding.truncated => Ok(None),
             _ => Ok(Some(Example {
                 input_ids: encoding.ids.clone(),
                 type_ids: encoding.type_ids.clone(),
+                cut: encoding.truncated,
                 ..Example::default()
             })),
         }
     }
+}
+
+/// The whole number that a text is: `1`, and `1.0` too.
+fn whole_number(text: &str) -> Option<i64> {
+    let digits = text.split_once('.').map_or(text, |(digits, zeros)| {
+        if !zeros.is_empty() && zeros.bytes().all(|zero| zero == b'0') { digits } else { text }
+    });
+    digits.parse().ok()
 }
 
 fn shortened(labels: &[String]) -> String {
@@ -188,6 +208,8 @@ pub struct Example {
     pub word_starts: Vec<usize>,
     /// Lengths of the examples that were packed into this one, in order; empty for a single one.
     pub parts: Vec<usize>,
+    /// Whether something of the row was cut off because it was too long.
+    pub cut: bool,
 }
 
 impl Example {

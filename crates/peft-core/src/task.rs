@@ -53,6 +53,11 @@ pub trait Task: Debug + Send + Sync {
     /// The roles that columns play, the required ones first, with what each holds.
     fn columns(&self) -> &'static [Column];
 
+    /// The roles of which a row needs one, where what is read may stand in several columns.
+    fn alternatives(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// What the labels of the training data say about the head; none where the task has no classes.
     ///
     /// # Errors
@@ -172,6 +177,8 @@ pub struct Column {
     pub role: &'static str,
     /// Whether every row must have it.
     pub required: bool,
+    /// Whether it holds what is learnt, which only labelled rows need.
+    pub learnt: bool,
     /// What it holds.
     pub holds: &'static str,
 }

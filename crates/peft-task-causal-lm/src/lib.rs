@@ -40,16 +40,30 @@ pub struct CausalLm;
 impl Task for CausalLm {
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "text", required: false, holds: "the whole text" },
-            Column { role: "prompt", required: false, holds: "the beginning of a text or conversation, only read" },
-            Column { role: "completion", required: false, holds: "what follows the prompt" },
-            Column { role: "messages", required: false, holds: "a conversation: `role` and `content`" },
-            Column { role: "conversations", required: false, holds: "a conversation: `from` and `value` (ShareGPT)" },
-            Column { role: "tools", required: false, holds: "what the assistant may call" },
-            Column { role: "instruction", required: false, holds: "what is to be done (Alpaca)" },
-            Column { role: "input", required: false, holds: "what it is to be done with" },
-            Column { role: "output", required: false, holds: "what comes out" },
+            Column { role: "text", required: false, learnt: false, holds: "the whole text" },
+            Column {
+                role: "prompt",
+                required: false,
+                learnt: false,
+                holds: "the beginning of a text or conversation, only read",
+            },
+            Column { role: "completion", required: false, learnt: true, holds: "what follows the prompt" },
+            Column { role: "messages", required: false, learnt: false, holds: "a conversation: `role` and `content`" },
+            Column {
+                role: "conversations",
+                required: false,
+                learnt: false,
+                holds: "a conversation: `from` and `value` (ShareGPT)",
+            },
+            Column { role: "tools", required: false, learnt: false, holds: "what the assistant may call" },
+            Column { role: "instruction", required: false, learnt: false, holds: "what is to be done (Alpaca)" },
+            Column { role: "input", required: false, learnt: false, holds: "what it is to be done with" },
+            Column { role: "output", required: false, learnt: true, holds: "what comes out" },
         ]
+    }
+
+    fn alternatives(&self) -> &'static [&'static str] {
+        &["text", "prompt", "messages", "conversations", "instruction"]
     }
 
     fn check_rows(&self, rows: &[Row], context: &EncodeContext<'_>) -> Result<()> {

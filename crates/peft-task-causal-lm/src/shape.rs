@@ -75,6 +75,23 @@ pub(crate) fn check(rows: &[Row], context: &EncodeContext<'_>) -> Result<()> {
         }
     }
     bad.finish()?;
+    let answers = match shape {
+        Some((_, Shape::Prompt)) => Some("completion"),
+        Some((_, Shape::Instruction)) => Some("output"),
+        _ => None,
+    };
+    if let (Some(role), Some(first), true) = (answers, rows.first(), context.labelled)
+        && rows.iter().all(|row| context.optional(role, row).is_none())
+    {
+        let there: Vec<_> = first.fields.keys().map(String::as_str).collect();
+        let problem = format!(
+            "no column `{}` (columns: {}); name what is to be learnt: {role} = \"NAME\" in [data] of the recipe, or --column \
+             {role}=NAME on the command line",
+            context.column(role),
+            there.join(", ")
+        );
+        return Err(Error::File { path: first.file.to_path_buf(), problem });
+    }
     match shape {
         Some((_, shape)) if context.options.assistant_only_loss && !shape.is_conversation() => Err(Error::config(
             "assistant_only_loss",

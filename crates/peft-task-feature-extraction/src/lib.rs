@@ -32,9 +32,9 @@ pub struct FeatureExtraction;
 impl Task for FeatureExtraction {
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "text", required: true, holds: "the text" },
-            Column { role: "text_pair", required: false, holds: "a text to compare it with" },
-            Column { role: "score", required: false, holds: "how alike the two are, a number" },
+            Column { role: "text", required: true, learnt: false, holds: "the text" },
+            Column { role: "text_pair", required: false, learnt: false, holds: "a text to compare it with" },
+            Column { role: "score", required: false, learnt: true, holds: "how alike the two are, a number" },
         ]
     }
 

@@ -46,9 +46,14 @@ impl Task for QuestionAnswering {
 
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "question", required: true, holds: "the question" },
-            Column { role: "context", required: true, holds: "the text that holds the answer" },
-            Column { role: "answers", required: true, holds: "SQuAD's answers: text and answer_start; empty for none" },
+            Column { role: "question", required: true, learnt: false, holds: "the question" },
+            Column { role: "context", required: true, learnt: false, holds: "the text that holds the answer" },
+            Column {
+                role: "answers",
+                required: true,
+                learnt: true,
+                holds: "SQuAD's answers: text and answer_start; empty for none",
+            },
         ]
     }
 

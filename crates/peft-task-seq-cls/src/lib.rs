@@ -3,7 +3,7 @@
 //! Which of the three it is stands in the model's `problem_type`; where it does not, one output means a number and the labels
 //! decide the rest, as in Transformers.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use burn::tensor::Tensor;
 use peft_core::{
@@ -70,42 +70,62 @@ impl Problem {
 impl Task for SequenceClassification {
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "text", required: true, holds: "the text" },
-            Column { role: "label", required: true, holds: "a class, a list of classes, or a number" },
-            Column { role: "text_pair", required: false, holds: "a second text" },
+            Column { role: "text", required: true, learnt: false, holds: "the text" },
+            Column { role: "label", required: true, learnt: true, holds: "a class, a list of classes, or a number" },
+            Column { role: "text_pair", required: false, learnt: false, holds: "a second text" },
         ]
     }
 
-    /// Lists are several classes each; numbers of which one has a decimal point are a regression; all else is one class each.
+    /// Lists are several classes each, by name or as vectors of 0 and 1; numbers of which one has a decimal point are a regression;
+    /// all else is one class each.
     fn labels(&self, rows: &[Row], label_column: &str) -> Result<Option<LabelSet>> {
-        let mut classes = BTreeSet::new();
-        let (mut lists, mut numbers, mut fractions) = (0, 0, 0);
         let mut bad = BadRows::default();
+        let mut values: Vec<Cow<'_, Value>> = Vec::with_capacity(rows.len());
+        let (mut classes, mut texts_of) = (BTreeSet::new(), Vec::with_capacity(rows.len()));
         for row in rows {
             let value = row.fields.get(label_column).ok_or_else(|| row.missing(label_column));
-            let Some(value) = bad.take(value)? else { continue };
-            let Some(texts) = bad.take(class_texts(row, value))? else { continue };
-            lists += usize::from(value.is_array());
-            if let ([text], false) = (texts.as_slice(), value.is_array()) {
-                numbers += usize::from(is_number(text));
-                fractions += usize::from(is_number(text) && text.contains(['.', 'e', 'E']));
-            }
-            classes.extend(texts);
+            let Some(value) = bad.take(value)?.map(as_list) else { continue };
+            let Some(texts) = bad.take(class_texts(row, &value))? else { continue };
+            classes.extend(texts.iter().cloned());
+            texts_of.push(texts);
+            values.push(value);
         }
         bad.finish()?;
-        let problem = match (lists, fractions) {
-            (0, 1..) if numbers == rows.len() => Problem::Regression,
-            (0, _) => Problem::SingleLabel,
-            _ if lists == rows.len() => Problem::MultiLabel,
-            _ => {
-                let mut bad = BadRows::default();
-                for row in rows.iter().filter(|row| !row.fields.get(label_column).is_some_and(Value::is_array)) {
-                    bad.push(row.error(format!("column `{label_column}` is a list in other rows, but not here")));
-                }
-                bad.finish()?;
-                Problem::MultiLabel
+        let mut bad = BadRows::default();
+        let is_fraction = |text: &String| is_number(text) && text.contains(['.', 'e', 'E']);
+        let lists = values.iter().filter(|value| value.is_array()).count();
+        let all = || texts_of.iter().flatten();
+        let problem = if lists == 0 {
+            if all().all(|text| is_number(text)) && all().any(is_fraction) {
+                Problem::Regression
+            } else {
+                Problem::SingleLabel
             }
+        } else if lists == rows.len() {
+            let width = texts_of.first().map_or(0, Vec::len);
+            let as_wide = texts_of.iter().all(|texts| texts.len() == width);
+            let vectors = as_wide && width > 1 && all().all(|text| is_number(text) || is_flag(text));
+            let several = |problem: Problem| {
+                let labels = (0..width).map(|class| format!("LABEL_{class}")).collect();
+                Ok(Some(LabelSet { labels, problem_type: problem.name() }))
+            };
+            if vectors && all().all(|text| flag(text).is_some()) {
+                return several(Problem::MultiLabel);
+            }
+            if vectors && all().any(is_fraction) {
+                return several(Problem::Regression);
+            }
+            for (row, texts) in rows.iter().zip(&texts_of) {
+                bad_class_list(row, texts, &mut bad);
+            }
+            Problem::MultiLabel
+        } else {
+            for (row, _) in rows.iter().zip(&values).filter(|(_, value)| !value.is_array()) {
+                bad.push(row.error(format!("column `{label_column}` is a list in other rows, but not here")));
+            }
+            Problem::MultiLabel
         };
+        bad.finish()?;
         let mut labels: Vec<String> = classes.into_iter().collect();
         if labels.iter().all(|label| label.parse::<i64>().is_ok()) {
             labels.sort_by_key(|label| label.parse::<i64>().unwrap_or_default());
@@ -127,7 +147,7 @@ impl Task for SequenceClassification {
         if context.labelled {
             let column = context.column("label");
             let value = row.fields.get(column).ok_or_else(|| row.missing(column))?;
-            example.labels.insert("labels", label(row, value, context)?);
+            example.labels.insert("labels", label(row, &as_list(value), context)?);
         }
         Ok(vec![example])
     }
@@ -257,6 +277,12 @@ fn label(row: &Row, value: &Value, context: &EncodeContext<'_>) -> Result<Label>
             Err(row.error(format!("label {value} is a list, but the model gives one class each")))
         }
         (Problem::MultiLabel, several) => {
+            if let Some(flags) = vector(several, context.info) {
+                return Ok(Label::Floats(flags));
+            }
+            let mut bad = BadRows::default();
+            bad_class_list(row, several, &mut bad);
+            bad.finish()?;
             let mut flags = vec![0.0; context.info.num_labels()];
             for text in several {
                 let class = usize::try_from(context.class(row, text)?);
@@ -266,6 +292,52 @@ fn label(row: &Row, value: &Value, context: &EncodeContext<'_>) -> Result<Label>
             }
             Ok(Label::Floats(flags))
         }
+    }
+}
+
+/// A label as it is meant: a list that is written as text, as a cell of a table has it, is a list.
+fn as_list(value: &Value) -> Cow<'_, Value> {
+    let Value::String(text) = value else { return Cow::Borrowed(value) };
+    let text = text.trim();
+    if !(text.starts_with('[') && text.ends_with(']')) {
+        return Cow::Borrowed(value);
+    }
+    // Python writes its texts in single quotes.
+    let list = serde_json::from_str(text).or_else(|_| serde_json::from_str(&text.replace('\'', "\"")));
+    list.map_or(Cow::Borrowed(value), |list: Vec<Value>| Cow::Owned(Value::Array(list)))
+}
+
+/// One of a vector of 0 and 1.
+fn flag(text: &str) -> Option<f32> {
+    match text {
+        "true" => Some(1.0),
+        "false" => Some(0.0),
+        _ => text.parse().ok().filter(|number| [0.0, 1.0].contains(number)),
+    }
+}
+
+fn is_flag(text: &str) -> bool {
+    flag(text).is_some()
+}
+
+/// The labels of a row that are a vector of 0 and 1, one for each of the model's classes. Classes that are called by numbers are
+/// named, not numbered.
+fn vector(texts: &[String], info: &ModelInfo) -> Option<Vec<f32>> {
+    let is_numbered = || info.labels().iter().any(|name| name.parse::<i64>().is_ok());
+    if texts.len() < 2 || texts.len() != info.num_labels() || is_numbered() {
+        return None;
+    }
+    texts.iter().map(|text| flag(text)).collect()
+}
+
+/// Tells of a list that is neither names of classes nor a vector of 0 and 1.
+fn bad_class_list(row: &Row, texts: &[String], bad: &mut BadRows) {
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = texts.iter().find(|text| !seen.insert(*text)) {
+        bad.push(row.error(format!(
+            "class `{twice}` stands twice in the list of labels: several classes are a list of names, such as [\"news\", \"sports\"], \
+             or a vector of 0 and 1 with one number for each class, as long in every row"
+        )));
     }
 }
 

@@ -29,10 +29,19 @@ pub struct Seq2SeqLm;
 impl Task for Seq2SeqLm {
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "target", required: true, holds: "the text to write" },
-            Column { role: "source", required: false, holds: "the text to read" },
-            Column { role: "text", required: false, holds: "the text to read, where there is no `source`" },
+            Column { role: "target", required: true, learnt: true, holds: "the text to write" },
+            Column { role: "source", required: false, learnt: false, holds: "the text to read" },
+            Column {
+                role: "text",
+                required: false,
+                learnt: false,
+                holds: "the text to read, where there is no `source`",
+            },
         ]
+    }
+
+    fn alternatives(&self) -> &'static [&'static str] {
+        &["source", "text"]
     }
 
     /// Labels are the target's tokens as the tokenizer makes them, closed by its end-of-text token.
@@ -57,6 +66,7 @@ impl Task for Seq2SeqLm {
             {
                 ids.push(eos);
             }
+            example.cut |= target.truncated;
             check_target(&ids, context.info).map_err(|problem| row.error(problem))?;
             example.labels.insert("labels", Label::Tokens(ids.into_iter().map(i64::from).collect()));
         }

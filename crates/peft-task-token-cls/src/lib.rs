@@ -37,8 +37,8 @@ pub struct TokenClassification;
 impl Task for TokenClassification {
     fn columns(&self) -> &'static [Column] {
         &[
-            Column { role: "tokens", required: true, holds: "the words, a list" },
-            Column { role: "tags", required: true, holds: "a tag for each word, a list" },
+            Column { role: "tokens", required: true, learnt: false, holds: "the words, a list" },
+            Column { role: "tags", required: true, learnt: true, holds: "a tag for each word, a list" },
         ]
     }
 

@@ -15,9 +15,14 @@ mod parquet;
 mod tsv;
 mod txt;
 
-use std::{path::Path, sync::Arc};
+use std::{io::Read, path::Path, sync::Arc};
 
-use peft::{Error, Result, error::nearest, example::Row, files::read_bytes};
+use peft::{
+    Error, Result,
+    error::nearest,
+    example::Row,
+    files::{read_bytes, text_of},
+};
 use serde_json::{Map, Value};
 
 use bad_rows::BadRows;
@@ -118,6 +123,44 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
     layout.some(path, rows)
 }
 
+/// Reads JSON lines from a stream; `name` is what messages call it.
+///
+/// # Errors
+/// As [`read_rows`].
+pub fn read_json_lines(mut stream: impl Read, name: &str) -> Result<Vec<Row>> {
+    let path = Path::new(name);
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).map_err(|source| Error::Io { path: path.to_owned(), action: "read", source })?;
+    let rows = parse_text(path, bytes, jsonl::parse)?;
+    if rows.is_empty() {
+        return Err(Error::File {
+            path: path.to_owned(),
+            problem: "no rows; one JSON object a line is read".to_owned(),
+        });
+    }
+    Ok(rows)
+}
+
+/// Whether a file's extension is that of data.
+pub(crate) fn is_data_file(path: &Path) -> bool {
+    layout_of(path).is_ok()
+}
+
+/// What the reader of a file of plain text should know: that its rows are paragraphs, where one has several lines.
+pub fn note_on_paragraphs(rows: &[Row]) -> Option<String> {
+    let is_text = |row: &Row| row.file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"));
+    let lines = |row: &Row| row.text("text").map_or(1, |text| text.lines().count());
+    let first = rows.iter().find(|row| is_text(row) && lines(row) > 1)?;
+    let of_file = || rows.iter().filter(|row| row.file == first.file);
+    let (count, lines) = (of_file().count(), of_file().map(lines).sum::<usize>());
+    let s = if count == 1 { "" } else { "s" };
+    Some(format!(
+        "{}: {lines} lines are {count} row{s}: a row of a .txt file is a paragraph; put an empty line between the rows, or write \
+         a .tsv or .csv file with a header",
+        first.file.display()
+    ))
+}
+
 fn layout_of(path: &Path) -> Result<&'static Layout> {
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     LAYOUTS.iter().find(|layout| layout.extension == extension).ok_or_else(|| {
@@ -133,17 +176,17 @@ fn layout_of(path: &Path) -> Result<&'static Layout> {
 }
 
 fn parse_text(path: &Path, bytes: Vec<u8>, parse: fn(&Source<'_>) -> Result<Vec<Row>>) -> Result<Vec<Row>> {
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let line = error.as_bytes().iter().take(valid).filter(|byte| **byte == b'\n').count() + 1;
-        Error::File { path: path.to_owned(), problem: format!("line {line} is not UTF-8 text: {}", error.utf8_error()) }
-    })?;
-    parse(&Source { file: Arc::from(path), text: text.strip_prefix('\u{feff}').unwrap_or(&text) })
+    parse(&Source { file: Arc::from(path), text: &text_of(path, bytes)? })
 }
 
-/// The columns of a row from their names and texts.
+/// The columns of a row from their names and texts; a column without a name is left out.
 fn text_fields<'a>(names: &[&str], cells: impl IntoIterator<Item = &'a str>) -> Map<String, Value> {
-    names.iter().zip(cells).map(|(name, cell)| ((*name).to_owned(), Value::from(cell))).collect()
+    names
+        .iter()
+        .zip(cells)
+        .filter(|(name, _)| !name.is_empty())
+        .map(|(name, cell)| ((*name).to_owned(), Value::from(cell)))
+        .collect()
 }
 
 #[cfg(test)]

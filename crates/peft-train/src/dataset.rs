@@ -1,19 +1,23 @@
 //! Encoded rows: the examples of a data file, their order in an epoch and their batches.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::Range,
+};
 
 use burn::tensor::{Device, Tensor};
 use peft::{
     BadRows, CheckedBatch, Error as PeftError, ModelInfo, Task,
-    example::{EncodeContext, Example, Label, Padding, Row, collate_labels, collate_to},
+    example::{EncodeContext, EncodeOptions, Example, Label, Padding, Row, collate_labels, collate_to},
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, packing::pack, seeds};
+use crate::{Result, columns, packing::pack, seeds};
 
 /// How much there is of a data set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DataSummary {
     /// Rows of the file.
     pub rows: usize,
@@ -25,6 +29,57 @@ pub struct DataSummary {
     pub loss_tokens: usize,
     /// Examples in which nothing counts for the loss; training leaves them out.
     pub without_loss: usize,
+    /// Rows that were left out because they are too long.
+    pub too_long: usize,
+    /// Rows of which something was cut off because they are too long.
+    pub cut: usize,
+}
+
+impl DataSummary {
+    /// What became of rows that are too long, in words; none if there are none.
+    pub fn long_rows(&self, options: &EncodeOptions) -> Option<String> {
+        let limit = limit(options);
+        let left_out = format!("{} of {} rows left out, longer than {limit} tokens", self.too_long, self.rows);
+        let cut = format!("{} of {} rows cut to {limit} tokens", self.cut, self.rows);
+        match (self.too_long, self.cut) {
+            (0, 0) => None,
+            (_, 0) => Some(left_out),
+            (0, _) => Some(cut),
+            (..) => Some(format!("{left_out}; {cut}")),
+        }
+    }
+
+    /// Why rows with labels are nothing to learn from or to measure on; none if they are something.
+    pub fn nothing(&self, options: &EncodeOptions) -> Option<String> {
+        let limit = limit(options);
+        if self.rows > 0 && self.too_long == self.rows {
+            return Some(format!(
+                "all {} rows are longer than {limit} tokens, and overflow = \"drop\" leaves them out: raise max_length, or set \
+                 overflow = \"truncate\"",
+                self.rows
+            ));
+        }
+        if self.loss_tokens > 0 {
+            return None;
+        }
+        // Training counts those apart that it leaves out.
+        let examples = self.examples.max(self.without_loss);
+        let mut problem =
+            format!("none of the {examples} examples of its {} rows has anything that counts for the loss", self.rows);
+        if self.cut > 0 {
+            problem.push_str(&format!(
+                "; {} rows were cut to {limit} tokens, so that nothing of what is wanted is left",
+                self.cut
+            ));
+        }
+        Some(problem)
+    }
+}
+
+/// The keys that limit an example, as a recipe has them.
+fn limit(options: &EncodeOptions) -> String {
+    let target = options.max_target_length.map(|most| format!(" (max_target_length = {most})")).unwrap_or_default();
+    format!("max_length = {}{target}", options.max_length)
 }
 
 /// The rows of a file and the examples made from them.
@@ -62,11 +117,15 @@ impl Dataset {
         let mut summary = DataSummary { rows: rows.len(), ..DataSummary::default() };
         let mut examples = Vec::with_capacity(rows.len());
         let mut loss_tokens = 0.0;
+        columns::check(&rows, task, &context.options.columns, context.labelled)?;
         task.check_rows(&rows, context)?;
         let mut bad = BadRows::default();
         for (index, row) in rows.iter().enumerate() {
             let encoded = task.encode(row, context).map_err(|error| at_row(row, error));
-            for mut example in bad.take(encoded)?.unwrap_or_default() {
+            let Some(encoded) = bad.take(encoded)? else { continue };
+            summary.too_long += usize::from(encoded.is_empty());
+            summary.cut += usize::from(encoded.iter().any(|example| example.cut));
+            for mut example in encoded {
                 example.row = index;
                 if bad.take(check(&example, row, context.info))?.is_none() {
                     continue;
@@ -101,6 +160,16 @@ impl Dataset {
         Ok(Self { rows, examples, bound, summary })
     }
 
+    /// That there is something to measure on.
+    ///
+    /// # Errors
+    /// [`PeftError::File`] with the file of the rows and why nothing in it counts.
+    pub fn check_measurable(&self, options: &EncodeOptions) -> Result<()> {
+        let Some(problem) = self.summary.nothing(options) else { return Ok(()) };
+        let path = self.rows.first().map(|row| row.file.to_path_buf()).unwrap_or_default();
+        Err(PeftError::File { path, problem: format!("nothing to evaluate on: {problem}") }.into())
+    }
+
     /// The same tokens in packed examples; see [`pack`].
     #[must_use]
     pub fn packed(self, max_length: usize) -> Self {
@@ -128,11 +197,17 @@ impl Dataset {
         order
     }
 
-    /// The groups from short to long, so that little of a batch is padding.
-    pub fn by_length(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.groups()).collect();
+    /// The groups of these examples from short to long, so that little of a batch is padding.
+    pub(crate) fn by_length(&self, examples: &Range<usize>) -> Vec<usize> {
+        let mut order: Vec<usize> = (examples.start / self.bound..examples.end.div_ceil(self.bound)).collect();
         order.sort_by_key(|group| self.group(*group).iter().map(|e| e.input_ids.len()).max());
         order
+    }
+
+    /// The examples of these rows.
+    pub(crate) fn examples_of(&self, rows: &Range<usize>) -> Range<usize> {
+        let before = |row: usize| self.examples.partition_point(|example| example.row < row);
+        before(rows.start)..before(rows.end)
     }
 
     /// A number that changes with any token or label.
@@ -314,7 +389,7 @@ mod tests {
 
     #[test]
     fn short_examples_come_first_by_length() {
-        assert_eq!(dataset(4, 1).by_length(), [3, 2, 1, 0]);
+        assert_eq!(dataset(4, 1).by_length(&(0..4)), [3, 2, 1, 0]);
     }
 
     #[test]

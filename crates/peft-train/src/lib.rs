@@ -1,12 +1,13 @@
 //! Recipes, the training loop, checkpoints and evaluation of `peft`.
 //!
-//! [`train`] turns a [`Recipe`] into an adapter folder; [`evaluate`](evaluate::evaluate) and [`predict`](evaluate::predict)
+//! [`train`] turns a [`Recipe`] into an adapter folder; [`evaluate`](evaluate::evaluate) and [`Predict`](evaluate::Predict)
 //! use one. Everything that a recipe decides is resolved and judged before the first step.
 
 pub mod activations;
 mod best_metric;
 pub mod captured_steps;
 pub mod checkpoint;
+mod columns;
 pub mod data;
 pub mod dataset;
 pub mod error;

@@ -24,7 +24,8 @@ use peft_generate::GenerationConfig;
 use crate::{
     Dataset, Error, Recipe, Result, Writing,
     best_metric::chosen_metric,
-    data::{Part, has_part, read_part},
+    columns,
+    data::{Part, has_part, note_on_paragraphs, read_part},
     dataset,
     evaluate::named_metrics,
     packing::check_kept_apart,
@@ -59,6 +60,8 @@ pub struct Prepared {
     pub writing: Option<Writing>,
     /// How rows become examples.
     pub options: EncodeOptions,
+    /// What the user should know of how the data were read.
+    pub notes: Vec<String>,
 }
 
 impl Prepared {
@@ -198,6 +201,7 @@ pub fn preview_all(recipe: &Recipe, device: &Device) -> Result<Vec<Prepared>> {
 /// The rows of an adapter.
 struct Rows {
     source: PathBuf,
+    /// Those of `eval_split` are taken out once all classes are known.
     train: Vec<Row>,
     eval: Option<Vec<Row>>,
 }
@@ -231,24 +235,29 @@ impl Rows {
             let problem = format!("no row has `{name}` in its column `{}`", recipe.data.column_of_adapters());
             return Err(PeftError::File { path: source, problem }.into());
         }
-        let (train, eval) = match (&recipe.data.eval, recipe.data.eval_split) {
-            (Some(eval), _) => (train, Some(read(&recipe.locate(eval), Part::Validation)?)),
+        let eval = match (&recipe.data.eval, recipe.data.eval_split) {
+            (Some(eval), _) => Some(read(&recipe.locate(eval), Part::Validation)?),
             (None, None) if source.is_dir() && has_part(&source, Part::Validation)? => {
-                (train, Some(read(&source, Part::Validation)?))
+                Some(read(&source, Part::Validation)?)
             }
-            (None, Some(share)) => {
-                dataset::split(train, share, recipe.training.seed).map(|(train, eval)| (train, Some(eval)))?
-            }
-            (None, None) => (train, None),
+            (None, _) => None,
         };
         let eval = eval.filter(|rows| !rows.is_empty() || recipe.data.adapter.is_none());
         Ok(Self { source, train, eval })
+    }
+
+    /// The rows with those of `eval_split` apart.
+    fn split(self, recipe: &Recipe) -> Result<Self> {
+        let Some(share) = recipe.data.eval_split else { return Ok(self) };
+        let (train, eval) = dataset::split(self.train, share, recipe.training.seed)?;
+        Ok(Self { train, eval: Some(eval), ..self })
     }
 }
 
 /// The rows of the adapter that the recipe wants those of; all if it wants no one's.
 fn own_rows(rows: Arc<Vec<Row>>, data: &DataArguments) -> Result<Vec<Row>> {
     let Some(name) = &data.adapter else { return Ok(Arc::unwrap_or_clone(rows)) };
+    columns::has(&rows, data.column_of_adapters(), "adapter_column in [data]")?;
     let mut bad = BadRows::default();
     let mut own = Vec::new();
     for row in rows.iter() {
@@ -295,6 +304,9 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
     let rows: Vec<Rows> = apart.iter().map(|one| Rows::read(one, &mut files)).collect::<Result<_>>()?;
     drop(files);
 
+    for rows in &rows {
+        columns::check(&rows.train, task.task, &recipe.data.columns, true)?;
+    }
     let label_column = label_column(task, &recipe.data.columns);
     let found = match rows.as_slice() {
         [one] => task.task.labels(&one.train, &label_column).map_err(|error| about_rows(error, &one.source, recipe))?,
@@ -337,7 +349,7 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
             weights,
             is_for_others: are_other && !gives_way,
         };
-        encoded(one, task, model, plan, rows, device)
+        encoded(one, task, model, plan, rows.split(one)?, device)
     });
     each.collect()
 }
@@ -368,6 +380,7 @@ fn encoded(
         )),
         other => other,
     };
+    let mut notes: Vec<String> = train_and(eval.as_deref(), &train).filter_map(note_on_paragraphs).collect();
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&recipe.tokenizer())?);
 
     let info = plan.prompt.map_or_else(|| Arc::clone(&base.info), |prompt| Arc::new(prompt.info(&base.info)));
@@ -378,15 +391,12 @@ fn encoded(
         Error::Peft(error) => of_rows(error).into(),
         other => other,
     })?;
-    task.task.check_examples(&train.examples, &context).map_err(of_rows)?;
-    if train.summary.loss_tokens == 0 {
+    if !train.examples.is_empty() {
+        task.task.check_examples(&train.examples, &context).map_err(of_rows)?;
+    }
+    if let Some(problem) = train.summary.nothing(&options) {
         let path = recipe.locate(&recipe.data.train);
-        let problem = format!(
-            "nothing to learn from: none of the {} examples of its {} rows has anything that counts for the loss",
-            train.summary.examples + train.summary.without_loss,
-            train.summary.rows
-        );
-        return Err(PeftError::File { path, problem }.into());
+        return Err(PeftError::File { path, problem: format!("nothing to learn from: {problem}") }.into());
     }
     let train = if recipe.data.packing {
         check_packing(recipe, task)?;
@@ -399,6 +409,9 @@ fn encoded(
     };
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
     let writing = writing(recipe, task, eval.as_ref(), &context)?;
+    if let Some(eval) = eval.as_ref().filter(|_| writing.is_none()) {
+        eval.check_measurable(&options)?;
+    }
     if let (Some(wanted), Some(eval)) = (&recipe.training.metric_for_best_model, &eval) {
         let metrics = named_metrics(task.task, eval, &context, writing.as_ref())?;
         chosen_metric(&metrics, Some(wanted)).map_err(|error| match error {
@@ -406,8 +419,12 @@ fn encoded(
             other => other,
         })?;
     }
-    let labels = found.map(|found| LabelSet { labels: base.info.labels(), problem_type: found.problem_type });
-    Ok(Prepared { base, info, initialised, task: task.task, tokenizer, labels, train, eval, writing, options })
+    let labels = found.map(|found| {
+        notes.extend(note_on_numbers(&found, &base.info));
+        LabelSet { labels: base.info.labels(), problem_type: problem_type(&found, &base.info) }
+    });
+    notes.extend(labels.as_ref().and_then(|labels| note_on_regression(labels, &train, &options)));
+    Ok(Prepared { base, info, initialised, task: task.task, tokenizer, labels, train, eval, writing, options, notes })
 }
 
 /// The tokenizer that the adapter's configuration names for the text that a prompt begins as; none if it names none, or what it
@@ -444,10 +461,56 @@ fn check_packing(recipe: &Recipe, task: &TaskPlugin) -> Result<()> {
     Ok(())
 }
 
+/// The rows of the two parts.
+fn train_and<'a>(eval: Option<&'a [Row]>, train: &'a [Row]) -> impl Iterator<Item = &'a [Row]> {
+    [Some(train), eval].into_iter().flatten()
+}
+
+/// What kind of problem it is: the model's own word goes before what the labels look like.
+fn problem_type(found: &LabelSet, info: &ModelInfo) -> &'static str {
+    let kinds = ["single_label_classification", "multi_label_classification", "regression"];
+    match info.problem_type() {
+        Some(own) => kinds.into_iter().find(|kind| *kind == own).unwrap_or(found.problem_type),
+        None if info.num_labels() == 1 => "regression",
+        // Whole numbers with a decimal point are classes of a model that has several.
+        None if found.problem_type == "regression" && info.num_labels() != found.labels.len() => {
+            "single_label_classification"
+        }
+        None => found.problem_type,
+    }
+}
+
+/// That labels which are numbers were read as the ids of the model's classes.
+fn note_on_numbers(found: &LabelSet, info: &ModelInfo) -> Option<String> {
+    const SHOWN: usize = 10;
+    let names = info.labels();
+    let is_number = |label: &String| label.parse::<i64>().is_ok();
+    if found.labels.is_empty() || !found.labels.iter().all(is_number) || names.iter().any(is_number) {
+        return None;
+    }
+    let pairs: Vec<String> = names.iter().take(SHOWN).enumerate().map(|(id, name)| format!("{id} = {name}")).collect();
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    Some(format!("the labels are numbers of the model's classes: {}{more}", pairs.join(", ")))
+}
+
+/// That labels without a fraction make a regression because they are written with a decimal point.
+fn note_on_regression(labels: &LabelSet, train: &Dataset, options: &EncodeOptions) -> Option<String> {
+    let whole = |row: &Row| {
+        let value = row.fields.get(options.columns.get("label").map_or("label", String::as_str))?;
+        let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+        Some(number.fract() == 0.0)
+    };
+    let is_one = labels.problem_type == "regression" && labels.labels.len() == 1;
+    (is_one && train.rows.iter().all(|row| whole(row) == Some(true))).then(|| {
+        "the labels are whole numbers written with a decimal point, which makes this a regression; write 0 and 1, or names, for \
+         classes"
+            .to_owned()
+    })
+}
+
 /// The column that holds what is to be learnt.
 fn label_column(task: &TaskPlugin, columns: &BTreeMap<String, String>) -> String {
-    let roles = || task.task.columns().iter().map(|column| column.role);
-    let role = roles().find(|role| matches!(*role, "label" | "tags")).unwrap_or("label");
+    let role = task.task.columns().iter().find(|column| column.learnt).map_or("label", |column| column.role);
     columns.get(role).cloned().unwrap_or_else(|| role.to_owned())
 }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use peft::task::Metrics;
 use serde::Serialize;
 
+use crate::dataset::DataSummary;
+
 /// What a run came to. Serialises flat: metrics stand beside the other keys.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainReport {
@@ -27,6 +29,12 @@ pub struct TrainReport {
     pub peak_rss_bytes: Option<u64>,
     /// Values that were trained.
     pub trainable_params: usize,
+    /// The training rows; absent where several adapters have each their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<DataSummary>,
+    /// The evaluation rows, if there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<DataSummary>,
     /// The step whose adapter was written: the last, or the best.
     pub written_step: usize,
     /// Folder of the result; of several the one that holds theirs.

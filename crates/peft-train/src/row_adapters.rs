@@ -2,7 +2,7 @@
 
 use peft::{BadRows, CheckedInputs, Outputs, PeftModel, RunningModel, by_rows::BASE, example::Row};
 
-use crate::Result;
+use crate::{Result, columns};
 
 /// The model that rows of a data set are run through, in evaluation mode.
 pub(crate) enum Runner<'a> {
@@ -58,6 +58,7 @@ pub fn row_adapters(rows: &[Row], column: &str, model: &PeftModel) -> Result<Vec
 
 /// The same of adapters that have these names.
 pub(crate) fn named_adapters(rows: &[Row], column: &str, known: &[&str]) -> Result<Vec<String>> {
+    columns::has(rows, column, "adapter_column in [data] of the recipe, or --adapter-column=NAME on the command line")?;
     let mut bad = BadRows::default();
     let mut names = Vec::with_capacity(rows.len());
     for row in rows {

@@ -357,6 +357,8 @@ impl<'a> Trainee<'a> {
             step_seconds_median: 0.0,
             peak_rss_bytes: peak_rss_bytes(),
             trainable_params: self.trainable_params,
+            train: Some(self.prepared.train.summary.clone()),
+            eval: self.prepared.eval.as_ref().map(|eval| eval.summary.clone()),
             written_step,
             output_dir: self.output_dir,
             adapters: Vec::new(),

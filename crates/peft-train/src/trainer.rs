@@ -290,6 +290,8 @@ impl<'a> Run<'a> {
             step_seconds_median,
             peak_rss_bytes: peak_rss_bytes(),
             trainable_params: reports.iter().map(|report| report.trainable_params).sum(),
+            train: None,
+            eval: None,
             written_step: steps,
             output_dir: self.output_dir,
             adapters: reports,

@@ -1,6 +1,6 @@
 //! Answers that a model writes: what each row asks for, judged before the first forward pass, and how they are written.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Range};
 
 use burn::tensor::Device;
 use peft::{
@@ -57,52 +57,14 @@ impl Writing {
         Ok(asks.then_some(Self { config, asked }))
     }
 
-    /// Writes an answer to each row that asks for one. What reached the greatest length is told of.
-    ///
-    /// # Errors
-    /// If the model's scores are no numbers, or a token is none of the tokenizer's.
-    pub(crate) fn write(
-        &self,
-        runner: &mut Runner<'_>,
-        device: &Device,
-        context: &EncodeContext<'_>,
+    /// What writes the answers, some rows after others.
+    pub(crate) fn writer<'a>(
+        &'a self,
+        device: &'a Device,
+        context: &'a EncodeContext<'a>,
         batch_size: usize,
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<Option<String>>> {
-        let mut prompts: Vec<(usize, &[u32])> = Vec::new();
-        prompts.extend(
-            self.asked.iter().enumerate().filter_map(|(row, one)| Some((row, one.as_ref()?.prompt.as_slice()))),
-        );
-        // Prompts of one length need no padding.
-        prompts.sort_by_key(|(_, prompt)| prompt.len());
-        let mut written = vec![None; self.asked.len()];
-        let (mut done, mut cut) = (0, 0);
-        for batch in prompts.chunks(batch_size.max(1)) {
-            // Batches that draw, draw different numbers.
-            let config = GenerationConfig { seed: self.config.seed.wrapping_add(done as u64), ..self.config.clone() };
-            let tokens: Vec<Vec<u32>> = batch.iter().map(|(_, prompt)| prompt.to_vec()).collect();
-            let rows: Vec<usize> = batch.iter().map(|(row, _)| *row).collect();
-            let model = runner.model(&rows, config.num_beams.max(config.num_return_sequences))?;
-            let generator = Generator { model, device, tokenizer: Some(context.tokenizer) };
-            let answers = generator.generate(&tokens, &config, &mut ())?;
-            for ((row, _), answer) in batch.iter().zip(answers) {
-                cut += usize::from(!answer.ended);
-                let text = context.tokenizer.decode(&answer.tokens)?;
-                if let Some(slot) = written.get_mut(*row) {
-                    *slot = Some(before_stop(&text, &config.stop_strings).to_owned());
-                }
-            }
-            done += batch.len();
-            observer.observe(&Event::Evaluating { done, total: prompts.len() });
-        }
-        if cut > 0 {
-            let all = prompts.len();
-            observer.observe(&Event::Note(&format!(
-                "{cut} of {all} answers did not end before they were as long as they may be: see generation_max_length, \
-                 max_new_tokens"
-            )));
-        }
-        Ok(written)
+    ) -> Writer<'a> {
+        Writer { writing: self, device, context, batch_size, done: 0, cut: 0 }
     }
 
     /// What was written against what was wanted: see [`compare`].
@@ -111,5 +73,69 @@ impl Writing {
         let pairs = written.iter().zip(wanted).filter_map(|(written, wanted)| Some((written.as_deref()?, wanted?)));
         let (written, wanted): (Vec<&str>, Vec<&str>) = pairs.unzip();
         compare(&written, &wanted)
+    }
+}
+
+/// Writes answers to rows.
+pub(crate) struct Writer<'a> {
+    writing: &'a Writing,
+    device: &'a Device,
+    context: &'a EncodeContext<'a>,
+    batch_size: usize,
+    /// Answers that are written.
+    done: usize,
+    /// Those of them that reached the greatest length.
+    cut: usize,
+}
+
+impl Writer<'_> {
+    /// Writes an answer to each of these rows that asks for one.
+    ///
+    /// # Errors
+    /// If the model's scores are no numbers, or a token is none of the tokenizer's.
+    pub(crate) fn write(
+        &mut self,
+        runner: &mut Runner<'_>,
+        rows: Range<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Option<String>>> {
+        let Writing { config, asked } = self.writing;
+        let of = asked.get(rows.clone()).unwrap_or_default();
+        let mut prompts: Vec<(usize, &[u32])> = Vec::new();
+        prompts.extend(rows.clone().zip(of).filter_map(|(row, one)| Some((row, one.as_ref()?.prompt.as_slice()))));
+        // Prompts of one length need no padding.
+        prompts.sort_by_key(|(_, prompt)| prompt.len());
+        let mut written = vec![None; of.len()];
+        for batch in prompts.chunks(self.batch_size.max(1)) {
+            // Batches that draw, draw different numbers.
+            let config = GenerationConfig { seed: config.seed.wrapping_add(self.done as u64), ..config.clone() };
+            let tokens: Vec<Vec<u32>> = batch.iter().map(|(_, prompt)| prompt.to_vec()).collect();
+            let rows_of: Vec<usize> = batch.iter().map(|(row, _)| *row).collect();
+            let model = runner.model(&rows_of, config.num_beams.max(config.num_return_sequences))?;
+            let generator = Generator { model, device: self.device, tokenizer: Some(self.context.tokenizer) };
+            let answers = generator.generate(&tokens, &config, &mut ())?;
+            for ((row, _), answer) in batch.iter().zip(answers) {
+                self.cut += usize::from(!answer.ended);
+                let text = self.context.tokenizer.decode(&answer.tokens)?;
+                if let Some(slot) = row.checked_sub(rows.start).and_then(|at| written.get_mut(at)) {
+                    *slot = Some(before_stop(&text, &config.stop_strings).to_owned());
+                }
+            }
+            self.done += batch.len();
+            let total = asked.iter().flatten().count();
+            observer.observe(&Event::Evaluating { done: self.done, total });
+        }
+        Ok(written)
+    }
+
+    /// Tells how many answers reached the greatest length.
+    pub(crate) fn finish(self, observer: &mut dyn Observer) {
+        if self.cut > 0 {
+            observer.observe(&Event::Note(&format!(
+                "{} of {} answers did not end before they were as long as they may be: see generation_max_length, \
+                 max_new_tokens",
+                self.cut, self.done
+            )));
+        }
     }
 }

@@ -1,16 +1,19 @@
 //! `peft eval`: the task's metrics on labelled data.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 use peft::{
     ModelInfo, PeftModel, Task,
-    example::{EncodeContext, EncodeOptions, Overflow, Pooling},
+    example::{EncodeContext, EncodeOptions, Overflow, Pooling, Row},
     models::{ClassSource, HfTokenizer},
 };
 use peft_train::{
     Dataset, Writing,
-    data::{Part, read_part},
+    data::{Part, note_on_paragraphs, read_json_lines, read_part},
     evaluate::evaluate,
     prepare::{generation_of_adapter, options_of_adapter},
 };
@@ -60,13 +63,24 @@ impl Eval {
         } else {
             None
         };
+        opened.notes().for_each(|note| terminal::note(globals, format!("note: {note}")));
+        if writing.is_none() {
+            opened.data.check_measurable(&opened.options)?;
+        }
         let (context, batch_size) = (opened.context(), self.data.batch_size);
         let metrics = evaluate(&model, &opened.data, &context, writing.as_ref(), batch_size, &mut Notes(globals))?;
         if globals.json {
             let mut document = json!(metrics);
+            let summary = &opened.data.summary;
             if let Value::Object(document) = &mut document {
-                document.insert("rows".to_owned(), opened.data.summary.rows.into());
-                document.insert("examples".to_owned(), opened.data.summary.examples.into());
+                let counts = [
+                    ("rows", summary.rows),
+                    ("examples", summary.examples),
+                    ("too_long", summary.too_long),
+                    ("cut", summary.cut),
+                    ("without_loss", summary.without_loss),
+                ];
+                document.extend(counts.map(|(name, count)| (name.to_owned(), count.into())));
             }
             return terminal::json(&document);
         }
@@ -80,7 +94,8 @@ impl Eval {
 /// Which rows, and how they become examples.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataArgs {
-    /// The rows: .tsv, .csv, .jsonl, .json (SQuAD), .conll, .conllu or .txt; or a folder with a test or validation file.
+    /// The rows: .tsv, .csv, .jsonl, .json (SQuAD), .conll, .conllu, .txt or .parquet; a folder with a test or validation file; or
+    /// - for JSON lines from standard input.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Examples of a batch.
@@ -138,6 +153,19 @@ impl Opened {
         EncodeContext { tokenizer, info, options: &self.options, labelled: self.labelled }
     }
 
+    /// What the user should know of how the rows were read.
+    pub(crate) fn notes(&self) -> impl Iterator<Item = String> {
+        let summary = &self.data.summary;
+        let long = summary.long_rows(&self.options).map(|long| {
+            let used = summary.rows.saturating_sub(summary.too_long);
+            format!("{used} of {} rows are used: {long}", summary.rows)
+        });
+        let without = (summary.without_loss > 0 && self.labelled).then(|| {
+            format!("{} of {} examples have nothing that counts for the loss", summary.without_loss, summary.examples)
+        });
+        [long, without, note_on_paragraphs(&self.data.rows)].into_iter().flatten()
+    }
+
     /// What the rows ask the model to write; none where they ask for nothing.
     pub(crate) fn writing(
         &self,
@@ -177,13 +205,51 @@ impl DataArgs {
         let info = model.info();
         let mut options = options_of_adapter(&folder, args.folder(), info)?;
         self.adjust(&mut options, plugin.task, info)?;
-        if !labelled && options.overflow == Overflow::Drop {
-            // One line an input.
-            options.overflow = Overflow::Truncate;
+        let rows = self.rows()?;
+        if !labelled {
+            self.answer_every_row(&mut options, plugin.task, info, &tokenizer, rows.first())?;
         }
         let context = EncodeContext { tokenizer: &tokenizer, info, options: &options, labelled };
-        let data = Dataset::for_evaluation(read_part(&self.data, Part::Test)?, plugin.task, &context)?;
+        let data = Dataset::for_evaluation(rows, plugin.task, &context)?;
         Ok(Opened { adapter: folder, tokenizer, info: Arc::clone(info), options, labelled, data })
+    }
+
+    fn rows(&self) -> Result<Vec<Row>, CliError> {
+        if self.data == Path::new("-") {
+            return Ok(read_json_lines(std::io::stdin().lock(), "standard input")?);
+        }
+        Ok(read_part(&self.data, Part::Test)?)
+    }
+
+    /// Rows that are answered are not left out, and limits of the training are none for what is asked of the model: a prompt is read
+    /// whole.
+    fn answer_every_row(
+        &self,
+        options: &mut EncodeOptions,
+        task: &dyn Task,
+        info: &ModelInfo,
+        tokenizer: &HfTokenizer,
+        first: Option<&Row>,
+    ) -> Result<(), CliError> {
+        if self.overflow == Some(Overflow::Drop) {
+            let problem = "--overflow drop: predict answers every row; take truncate or raise";
+            return Err(CliError::Usage(problem.to_owned()));
+        }
+        let whole = EncodeOptions {
+            max_length: info.room().unwrap_or(usize::MAX),
+            overflow: self.overflow.unwrap_or(Overflow::Raise),
+            ..options.clone()
+        };
+        let context = EncodeContext { tokenizer, info, options: &whole, labelled: false };
+        // A row that cannot be read is told of with all others.
+        let is_prompt =
+            self.max_length.is_none() && first.is_some_and(|row| !matches!(task.asks(row, &context), Ok(None)));
+        if is_prompt {
+            *options = whole;
+        } else if options.overflow == Overflow::Drop {
+            options.overflow = Overflow::Truncate;
+        }
+        Ok(())
     }
 
     fn adjust(&self, options: &mut EncodeOptions, task: &dyn Task, info: &ModelInfo) -> Result<(), CliError> {

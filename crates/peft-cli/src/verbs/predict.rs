@@ -1,7 +1,7 @@
 //! `peft predict`: one JSON line an input.
 
 use clap::Args;
-use peft_train::{evaluate::predict, row_adapters::row_adapters};
+use peft_train::{evaluate::Predict as Answers, row_adapters::row_adapters};
 
 use super::eval::DataArgs;
 use crate::{
@@ -26,7 +26,8 @@ With --adapter-column each row is answered by the adapter that it names, or by t
 different ones run in one batch.
 
 A model with a head for words writes an answer to each prompt or source; of whole texts it says how likely it finds them.
-Lines stand in the order of the rows. With --json they are one array.")]
+Lines stand in the order of the rows, and come while later rows are still being answered; ctrl-C ends behind a whole line. With --json
+they are one array. --data - reads JSON lines from standard input.")]
 pub(crate) struct Predict {
     #[command(flatten)]
     model: ModelArgs,
@@ -52,11 +53,18 @@ impl Predict {
             Some(column) => Some(row_adapters(&opened.data.rows, column, &model)?),
             None => None,
         };
-        let (writing, adapters) = (writing.as_ref(), adapters.as_deref());
-        let answers = predict(&mut model, &opened.data, &context, writing, adapters, batch_size, &mut Notes(globals))?;
-        if globals.json {
-            return terminal::json(&answers);
-        }
-        answers.iter().try_for_each(terminal::json)
+        opened.notes().for_each(|note| terminal::note(globals, format!("note: {note}")));
+        terminal::end_between_lines_on_ctrl_c()?;
+        let answers =
+            Answers { context: &context, writing: writing.as_ref(), adapters: adapters.as_deref(), batch_size };
+        let mut all = Vec::new();
+        answers.run(&mut model, &opened.data, &mut Notes(globals), &mut |answer| {
+            if globals.json {
+                all.push(answer);
+                return Ok(());
+            }
+            terminal::json(&answer)
+        })?;
+        if globals.json { terminal::json(&all) } else { Ok(()) }
     }
 }

@@ -153,6 +153,8 @@ impl Part<'_> {
             ("train".to_owned(), json!(prepared.train.summary)),
             ("eval".to_owned(), json!(prepared.eval.as_ref().map(|eval| &eval.summary))),
             ("labels".to_owned(), json!(prepared.labels.as_ref().map(|labels| &labels.labels))),
+            ("problem_type".to_owned(), json!(prepared.labels.as_ref().map(|labels| labels.problem_type))),
+            ("notes".to_owned(), json!(prepared.notes)),
             ("max_length".to_owned(), json!(prepared.options.max_length)),
             ("steps".to_owned(), json!(self.plan.total)),
             ("warmup_steps".to_owned(), json!(self.schedule.warmup)),
@@ -176,18 +178,26 @@ impl Part<'_> {
 
 pub(super) fn data_lines(prepared: &Prepared) -> Vec<String> {
     let line = |what: &str, data: &DataSummary| {
+        let long = data.long_rows(&prepared.options).map(|long| format!(" ({long})")).unwrap_or_default();
         let left_out = match data.without_loss {
             0 => String::new(),
             count => format!(", {count} of them without anything to learn"),
         };
         format!(
-            "{what}: {} rows, {} examples{left_out}, {} tokens, {} loss tokens",
+            "{what}: {} rows{long}, {} examples{left_out}, {} tokens, {} loss tokens",
             data.rows, data.examples, data.tokens, data.loss_tokens
         )
     };
     let mut lines = vec![line("train", &prepared.train.summary)];
     lines.extend(prepared.eval.as_ref().map(|eval| line("eval", &eval.summary)));
-    lines.extend(prepared.labels.as_ref().map(|labels| format!("labels: {}", labels.labels.join(", "))));
+    lines.extend(prepared.labels.as_ref().map(|labels| match labels.problem_type {
+        "regression" => {
+            format!("regression: the labels are numbers, and so is what is predicted ({})", labels.labels.join(", "))
+        }
+        "multi_label_classification" => format!("labels: {} (several classes for each row)", labels.labels.join(", ")),
+        _ => format!("labels: {}", labels.labels.join(", ")),
+    }));
+    lines.extend(prepared.notes.iter().map(|note| format!("note: {note}")));
     if !prepared.initialised.is_empty() {
         lines.push(format!(
             "initialised at random, because the checkpoint lacks them: {}",

@@ -5,7 +5,8 @@
 
 use std::{
     collections::BTreeMap,
-    io::ErrorKind,
+    fs::File,
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,7 +14,7 @@ use std::{
 use pytorch_reader::{DType, PytorchError, PytorchReader};
 use safetensors::Dtype;
 
-use super::{TensorFile, safetensors_file::tensor_data};
+use super::{TensorFile, recognise, refuse_lfs_pointer, safetensors_file::tensor_data};
 use crate::{Error, Result};
 
 /// A PyTorch file whose tensors are known and not yet read.
@@ -30,6 +31,8 @@ impl PytorchFile {
     /// [`Error::NotFound`], [`Error::Io`], [`Error::File`] if it is truncated, none of these, or holds no tensor.
     pub fn open(path: &Path, what: &str) -> Result<Self> {
         let broken = |problem: String| Error::File { path: path.to_owned(), problem };
+        let start = first_bytes(path);
+        refuse_lfs_pointer(path, &start)?;
         let reader = PytorchReader::new(path).map_err(|error| match error {
             PytorchError::Io(error) if error.kind() == ErrorKind::NotFound => {
                 Error::NotFound { path: path.to_owned(), what: what.to_owned() }
@@ -37,7 +40,12 @@ impl PytorchFile {
             PytorchError::Io(source) if source.raw_os_error().is_some() => {
                 Error::Io { path: path.to_owned(), action: "read", source }
             }
-            error => broken(format!("not a whole PyTorch file of tensors: {error}")),
+            error => {
+                broken(match recognise(&start).filter(|_| !PICKLED.iter().any(|magic| start.starts_with(magic))) {
+                    Some(is) => format!("not a PyTorch file of tensors but {is}"),
+                    None => format!("not a whole PyTorch file of tensors: {error}"),
+                })
+            }
         })?;
         if reader.is_empty() {
             return Err(broken("a PyTorch file without tensors".to_owned()));
@@ -46,6 +54,16 @@ impl PytorchFile {
         let with_path = |(name, tensor)| (name, PytorchTensor { path: Arc::clone(&path), tensor });
         Ok(Self { tensors: reader.into_tensors().into_iter().map(with_path).collect() })
     }
+}
+
+/// How PyTorch's own files begin: a zip archive, or a pickle.
+const PICKLED: [&[u8]; 2] = [b"PK", b"\x80"];
+
+/// What a file begins with; nothing where it cannot be read, which its reader then says.
+fn first_bytes(path: &Path) -> Vec<u8> {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(1024).read_to_end(&mut start));
+    if read.is_ok() { start } else { Vec::new() }
 }
 
 /// A tensor in a PyTorch file.

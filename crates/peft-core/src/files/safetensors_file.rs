@@ -8,7 +8,7 @@ use std::{
 use burn::tensor::{DType, TensorData};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use super::{read_bytes, write_atomically};
+use super::{not_a, read_bytes, write_atomically};
 use crate::{Error, Result};
 
 /// The tensors of a small file, read whole: adapters, inputs, outputs.
@@ -30,7 +30,7 @@ impl TensorFile {
         let bytes = read_bytes(path, what)?;
         let file = |problem: String| Error::File { path: path.to_owned(), problem };
         let parsed =
-            SafeTensors::deserialize(&bytes).map_err(|e| file(format!("not a whole safetensors file: {e}")))?;
+            SafeTensors::deserialize(&bytes).map_err(|error| file(not_a("safetensors file", &bytes, &error)))?;
         let mut tensors = BTreeMap::new();
         for (name, view) in parsed.iter() {
             let data = from_view(&view).map_err(|problem| file(format!("tensor `{name}`: {problem}")))?;

@@ -11,7 +11,7 @@ use std::{
 use peft_backends::MappedFile;
 use peft_core::{
     Error, Result,
-    files::{PytorchFile, PytorchTensor, read_text},
+    files::{PytorchFile, PytorchTensor, not_a, read_text, refuse_lfs_pointer},
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -137,9 +137,9 @@ impl Shards {
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let mapped = map_file(path)?;
-        let (header, metadata) = SafeTensors::read_metadata(mapped.as_slice()).map_err(|e| Error::File {
+        let (header, metadata) = SafeTensors::read_metadata(mapped.as_slice()).map_err(|error| Error::File {
             path: path.to_owned(),
-            problem: format!("not a whole safetensors file: {e}"),
+            problem: not_a("safetensors file", mapped.as_slice(), &error),
         })?;
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
@@ -219,12 +219,14 @@ impl Shards {
 /// Maps a file of weights into memory.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::Io`].
+/// [`Error::NotFound`], [`Error::Io`]; [`Error::File`] for a Git LFS pointer.
 pub(crate) fn map_file(path: &Path) -> Result<MappedFile> {
-    MappedFile::open(path).map_err(|source| match source.kind() {
+    let mapped = MappedFile::open(path).map_err(|source| match source.kind() {
         ErrorKind::NotFound => Error::NotFound { path: path.to_owned(), what: "a model's weights".to_owned() },
         _ => Error::Io { path: path.to_owned(), action: "read", source },
-    })
+    })?;
+    refuse_lfs_pointer(path, mapped.as_slice())?;
+    Ok(mapped)
 }
 
 /// The file of each tensor, all of them inside the folder.

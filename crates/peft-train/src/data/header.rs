@@ -6,10 +6,14 @@ use peft::Result;
 
 use super::Source;
 
-/// Judges the names of columns: each there, and once.
+/// Judges the names of columns: each there, and once. Only the first may be missing, beside others: pandas writes the index of a
+/// table so unless it is told `index=False`.
 pub(super) fn check(source: &Source<'_>, names: &[&str]) -> Result<()> {
     let mut seen = HashSet::new();
     for (column, name) in (1..).zip(names) {
+        if name.is_empty() && column == 1 && names.len() > 1 {
+            continue;
+        }
         if name.is_empty() {
             return Err(source.broken(format!("the header has no name for column {column}: {names:?}")));
         }

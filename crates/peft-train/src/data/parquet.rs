@@ -4,8 +4,9 @@
 //! finite and bytes that are no text become null.
 
 use std::{
+    collections::HashSet,
     fs::File,
-    io::ErrorKind,
+    io::{ErrorKind, Read},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
@@ -19,7 +20,7 @@ use parquet::{
     },
     record::{Field, Row as Record},
 };
-use peft::{Error, Result, example::Row};
+use peft::{Error, Result, example::Row, files::refuse_lfs_pointer};
 use serde_json::{Map, Number, Value};
 
 use super::bad_rows::BadRows;
@@ -28,10 +29,14 @@ use super::bad_rows::BadRows;
 const DESCRIPTION: &str = "huggingface";
 
 pub(super) fn parse(path: &Path) -> Result<Vec<Row>> {
-    let file = File::open(path).map_err(|source| match source.kind() {
+    let io = |source: std::io::Error| match source.kind() {
         ErrorKind::NotFound => Error::NotFound { path: path.to_owned(), what: "a data file".to_owned() },
         _ => Error::Io { path: path.to_owned(), action: "read", source },
-    })?;
+    };
+    let mut file = File::open(path).map_err(io)?;
+    let mut start = Vec::new();
+    (&mut file).take(1024).read_to_end(&mut start).map_err(io)?;
+    refuse_lfs_pointer(path, &start)?;
     // The reader panics on some damaged files, and on column types that it has no value for.
     catch_unwind(AssertUnwindSafe(|| rows(path, file))).unwrap_or_else(|_| {
         let problem = "a damaged Parquet file, or one with a column of a type that is not read".to_owned();
@@ -43,7 +48,14 @@ fn rows(path: &Path, file: File) -> Result<Vec<Row>> {
     let broken = |problem: String| Error::File { path: path.to_owned(), problem };
     let whole = |error: ParquetError| broken(format!("not a whole Parquet file: {error}"));
     let reader = SerializedFileReader::new(file).map_err(whole)?;
-    let features = features(reader.metadata().file_metadata());
+    let metadata = reader.metadata().file_metadata();
+    let mut names = HashSet::new();
+    if let Some(twice) =
+        metadata.schema().get_fields().iter().map(|field| field.name()).find(|name| !names.insert(*name))
+    {
+        return Err(broken(format!("column `{twice}` is there twice")));
+    }
+    let features = features(metadata);
     let file: Arc<Path> = path.into();
     let (mut rows, mut bad) = (Vec::new(), BadRows::new(Arc::clone(&file)));
     for (number, record) in (1..).zip(reader.get_row_iter(None).map_err(whole)?) {

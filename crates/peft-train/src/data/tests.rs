@@ -51,6 +51,42 @@ fn comma_separated_cells_may_be_quoted() {
 }
 
 #[test]
+fn the_index_that_pandas_writes_is_left_alone() {
+    check("x.csv", ",text\n0,a\n1,b\n", &[(2, json!({"text": "a"})), (3, json!({"text": "b"}))]);
+    check("x.tsv", "\ttext\n0\ta\n", &[(2, json!({"text": "a"}))]);
+}
+
+#[test]
+fn json_lines_are_read_from_a_stream() {
+    let rows = read_json_lines("\u{feff}{\"a\": 1}\n\n{\"a\": 2}\n".as_bytes(), "standard input").unwrap();
+    assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 3]);
+    let message = |text: &str| read_json_lines(text.as_bytes(), "standard input").unwrap_err().to_string();
+    assert!(message("text\n").starts_with("standard input:1: not valid JSON"));
+    assert!(message("\n").starts_with("standard input: no rows"));
+}
+
+#[test]
+fn lines_of_plain_text_that_make_one_row_are_told_of() {
+    let note = |text: &str| note_on_paragraphs(&parsed("x.txt", text).unwrap());
+    assert!(
+        note("one\ntwo\nthree\n").unwrap().starts_with("x.txt: 3 lines are 1 row: a row of a .txt file is a paragraph")
+    );
+    assert_eq!(note("one\n\ntwo\n"), None);
+    assert_eq!(note_on_paragraphs(&parsed("x.jsonl", r#"{"text": "a\nb"}"#).unwrap()), None);
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_no_data() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["x.parquet", "x.jsonl", "x.csv"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n").unwrap();
+        let message = read_rows(&path).unwrap_err().to_string();
+        assert!(message.contains(name) && message.contains("git lfs pull"), "{message}");
+    }
+}
+
+#[test]
 fn a_line_of_jsonl_is_a_row() {
     check(
         "x.jsonl",
