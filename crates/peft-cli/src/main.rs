@@ -4,6 +4,7 @@ mod error;
 mod generation_args;
 mod panics;
 mod quantization_args;
+mod recipe_options;
 mod session;
 mod terminal;
 mod verbs;
@@ -58,7 +59,16 @@ enum Verb {
 
 fn main() -> ExitCode {
     peft::backends::memory::keep_freed();
-    let Cli { verb, globals } = Cli::parse();
+    let Cli { verb, globals } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+            let Some(problem) = recipe_options::explain(&error, &arguments) else { error.exit() };
+            let error = CliError::Usage(problem);
+            terminal::error(&error);
+            return ExitCode::from(error.exit_code());
+        }
+    };
     let done = panics::caught(|| match verb {
         Verb::Train(verb) => verb.run(&globals),
         Verb::Eval(verb) => verb.run(&globals),

@@ -90,14 +90,17 @@ impl PeftConfig {
     /// [`Error::Config`] names the key.
     pub fn from_map(mut keys: Map<String, Value>, unknown_keys: UnknownKeys) -> Result<Self> {
         let peft_type = match keys.remove("peft_type") {
-            Some(Value::String(word)) => PeftType::from(word.to_uppercase()),
+            Some(Value::String(word)) => PeftType::from(constant(&word, "PeftType.")),
             Some(other) => return Err(Error::config("peft_type", format!("expected a string, found {other}"))),
             None => {
                 let known: Vec<_> = plugins::<TunerPlugin>().iter().map(|p| p.name).collect();
                 return Err(Error::config("peft_type", format!("missing; one of {}", known.join(", "))));
             }
         };
-        let task_type = string(&mut keys, "task_type")?.map(TaskType::from);
+        let task_type = string(&mut keys, "task_type")?.map(|word| {
+            let constant = constant(&word, "TaskType.");
+            TaskType::from(if find::<TaskPlugin>(&constant).is_ok() { constant } else { word })
+        });
         if let Some(task) = &task_type {
             find::<TaskPlugin>(task.as_str()).map_err(|error| error.at_key("task_type"))?;
         }
@@ -236,6 +239,11 @@ impl PeftConfig {
     pub fn task(&self) -> Result<Option<&'static TaskPlugin>> {
         self.task_type.as_ref().map(|task| find::<TaskPlugin>(task.as_str())).transpose()
     }
+}
+
+/// A word as PEFT's enumerations have it, however it is written.
+fn constant(word: &str, of: &str) -> String {
+    word.strip_prefix(of).unwrap_or(word).replace('-', "_").to_uppercase()
 }
 
 fn string(keys: &mut Map<String, Value>, key: &str) -> Result<Option<String>> {

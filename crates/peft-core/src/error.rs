@@ -177,3 +177,20 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .min()
         .map(|(_, candidate)| candidate)
 }
+
+/// A message of serde's with the words of a user for what it expected, in place of Rust's types.
+pub fn plain_types(message: &str) -> String {
+    const TYPES: [(&str, &str); 10] = [
+        ("expected f64", "expected a number"),
+        ("expected f32", "expected a number"),
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected u32", "expected a whole number, 0 or more"),
+        ("expected i64", "expected a whole number"),
+        ("expected i32", "expected a whole number"),
+        ("expected a boolean", "expected true or false"),
+        ("expected a string", "expected a text"),
+        ("expected a sequence", "expected a list"),
+    ];
+    TYPES.iter().fold(message.to_owned(), |message, (rust, plain)| message.replace(rust, plain))
+}

@@ -39,3 +39,29 @@ pub(crate) fn file_of(model: &Path) -> Result<Option<PathBuf>> {
         (first, _) => Ok(first),
     }
 }
+
+/// A tensor of a GGUF file, as its header describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GgufEntry {
+    /// Its name in the file.
+    pub name: String,
+    /// How its values are packed: `Q4_K`, `F16`, ….
+    pub dtype: &'static str,
+    /// Its shape in PyTorch's order, the outermost dimension first.
+    pub shape: Vec<usize>,
+}
+
+/// The tensors of the GGUF file that a model's path means, in the order of their names; none where it means no such file.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Io`], [`Error::File`] if it is not a whole GGUF file.
+pub fn gguf_entries(model: &Path) -> Result<Option<Vec<GgufEntry>>> {
+    let Some(file) = file_of(model)? else { return Ok(None) };
+    let tensors = GgufFile::open(&file)?.tensors.into_iter();
+    let entry = |(name, tensor): (String, file::GgufTensor)| GgufEntry {
+        name,
+        dtype: tensor.kind.label(),
+        shape: tensor.shape,
+    };
+    Ok(Some(tensors.map(entry).collect()))
+}

@@ -39,6 +39,7 @@ mod roberta;
 mod t5;
 
 pub use base_for::BaseFor;
+pub use gguf::{GgufEntry, gguf_entries};
 pub use model_class::{ClassSource, ModelClass};
 pub use quantization::QuantizationConfig;
 pub use tokenizer::HfTokenizer;

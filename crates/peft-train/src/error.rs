@@ -22,20 +22,26 @@ pub enum Error {
         /// What the parser said.
         problem: String,
     },
+    /// A file that is no recipe.
+    #[error("{}: {problem}", path.display())]
+    NoRecipe {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what a recipe is.
+        problem: String,
+    },
     /// A section that recipes do not have.
-    #[error("{place}: unknown section [{section}]{}", hint(nearest.as_deref(), known))]
+    #[error("{place}: unknown section [{section}]; {hint}")]
     UnknownSection {
         /// Where.
         place: Box<Place>,
         /// The section.
         section: String,
-        /// The section that was probably meant.
-        nearest: Option<String>,
-        /// All sections.
-        known: Vec<String>,
+        /// What was probably meant.
+        hint: String,
     },
     /// A key that its section does not have.
-    #[error("{place}: unknown key `{key}` in [{section}]{}", hint(nearest.as_deref(), known))]
+    #[error("{place}: unknown key `{key}` in [{section}]; {hint}")]
     UnknownKey {
         /// Where.
         place: Box<Place>,
@@ -43,10 +49,8 @@ pub enum Error {
         section: String,
         /// The key.
         key: String,
-        /// The key that was probably meant.
-        nearest: Option<String>,
-        /// All keys of the section.
-        known: Vec<String>,
+        /// What was probably meant.
+        hint: String,
     },
     /// A value that cannot be used, or one that is missing.
     #[error("{place}: `{key}` in [{section}]: {problem}")]
@@ -61,10 +65,12 @@ pub enum Error {
         problem: String,
     },
     /// An override on the command line that is not `section.key=value`.
-    #[error("`{argument}`: not an override; write section.key=value, such as training.learning_rate=1e-4")]
+    #[error("`{argument}`: not an override; {hint}")]
     Override {
         /// The argument.
         argument: String,
+        /// What to write.
+        hint: String,
     },
     /// A run that cannot be gone on with, or must not be started over.
     #[error("{}: {problem}", folder.display())]
@@ -112,6 +118,7 @@ impl Error {
         match self {
             Self::Peft(error) => error.exit_code(),
             Self::Syntax { .. }
+            | Self::NoRecipe { .. }
             | Self::UnknownSection { .. }
             | Self::UnknownKey { .. }
             | Self::Value { .. }
@@ -121,12 +128,5 @@ impl Error {
             Self::Diverged { .. } | Self::NotFinite { .. } => 1,
             Self::Interrupted { .. } => 130,
         }
-    }
-}
-
-fn hint(nearest: Option<&str>, known: &[String]) -> String {
-    match nearest {
-        Some(nearest) => format!("; did you mean `{nearest}`?"),
-        None => format!("; known: {}", known.join(", ")),
     }
 }

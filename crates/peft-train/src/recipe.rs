@@ -6,6 +6,8 @@
 
 mod arguments;
 mod document;
+mod keys;
+mod other_trainers;
 mod several;
 
 use std::{
@@ -14,22 +16,23 @@ use std::{
 };
 
 use peft::{
-    Error as PeftError, PeftConfig, PeftType, TaskPlugin, TaskType,
+    Error as PeftError, PeftConfig, PeftType, TaskType,
     config::UnknownKeys,
+    error::plain_types,
     files::read_text,
     model::DEFAULT_ADAPTER,
     models::hub::{Hub, HubId, Needed},
-    registry::plugins,
 };
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
-use document::{Document, Section};
+use crate::{Error, Result, data::is_data_file};
+use document::{Document, Section, in_quotes, unquoted};
 use several::several;
 
 pub(crate) use arguments::FREE_ON_RESUME;
 pub use arguments::{DataArguments, Init, ModelArguments, SchedulerType, Strategy, TrainingArguments, WeightType};
 pub use document::Place;
+pub use keys::override_for;
 pub use several::OneOfSeveral;
 
 /// The name of the resolved recipe in an output folder.
@@ -37,23 +40,6 @@ pub const RECIPE_FILE: &str = "recipe.toml";
 
 const SECTIONS: &[&str] = &["model", "adapter", "data", "training"];
 const LISTS: &[&str] = &["adapters"];
-
-/// Roles of columns that recipes may name whatever tasks are linked.
-const ROLES: &[&str] = &[
-    "text",
-    "text_pair",
-    "label",
-    "tokens",
-    "tags",
-    "question",
-    "context",
-    "answers",
-    "prompt",
-    "completion",
-    "messages",
-    "source",
-    "target",
-];
 
 /// A recipe, every key resolved and in range.
 #[derive(Debug, Clone)]
@@ -78,7 +64,14 @@ impl Recipe {
     /// # Errors
     /// With file, line, column, key and the nearest known key.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Self> {
-        Self::parse(&read_text(path, "a recipe")?, path, overrides)
+        no_other_kind(path)?;
+        Self::parse(&read_text(path, "a recipe")?, path, overrides).map_err(|error| match error {
+            Error::Syntax { .. } if path.extension().is_none_or(|extension| extension != "toml") => Error::NoRecipe {
+                path: path.to_owned(),
+                problem: format!("no recipe, which is a TOML file with sections ({error})"),
+            },
+            other => other,
+        })
     }
 
     /// Reads a recipe's text; `path` is what messages call it and where relative paths start.
@@ -259,6 +252,26 @@ impl Recipe {
     }
 }
 
+/// Refuses what is plainly something else than a recipe: data, or a folder.
+fn no_other_kind(path: &Path) -> Result<()> {
+    const RECIPE: &str = "a recipe is a TOML file with [model], [adapter], [data] and [training]";
+    let no_recipe = |problem: String| Err(Error::NoRecipe { path: path.to_owned(), problem });
+    if path.is_dir() {
+        let inside = path.join(RECIPE_FILE);
+        return match inside.exists() {
+            true => no_recipe(format!("a folder, no recipe; did you mean {}?", inside.display())),
+            false => no_recipe(format!("a folder, no recipe: {RECIPE}")),
+        };
+    }
+    if path.exists() && is_data_file(path) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        return no_recipe(format!(
+            "a file of data, no recipe: {RECIPE}, and names its data by train = \"{name}\" in [data]"
+        ));
+    }
+    Ok(())
+}
+
 fn locate(recipe: &Path, given: &str) -> PathBuf {
     let beside = recipe.parent().unwrap_or(Path::new("")).join(given);
     if beside.exists() { beside } else { PathBuf::from(given) }
@@ -278,7 +291,8 @@ fn adapter(mut section: Section, recipe: &Path, model: &ModelArguments) -> Resul
         Some(config) => config.clone(),
         None => fresh(&section)?,
     };
-    let mut known: Vec<String> = known.to_map().into_iter().map(|(key, _)| key).collect();
+    let defaults = known.to_map();
+    let mut known: Vec<String> = defaults.keys().cloned().collect();
     // PEFT writes it into older files and reads past it.
     known.push("runtime_config".to_owned());
     section.check_keys(&known.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -288,7 +302,14 @@ fn adapter(mut section: Section, recipe: &Path, model: &ModelArguments) -> Resul
         None => (Map::new(), UnknownKeys::Refuse),
     };
     for key in section.entries.keys() {
-        keys.extend(section.json(key)?.map(|value| (key.clone(), value)));
+        let Some(value) = section.json(key)? else { continue };
+        let wants_no_text = defaults.get(key).is_some_and(|default| default.is_number() || default.is_boolean());
+        if let (Some(text), true) = (value.as_str(), wants_no_text)
+            && let Some(bare) = unquoted(text)
+        {
+            return Err(section.error(key, in_quotes(key, text, &bare)));
+        }
+        keys.insert(key.clone(), value);
     }
     // A file says true whoever wrote it; what is about to be trained is judged strictly.
     keys.insert("inference_mode".to_owned(), false.into());
@@ -307,13 +328,22 @@ fn fresh(section: &Section) -> Result<PeftConfig> {
     let Some(word) = section.text("peft_type", "the name of a tuner")? else {
         return Err(section.error("peft_type", "missing; such as peft_type = \"LORA\""));
     };
+    if let Some(hint) = other_trainers::peft_type(&word) {
+        return Err(section.error("peft_type", format!("`{word}` is no tuner by itself; {hint}")));
+    }
     PeftConfig::new(PeftType::from(word.to_uppercase()), None::<TaskType>).map_err(|error| located(section, error))
 }
 
 /// The same error with the place of the key that it is about.
 fn located(section: &Section, error: PeftError) -> Error {
     match error {
-        PeftError::Config { key, problem, .. } => section.error(&key, problem),
+        PeftError::Config { key, problem, .. } if key == "task_type" => {
+            let word = section.text("task_type", "a task").ok().flatten().unwrap_or_default();
+            let hint =
+                other_trainers::task_type(&word).map(|task| format!("; did you mean `{task}`?")).unwrap_or_default();
+            section.error(&key, format!("{problem}{hint}"))
+        }
+        PeftError::Config { key, problem, .. } => section.error(&key, plain_types(&problem)),
         other => other.into(),
     }
 }
@@ -328,30 +358,8 @@ fn check_packed(section: &Section, model: &ModelArguments, adapter: &PeftConfig)
 
 /// Takes the keys that name columns out of `[data]`.
 fn take_columns(section: &mut Section, adapter: &PeftConfig) -> Result<BTreeMap<String, String>> {
-    let linked = plugins::<TaskPlugin>();
-    let roles = linked.iter().flat_map(|task| task.task.columns()).map(|column| column.role);
-    let mut roles: Vec<&str> = roles.chain(ROLES.iter().copied()).collect();
-    roles.sort_unstable();
-    roles.dedup();
-    let keys = [
-        "train",
-        "eval",
-        "eval_split",
-        "adapter",
-        "adapter_column",
-        "max_length",
-        "max_target_length",
-        "source_prefix",
-        "overflow",
-        "doc_stride",
-        "packing",
-        "completion_only_loss",
-        "assistant_only_loss",
-        "pooling",
-        "normalize",
-        "score_scale",
-    ];
-    section.check_keys(&keys.into_iter().chain(roles.iter().copied()).collect::<Vec<_>>())?;
+    let (roles, known) = (keys::roles(), keys::of_data());
+    section.check_keys(&known.iter().map(String::as_str).collect::<Vec<_>>())?;
 
     let task = adapter.task()?;
     let mut columns = BTreeMap::new();

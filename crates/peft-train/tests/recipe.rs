@@ -96,7 +96,7 @@ fn unknown_keys_are_refused_where_they_stand_with_the_nearest_known_one() {
 #[test]
 fn values_of_a_wrong_type_or_out_of_range_are_refused_where_they_stand() {
     let rows: &[(&str, &str, &[&str])] = &[
-        ("2e-4", "\"fast\"", &["recipes/r.toml:18:17: `learning_rate` in [training]", "\"fast\"", "f64"]),
+        ("2e-4", "\"fast\"", &["recipes/r.toml:18:17: `learning_rate` in [training]", "\"fast\"", "a number"]),
         ("2e-4", "-1", &["recipes/r.toml:18:17: `learning_rate` in [training]", "above 0", "-1"]),
         ("2e-4", "inf", &["recipes/r.toml:18:17: `learning_rate` in [training]", "not finite"]),
         ("64", "-1", &["recipes/r.toml:14:14: `max_length` in [data]", "-1"]),
@@ -194,7 +194,11 @@ fn overrides_are_toml_values_or_text() {
 #[test]
 fn overrides_that_are_none_are_refused() {
     let rows: &[(&str, &[&str])] = &[
-        ("learning_rate=1", &["`learning_rate=1`: not an override"]),
+        ("lr=1", &["`lr=1`: not an override; write training.learning_rate=1"]),
+        ("max_seq_len=1", &["`max_seq_len=1`: not an override; write data.max_length=1"]),
+        ("learning_rat=1", &["`learning_rat=1`: not an override; did you mean training.learning_rate=1?"]),
+        ("config=1", &["`config=1`: not an override; several sections", "model.config=1 or adapter.config=1"]),
+        ("zzzzzzzz=1", &["`zzzzzzzz=1`: not an override; write section.key=value"]),
         ("training.learning_rate", &["`training.learning_rate`: not an override"]),
         ("training.=1", &["`training.=1`: not an override"]),
         (".seed=1", &["`.seed=1`: not an override"]),
@@ -206,6 +210,98 @@ fn overrides_that_are_none_are_refused() {
     for (argument, parts) in rows {
         refused(GOOD, &[argument], parts);
     }
+}
+
+#[test]
+fn a_key_that_one_section_has_needs_no_section_on_the_command_line() {
+    let recipe =
+        parse(GOOD, &["learning_rate=1e-3", "lora_alpha=32", "max_length=16", "dtype=bf16", "text=body"]).unwrap();
+    assert_eq!((recipe.training.learning_rate, recipe.data.max_length), (1e-3, Some(16)));
+    assert_eq!((&recipe.adapter.options["lora_alpha"], recipe.model.dtype), (&32.into(), Some(WeightType::Bf16)));
+    assert_eq!(recipe.data.columns["text"], "body");
+}
+
+#[test]
+fn truth_values_of_python_are_taken_on_the_command_line() {
+    let recipe = parse(GOOD, &["training.load_best_model_at_end=True", "adapter.use_dora=False"]).unwrap();
+    assert!(recipe.training.load_best_model_at_end);
+    assert_eq!(parse(GOOD, &["data.text=True"]).unwrap().data.columns["text"], "True");
+    let text = GOOD.replacen("r = 4", "use_dora = True", 1);
+    refused(&text, &[], &["recipes/r.toml:7:", "true and false"]);
+}
+
+#[test]
+fn keys_of_other_trainers_are_refused_with_what_they_are_here() {
+    let rows: &[(&str, &str)] = &[
+        ("training.lr=1", "it is `learning_rate` here"),
+        ("training.epochs=1", "it is `num_train_epochs` here"),
+        ("training.batch_size=1", "it is `per_device_train_batch_size` here"),
+        ("training.bf16=true", "dtype = \"bf16\""),
+        ("adapter.rank=1", "it is `r` here"),
+        ("adapter.lora_r=1", "it is `r` here"),
+        ("adapter.alpha=1", "it is `lora_alpha` here"),
+        ("adapter.dropout=0.1", "it is `lora_dropout` here"),
+        ("data.max_seq_length=1", "it is `max_length` here"),
+        ("training.max_seq_length=1", "it is `max_length` in [data]"),
+        ("training.packing=true", "it stands in [data]"),
+        ("data.lora_alpha=1", "it stands in [adapter]"),
+        ("model.bnb_4bit_compute_dtype=bfloat16", "multiplied in f32"),
+        ("training.optim=adamw_torch", "the optimiser is AdamW"),
+    ];
+    for (argument, says) in rows {
+        let message = parse(GOOD, &[argument]).unwrap_err().to_string();
+        assert!(message.contains(says) && !message.contains("adam_epsilon"), "{message}");
+    }
+    refused(&GOOD.replacen("[training]", "[trainer]", 1), &[], &["recipes/r.toml:16:2: unknown section", "[training]"]);
+    refused(&format!("learning_rate = 1\n{GOOD}"), &[], &["recipes/r.toml:1:1: ", "a key of [training]"]);
+}
+
+#[test]
+fn methods_that_are_options_of_lora_are_named_with_their_keys() {
+    let check = |word: &str, says: &str| {
+        let argument = format!("adapter.peft_type={word}");
+        refused(GOOD, &[&argument], &[&format!("command line: {argument}: `peft_type`"), says]);
+    };
+    check("QLORA", "load_in_4bit = true");
+    check("qlora", "load_in_4bit = true");
+    check("DoRA", "use_dora = true");
+    check("rsLoRA", "use_rslora = true");
+}
+
+#[test]
+fn a_task_in_small_letters_is_taken() {
+    for word in ["seq_cls", "Seq-Cls", "TaskType.SEQ_CLS"] {
+        let recipe = parse(GOOD, &[&format!("adapter.task_type={word}")]).unwrap();
+        assert_eq!(recipe.adapter.task_type.unwrap().as_str(), "SEQ_CLS");
+    }
+    refused(GOOD, &["adapter.task_type=text-classification"], &["command line: ", "did you mean `SEQ_CLS`?"]);
+}
+
+#[test]
+fn numbers_in_quotes_are_refused_with_the_quotes_taken_away() {
+    let rows: &[(&str, &str, &str)] = &[
+        ("2e-4", "\"1e-3\"", "write learning_rate = 1e-3 without quotes"),
+        ("64", "\"64\"", "write max_length = 64 without quotes"),
+        ("r = 4", "r = \"8\"", "write r = 8 without quotes"),
+        ("r = 4", "use_dora = \"True\"", "write use_dora = true without quotes"),
+    ];
+    for (from, to, says) in rows {
+        refused(&GOOD.replacen(from, to, 1), &[], &["recipes/r.toml:", says]);
+    }
+}
+
+#[test]
+fn data_or_a_folder_in_place_of_a_recipe_is_refused_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["t.csv", "t.jsonl", "t.parquet", "t.json", "config.yaml"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, "text,label\na,b\n").unwrap();
+        let error = Recipe::read(&path, &[]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(name) && error.to_string().contains("no recipe"), "{error}");
+    }
+    let error = Recipe::read(folder.path(), &[]).unwrap_err();
+    assert!(error.to_string().contains("a folder, no recipe"), "{error}");
 }
 
 #[test]

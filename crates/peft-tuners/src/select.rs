@@ -11,6 +11,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    alternatives::{Alternative, alternatives},
     heads::SavedModules,
     pattern::{full, is_match},
 };
@@ -207,11 +208,23 @@ impl Targets {
         if self.exclude_modules.is_some() && excluded == 0 {
             selection.notes.push("exclude_modules: no module is excluded by it".to_owned());
         }
+        if rules.strict && matches!(origin, Origin::Given) {
+            refuse_saved(&targets, &matcher, tree, &selection)?;
+        }
         if selection.adapted.is_empty() {
             return Err(Error::NothingTargeted(nothing(&targets, self, tree, excluded)));
         }
         if let OneOrMany::Many(entries) = &targets {
             unmatched(entries, &used, tree, rules.strict, &mut selection.notes)?;
+        }
+        // PEFT's own files come from all kinds of models, and part of their patterns is for others.
+        if rules.strict {
+            let patterns = [("target_modules", Some(&targets)), ("exclude_modules", self.exclude_modules.as_ref())];
+            for (key, pattern) in patterns {
+                if let Some(OneOrMany::One(pattern)) = pattern {
+                    selection.notes.extend(idle_alternatives(key, pattern, tree));
+                }
+            }
         }
         Ok(selection)
     }
@@ -358,9 +371,81 @@ fn no_default(tree: &ModuleTree, info: &ModelInfo) -> String {
     )
 }
 
+/// Refuses a target of which every module is trained in full: by `modules_to_save` it would be, by `target_modules` it would not.
+fn refuse_saved(
+    targets: &OneOrMany<String>,
+    matcher: &Matcher,
+    tree: &ModuleTree,
+    selection: &Selection,
+) -> Result<()> {
+    let is_named = |target: &str, name: &str| match matcher {
+        Matcher::Whole(..) => matcher.find(name).is_some(),
+        Matcher::Endings(_) => name == target || ends_at_dot(name, target),
+    };
+    for target in targets.as_slice() {
+        let named: Vec<&str> =
+            tree.modules.iter().map(|module| module.name.as_str()).filter(|name| is_named(target, name)).collect();
+        let saved_by = |name: &&str| match selection.saved.protects(name) {
+            Some(SkipReason::ModuleToSave { entry }) => Some(entry),
+            _ => None,
+        };
+        let saved: Option<Vec<String>> = named.iter().map(saved_by).collect();
+        if let Some(entry) = saved.as_ref().and_then(|entries| entries.first()) {
+            return Err(Error::config(
+                "modules_to_save",
+                format!(
+                    "`{entry}` names what target_modules names as well (`{target}`): a module is either trained in full or \
+                     adapted; take it out of one of the two"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Remarks on the alternatives of a regular expression by which no module is selected.
+fn idle_alternatives(key: &str, pattern: &str, tree: &ModuleTree) -> Vec<String> {
+    let selects = |regex: &Regex| tree.modules.iter().any(|module| is_match(regex, &module.name));
+    let words = linear_words(tree);
+    let idle =
+        alternatives(pattern).into_iter().filter(|one| full(key, &one.pattern).is_ok_and(|regex| !selects(&regex)));
+    let note = |one: Alternative| {
+        let word = one.text.rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).find(|word| !word.is_empty());
+        let near = word.and_then(|word| nearest(word, words.iter().copied()));
+        let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        format!("{key}: the alternative `{}` of the regular expression matches no module{hint}", one.text)
+    };
+    idle.map(note).collect()
+}
+
+/// The list that a text probably should have been: the names in it, if each is the ending of a module's name.
+fn as_list(pattern: &str, tree: &ModuleTree) -> Option<String> {
+    let names: Vec<&str> = pattern.split([',', '|', ' ']).map(str::trim).filter(|name| !name.is_empty()).collect();
+    let is_ending =
+        |name: &&str| tree.modules.iter().any(|module| module.name == *name || ends_at_dot(&module.name, name));
+    let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    (!names.is_empty() && names.iter().all(is_ending)).then(|| format!("[{}]", quoted.join(", ")))
+}
+
 fn nothing(targets: &OneOrMany<String>, rules: &Targets, tree: &ModuleTree, excluded: usize) -> String {
-    let wanted = targets.as_slice().join(", ");
-    let mut text = format!("target_modules [{wanted}] select no module of the model");
+    let mut text = match targets {
+        OneOrMany::One(pattern) => {
+            let list = as_list(pattern, tree);
+            let hint = match &list {
+                Some(list) => format!("target_modules = {list}"),
+                None => "target_modules = [\"NAME\"]".to_owned(),
+            };
+            let text = format!(
+                "target_modules \"{pattern}\" select no module of the model: a text is a regular expression for the whole name of a \
+                 module, a list holds endings of names ({hint})"
+            );
+            if list.is_some() && excluded == 0 {
+                return text;
+            }
+            text
+        }
+        OneOrMany::Many(names) => format!("target_modules [{}] select no module of the model", names.join(", ")),
+    };
     if excluded > 0 {
         text.push_str(&format!("; exclude_modules takes {excluded} away"));
     }

@@ -104,6 +104,42 @@ fn a_string_is_a_regular_expression_for_the_whole_name() {
 }
 
 #[test]
+fn a_text_that_should_have_been_a_list_is_refused_with_the_list() {
+    for (text, list) in [("query", r#"["query"]"#), ("query,value", r#"["query", "value"]"#)] {
+        refused(&bert(), &seq_cls(), json!({"target_modules": text}), &["regular expression for the whole name", list]);
+    }
+    refused(&bert(), &seq_cls(), json!({"target_modules": ".*quary"}), &["regular expression", "a list holds endings"]);
+}
+
+#[test]
+fn an_alternative_that_selects_nothing_is_told_of() {
+    let notes = |targets: Value| select(&bert(), &seq_cls(), targets, true).unwrap().notes.join("\n");
+    let note = notes(json!({"target_modules": ".*query|.*valeu"}));
+    assert!(
+        note.contains("the alternative `.*valeu` of the regular expression matches no module; did you mean `value`?"),
+        "{note}"
+    );
+    assert!(notes(json!({"target_modules": r".*\.(query|valeu)"})).contains("`valeu`"));
+    assert!(
+        notes(json!({"target_modules": ["query"], "exclude_modules": r".*\.0\..*|.*kye"}))
+            .contains("exclude_modules: ")
+    );
+    assert!(!notes(json!({"target_modules": r".*\.(query|value)"})).contains("alternative"));
+    let saved = select(&bert(), &seq_cls(), json!({"target_modules": ".*query|.*valeu"}), false).unwrap();
+    assert!(!saved.notes.join("\n").contains("alternative"));
+}
+
+#[test]
+fn a_module_that_is_to_be_saved_and_adapted_is_refused_by_both_keys() {
+    for targets in [json!(["query"]), json!(["query", "value"]), json!(".*query")] {
+        let targets = json!({"target_modules": targets, "modules_to_save": ["query"]});
+        refused(&bert(), &seq_cls(), targets.clone(), &["modules_to_save", "target_modules", "`query`"]);
+    }
+    let one_layer = json!({"target_modules": ["query"], "modules_to_save": ["layer.0.query"]});
+    check(&bert(), &seq_cls(), one_layer, &["bert.encoder.layer.1.query"]);
+}
+
+#[test]
 fn a_regular_expression_that_names_a_container_means_the_layers_it_also_names() {
     check(
         &llama(),

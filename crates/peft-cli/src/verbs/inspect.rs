@@ -7,12 +7,13 @@ use clap::Args;
 use peft::{
     Error,
     files::{ADAPTER_CONFIG, AdapterFolder, TensorFile},
+    models::{GgufEntry, gguf_entries},
 };
 use serde_json::json;
 
 use crate::{CliError, Globals, terminal};
 
-/// Show what an adapter folder, a checkpoint folder or a file of tensors holds
+/// Show what an adapter folder, a checkpoint folder or a file of tensors (safetensors, PyTorch, GGUF) holds
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  peft inspect out")]
 pub(crate) struct Inspect {
@@ -24,6 +25,7 @@ impl Inspect {
     pub(crate) fn run(self, globals: &Globals) -> Result<(), CliError> {
         let mut facts = serde_json::Map::new();
         let mut files = Vec::new();
+        let mut described = Vec::new();
         if self.path.join(ADAPTER_CONFIG).exists() {
             let folder = AdapterFolder::read(&self.path)?;
             facts.insert("kind".to_owned(), "adapter".into());
@@ -33,6 +35,14 @@ impl Inspect {
             let unknown: Vec<_> = folder.config.unknown.keys().cloned().collect();
             facts.insert("unknown_keys".to_owned(), unknown.into());
             files.push(folder.tensors);
+        } else if let Some(entries) = gguf_entries(&self.path)? {
+            facts.insert("kind".to_owned(), "gguf".into());
+            let config = peft::models::checkpoint::read_config(&self.path);
+            facts.insert(
+                "model_type".to_owned(),
+                config.ok().and_then(|config| config.get("model_type").cloned()).into(),
+            );
+            described.extend(entries.into_iter().map(Row::of_header));
         } else if self.path.is_dir() {
             facts.insert("kind".to_owned(), "checkpoint".into());
             let config = peft::models::checkpoint::read_config(&self.path)?;
@@ -58,7 +68,8 @@ impl Inspect {
             facts.insert("kind".to_owned(), kind.into());
             files.push(read(&self.path, "a file of tensors, an adapter or a checkpoint")?.tensors);
         }
-        let tensors: Vec<_> = files.into_iter().flatten().map(|(name, data)| Row::new(name, &data)).collect();
+        let read = files.into_iter().flatten().map(|(name, data)| Row::new(name, &data));
+        let tensors: Vec<_> = read.chain(described).collect();
         let values: usize = tensors.iter().map(|t| t.values).sum();
         facts.insert("tensors".to_owned(), tensors.len().into());
         facts.insert("values".to_owned(), values.into());
@@ -72,14 +83,10 @@ impl Inspect {
         }
         let mut lines: Vec<String> = facts.iter().map(|(key, value)| format!("{key:<13} {value}")).collect();
         for t in &tensors {
-            let broken = if t.finite { "" } else { "  NOT FINITE" };
-            lines.push(format!(
-                "{:<80} {:>5} {:<14} norm {:.4}{broken}",
-                t.name,
-                t.dtype,
-                format!("{:?}", t.shape),
-                t.norm
-            ));
+            let broken = if t.finite == Some(false) { "  NOT FINITE" } else { "" };
+            let norm = t.norm.map(|norm| format!("norm {norm:.4}")).unwrap_or_default();
+            let line = format!("{:<80} {:>5} {:<14} {norm}{broken}", t.name, t.dtype, format!("{:?}", t.shape));
+            lines.push(line.trim_end().to_owned());
         }
         terminal::result(lines.join("\n"))
     }
@@ -99,8 +106,9 @@ struct Row {
     dtype: String,
     shape: Vec<usize>,
     values: usize,
-    norm: f64,
-    finite: bool,
+    /// None where the values were not read.
+    norm: Option<f64>,
+    finite: Option<bool>,
 }
 
 impl Row {
@@ -111,9 +119,15 @@ impl Row {
             name,
             dtype: format!("{:?}", data.dtype()),
             values: numbers.len(),
-            norm: numbers.iter().map(|x| x * x).sum::<f64>().sqrt(),
-            finite: numbers.iter().all(|x| x.is_finite()),
+            norm: Some(numbers.iter().map(|x| x * x).sum::<f64>().sqrt()),
+            finite: Some(numbers.iter().all(|x| x.is_finite())),
             shape,
         }
+    }
+
+    fn of_header(entry: GgufEntry) -> Self {
+        let GgufEntry { name, dtype, shape } = entry;
+        let values = shape.iter().fold(1_usize, |product, size| product.saturating_mul(*size));
+        Self { name, dtype: dtype.to_owned(), shape, values, norm: None, finite: None }
     }
 }

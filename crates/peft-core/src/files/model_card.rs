@@ -64,7 +64,8 @@ mod tests {
                 unknown: serde_json::Map::new(),
             };
             let card = model_card(&config);
-            let front: Vec<&str> = card.split(['\n', '\u{85}', '\u{2028}']).take_while(|line| *line != "").collect();
+            let front: Vec<&str> =
+                card.split(['\n', '\u{85}', '\u{2028}']).take_while(|line| !line.is_empty()).collect();
             assert_eq!(front.len(), 7, "{card}");
             assert_eq!((front[0], front[6]), ("---", "---"), "{card}");
             let name = front[1].strip_prefix("base_model: ").unwrap();

@@ -3,11 +3,12 @@
 use std::{fmt, path::Path, sync::Arc};
 
 use indexmap::IndexMap;
-use peft::error::nearest;
+use peft::error::plain_types;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
+use super::{keys, other_trainers};
 use crate::{Error, Result};
 
 /// Where a value of a recipe stands.
@@ -75,9 +76,12 @@ impl Document {
             let column = before.get(line_start..).map_or(0, |line| line.chars().count()) + 1;
             Place::File { path: Arc::clone(&path), line: before.matches('\n').count() + 1, column }
         };
-        let syntax = |error: toml::de::Error| Error::Syntax {
-            place: Box::new(place(error.span().map_or(0, |span| span.start))),
-            problem: error.message().to_owned(),
+        let syntax = |error: toml::de::Error| {
+            let at = error.span().map_or(0, |span| span.start);
+            Error::Syntax {
+                place: Box::new(place(at)),
+                problem: format!("{}{}", error.message(), python_hint(text, at)),
+            }
         };
         let section = |name: &str, at: Place, keys: &DeTable<'_>, mut table: toml::Table| {
             let entries = keys.iter().filter_map(|(key, value)| {
@@ -124,14 +128,26 @@ impl Document {
         Ok(document)
     }
 
-    /// Applies `section.key=value`, or `list.name.key=value` for the section of a list that has that `name`; the value is read as
-    /// TOML, and taken as text where it is none.
+    /// Applies `section.key=value`, or `list.name.key=value` for the section of a list that has that `name`; a key that one section
+    /// alone has needs no section. The value is read as TOML, or as one of Python's truth values, and taken as text where it is neither.
     pub(crate) fn set(&mut self, argument: &str, known: &[&str]) -> Result<()> {
-        let wrong = || Error::Override { argument: argument.to_owned() };
-        let (path, text) = argument.split_once('=').ok_or_else(wrong)?;
-        let (section, key) = path.trim().split_once('.').ok_or_else(wrong)?;
+        const FORM: &str = "write section.key=value, such as training.learning_rate=1e-4";
+        let wrong = |hint: &str| Error::Override { argument: argument.to_owned(), hint: hint.to_owned() };
+        let (path, text) = argument.split_once('=').ok_or_else(|| wrong(FORM))?;
+        let path = path.trim();
+        let (section, key) = match path.split_once('.') {
+            Some(both) => both,
+            None => match keys::sections_of(path).as_slice() {
+                [section] if other_trainers::key(path).is_none() => (*section, path),
+                [] | [_] => return Err(wrong(&keys::override_for(path, text).unwrap_or_else(|| FORM.to_owned()))),
+                several => {
+                    let forms: Vec<_> = several.iter().map(|section| format!("{section}.{argument}")).collect();
+                    return Err(wrong(&format!("several sections have that key: write {}", forms.join(" or "))));
+                }
+            },
+        };
         if section.is_empty() || key.is_empty() {
-            return Err(wrong());
+            return Err(wrong(FORM));
         }
         let place = Place::CommandLine { argument: argument.to_owned() };
         let (section, key) = match self.lists.get_mut(section) {
@@ -147,7 +163,11 @@ impl Document {
         };
         let parsed = toml::from_str::<toml::Table>(&format!("value = {text}"));
         let parsed = parsed.ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
-        let value = parsed.unwrap_or_else(|| toml::Value::String(text.to_owned()));
+        let value = parsed.unwrap_or_else(|| match text {
+            "True" => toml::Value::Boolean(true),
+            "False" => toml::Value::Boolean(false),
+            _ => toml::Value::String(text.to_owned()),
+        });
         let entry = Entry { key_place: place.clone(), place, value, text: Some(text.to_owned()) };
         section.entries.insert(key.to_owned(), entry);
         Ok(())
@@ -185,8 +205,7 @@ impl Section {
                 place: Box::new(entry.key_place.clone()),
                 section: self.name.clone(),
                 key: key.clone(),
-                nearest: nearest(key, known.iter().copied()).map(str::to_owned),
-                known: known.iter().map(|key| (*key).to_owned()).collect(),
+                hint: keys::hint(&self.name, key, known),
             }),
         }
     }
@@ -221,12 +240,15 @@ impl Section {
             let fits = |value: &Value| {
                 let mut one = defaults.clone();
                 one.insert(key.clone(), value.clone());
-                serde_json::from_value::<T>(Value::Object(one))
+                serde_json::from_value::<T>(Value::Object(one)).map(drop)
             };
             let text = || entry.text.clone().map(Value::String).filter(|text| fits(text).is_ok());
             let value = match fits(&value) {
                 Ok(_) => value,
-                Err(error) => text().ok_or_else(|| self.error(key, error.to_string()))?,
+                Err(error) => match text() {
+                    Some(text) => text,
+                    None => return Err(self.error(key, unfit(key, &value, &error, &fits))),
+                },
             };
             resolved.insert(key.clone(), value);
         }
@@ -258,8 +280,53 @@ fn unknown_section(section: &str, place: Place, known: &[&str]) -> Error {
     Error::UnknownSection {
         place: Box::new(place),
         section: section.to_owned(),
-        nearest: nearest(section, known.iter().copied()).map(str::to_owned),
-        known: known.iter().map(|section| (*section).to_owned()).collect(),
+        hint: keys::section_hint(section, known),
+    }
+}
+
+/// What is wrong with the value of a key: above all that it is a text where the same without quotes would do.
+fn unfit(
+    key: &str,
+    value: &Value,
+    error: &serde_json::Error,
+    fits: &dyn Fn(&Value) -> Result<(), serde_json::Error>,
+) -> String {
+    let bare = value.as_str().and_then(|text| Some((text, unquoted(text)?)));
+    match bare.filter(|(_, bare)| fits(bare).is_ok()) {
+        Some((text, bare)) => in_quotes(key, text, &bare),
+        None => plain_types(&error.to_string()),
+    }
+}
+
+/// The number or truth value that a text would be without quotes.
+pub(super) fn unquoted(text: &str) -> Option<Value> {
+    let text = text.trim();
+    match text {
+        "True" | "true" => Some(true.into()),
+        "False" | "false" => Some(false.into()),
+        _ => {
+            let number = text.parse::<i64>().map(Value::from).ok();
+            number.or_else(|| text.parse().ok().and_then(serde_json::Number::from_f64).map(Value::Number))
+        }
+    }
+}
+
+/// That a value should stand without quotes.
+pub(super) fn in_quotes(key: &str, text: &str, bare: &Value) -> String {
+    let kind = if bare.is_boolean() { "true or false" } else { "a number" };
+    let written = if bare.is_boolean() { bare.to_string() } else { text.trim().to_owned() };
+    format!("\"{text}\" is a text, and {kind} is wanted: write {key} = {written} without quotes")
+}
+
+/// What to write for one of Python's words, if one stands where a recipe stops to be TOML.
+fn python_hint(text: &str, at: usize) -> &'static str {
+    let start = text.get(..at).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
+    let line = text.get(start..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    let value = line.split_once('=').map_or("", |(_, value)| value.split('#').next().unwrap_or_default().trim());
+    match value {
+        "True" | "False" => "; truth values are written true and false",
+        "None" | "null" | "none" | "" => "; a key without a value is left out",
+        _ => "",
     }
 }
 
