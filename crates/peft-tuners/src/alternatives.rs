@@ -28,7 +28,8 @@ struct Open {
 pub(crate) fn alternatives(pattern: &str) -> Vec<Alternative> {
     let flags = leading_flags(pattern);
     let mut open = vec![Open { inside: flags, bars: Vec::new(), is_negative: false }];
-    let (mut found, mut barred): (Vec<(Range<usize>, Vec<usize>)>, Vec<Range<usize>>) = (Vec::new(), Vec::new());
+    let mut found: Vec<(Range<usize>, Vec<usize>)> = Vec::new();
+    let mut barred: Vec<Range<usize>> = Vec::new();
     let mut chars = pattern.char_indices().skip_while(|(at, _)| *at < flags).peekable();
     while let Some((at, c)) = chars.next() {
         match c {
