@@ -43,6 +43,7 @@ impl Tuner for OutputScale {
         Ok(Plan {
             config: config.clone(),
             adapted: selection.adapted.iter().filter_map(layer).collect(),
+            tokens: Vec::new(),
             skipped: selection.skipped,
             saved: selection.saved.modules,
             biases: Vec::new(),

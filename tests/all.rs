@@ -19,6 +19,7 @@ mod gradients;
 mod half_precision;
 mod hub;
 mod mixed;
+mod opening;
 mod optimizer;
 mod packing;
 mod parquet;

@@ -403,3 +403,92 @@ fn hub_ids_are_found_in_the_cache_while_offline() {
         }
     }
 }
+
+/// What a run prints, which has to succeed.
+fn printed(folder: &Path, arguments: &[&str]) -> String {
+    let done = run(folder, arguments);
+    assert!(done.status.success(), "{arguments:?}: {}", text(&done.stderr));
+    text(&done.stdout)
+}
+
+#[test]
+fn the_result_of_full_fine_tuning_is_measured_without_an_adapter_as_its_training_measured_it() {
+    let folder = workplace();
+    let recipe = fs::read_to_string(folder.path().join("recipe.toml")).unwrap();
+    let recipe = recipe.replace("\"LORA\"", "\"FULL\"").replace("r = 4\nlora_dropout = 0.1\n", "");
+    fs::write(folder.path().join("recipe.toml"), recipe).unwrap();
+    let trained = printed(folder.path(), &["train", "recipe.toml", "training.max_steps=3", "--json", "-q"]);
+    let trained: serde_json::Value = serde_json::from_str(&trained).unwrap();
+    let measured = printed(folder.path(), &["eval", "--model", "out", "--data", "train.tsv", "--json", "-q"]);
+    let measured: serde_json::Value = serde_json::from_str(&measured).unwrap();
+    for name in ["eval_loss", "accuracy"] {
+        let [trained, measured] = [&trained, &measured].map(|metrics| metrics[name].as_f64().unwrap());
+        assert!((trained - measured).abs() < 1e-4, "{name}: {trained} in training, {measured} afterwards");
+    }
+    let answers = printed(folder.path(), &["predict", "--model", "out", "--data", "train.tsv", "-q"]);
+    assert_eq!(answers.lines().count(), 48);
+}
+
+#[test]
+fn the_base_model_may_be_left_out_also_where_only_the_recipe_knows_the_way_to_it() {
+    let folder = workplace();
+    let beside = folder.path().join("work");
+    fs::create_dir_all(beside.join("base")).unwrap();
+    for file in fs::read_dir(examples().join("models/tiny-encoder")).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, beside.join("base").join(file.file_name().unwrap())).unwrap();
+    }
+    for file in ["recipe.toml", "train.tsv"] {
+        fs::copy(folder.path().join(file), beside.join(file)).unwrap();
+    }
+    let train = ["train", "work/recipe.toml", "model.model_name_or_path=base", "training.max_steps=1", "-q"];
+    printed(folder.path(), &train);
+    let predict = |model: &[&str]| {
+        printed(folder.path(), &[&["predict", "--adapter", "out", "--data", "train.tsv", "-q"], model].concat())
+    };
+    assert_eq!(predict(&[]), predict(&["--model", "work/base"]));
+    assert!(printed(folder.path(), &["explain", "--adapter", "out"]).contains("classifier"));
+
+    // Adapters of different models have none in common.
+    fs::create_dir(folder.path().join("other")).unwrap();
+    let config = fs::read_to_string(folder.path().join("out/adapter_config.json")).unwrap();
+    fs::write(folder.path().join("other/adapter_config.json"), config.replace("\"base\"", "\"org/other\"")).unwrap();
+    fs::copy(
+        folder.path().join("out/adapter_model.safetensors"),
+        folder.path().join("other/adapter_model.safetensors"),
+    )
+    .unwrap();
+    let both = ["predict", "--adapter", "a=out", "--adapter", "b=other", "--data", "train.tsv"];
+    let refused = run(folder.path(), &both);
+    let message = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    assert!(message.contains("org/other") && message.contains("--model"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn paths_of_adapters_that_are_not_utf_8_are_taken() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+    let folder = workplace();
+    printed(folder.path(), &["train", "recipe.toml", "training.max_steps=1", "-q"]);
+    fs::rename(folder.path().join("out"), folder.path().join(OsStr::from_bytes(b"o\xff"))).unwrap();
+    for given in [b"o\xff".as_slice(), b"tone=o\xff"] {
+        let mut command = peft(folder.path(), &["predict", "--data", "train.tsv", "-q", "--adapter"]);
+        let done = command.arg(OsStr::from_bytes(given)).output().unwrap();
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        assert_eq!(text(&done.stdout).lines().count(), 48);
+    }
+}
+
+#[test]
+fn explain_of_a_model_alone_and_of_a_recipe_says_what_can_be_adapted() {
+    let folder = workplace();
+    let model = examples().join("models/tiny-encoder");
+    let alone = printed(folder.path(), &["explain", "--model", model.to_str().unwrap()]);
+    assert!(alone.contains("SEQ_CLS") && alone.contains("query"), "{alone}");
+    let recipe = printed(folder.path(), &["explain", "--config", "recipe.toml"]);
+    assert!(recipe.contains("query") && recipe.contains("classifier"), "{recipe}");
+    let neither = run(folder.path(), &["explain"]);
+    let message = text(&neither.stderr);
+    assert!(message.contains("--model"), "{message}");
+}

@@ -63,7 +63,7 @@ pub fn attach<M: Module>(
             let entries = sets.entry(&tensor.parameter).or_default();
             let value = (Arc::clone(&tensor.name), tensor.param.clone());
             match entries.last_mut() {
-                Some(last) if last.adapter == name => last.tensors.push(value),
+                Some(last) if last.adapter == name && last.role.is_same(&tensor.role) => last.tensors.push(value),
                 _ => {
                     entries.push(Entry { adapter: Arc::clone(&name), role: tensor.role.clone(), tensors: vec![value] })
                 }
@@ -73,7 +73,13 @@ pub fn attach<M: Module>(
     for (name, adapter) in adapters.iter().filter(|_| enabled) {
         for tie in &adapter.ties {
             let Some(tensor) = adapter.tensors.iter().find(|tensor| tensor.parameter == tie.original) else { continue };
-            let role = Role::Tied { transposed: tie.transposed };
+            let role = match &tensor.role {
+                Role::Tuned(layer) => match layer.tied(tie.transposed) {
+                    Some(layer) => Role::Tuned(layer),
+                    None => continue,
+                },
+                _ => Role::Tied { transposed: tie.transposed },
+            };
             let tensors = vec![(Arc::clone(&tensor.name), tensor.param.clone())];
             sets.entry(&tie.copy).or_default().push(Entry { adapter: Arc::from(*name), role, tensors });
         }

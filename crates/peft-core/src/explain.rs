@@ -106,8 +106,7 @@ impl Explanation {
     pub fn of(plan: &Plan, tree: &ModuleTree, task: Option<&TaskPlugin>, class_name: &str) -> Self {
         let size = |shape: &[usize]| shape.iter().product::<usize>();
         let adapted: Vec<AdaptedModule> = plan
-            .adapted
-            .iter()
+            .tuned()
             .map(|a| AdaptedModule {
                 name: a.module.clone(),
                 reason: a.reason.clone(),
@@ -116,7 +115,7 @@ impl Explanation {
             })
             .collect();
         let fixed: usize =
-            plan.adapted.iter().flat_map(|a| a.layer.tensors()).filter(|t| !t.trainable).map(|t| size(&t.shape)).sum();
+            plan.tuned().flat_map(|a| a.layer.tensors()).filter(|t| !t.trainable).map(|t| size(&t.shape)).sum();
         let saved_names: HashSet<String> = plan.saved_params(tree).into_iter().collect();
         // Each copy of a tied parameter is trained by itself, so they all count.
         let count = |wanted: &dyn Fn(&String) -> bool| {
@@ -134,7 +133,7 @@ impl Explanation {
             tuner: plan.config.peft_type.to_string(),
             task_type: plan.config.task_type.as_ref().map(ToString::to_string),
             base_model_class: class_name.to_owned(),
-            targeted: adapted.iter().map(|a| a.name.clone()).collect(),
+            targeted: plan.adapted.iter().map(|a| a.module.clone()).collect(),
             skipped: plan
                 .skipped
                 .iter()

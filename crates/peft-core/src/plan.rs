@@ -96,6 +96,8 @@ pub struct Plan {
     pub config: PeftConfig,
     /// Modules that get an adapter, in the order of the model.
     pub adapted: Vec<Adapted>,
+    /// Tables of words of which some rows are trained. They are no targets.
+    pub tokens: Vec<Adapted>,
     /// Candidates that get none.
     pub skipped: Vec<Skipped>,
     /// Modules that are copied, trained and saved in full.
@@ -112,6 +114,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// All modules with tensors of a tuner; rows of words come first, so that what else adapts them adds to these.
+    pub fn tuned(&self) -> impl Iterator<Item = &Adapted> {
+        self.tokens.iter().chain(&self.adapted)
+    }
+
     /// The parameters inside the saved modules, by full name.
     pub fn saved_params(&self, tree: &ModuleTree) -> Vec<String> {
         let saved = |name: &String| self.saved.iter().any(|module| is_inside(name, module));

@@ -85,6 +85,12 @@ pub trait LayerTuner: Debug + Send + Sync {
         }
     }
 
+    /// The same on a parameter that is tied to the layer's weight, with its dimensions swapped or not, for a tuner that tied parameters
+    /// follow; none for others, which is the default.
+    fn tied(&self, _transposed: bool) -> Option<Arc<dyn LayerTuner>> {
+        None
+    }
+
     /// Whether a GPU may record what it computes: that follows from its tensors and the layer's input alone, no value is looked at
     /// on the host, and nothing is drawn at random but by the backend's dropout, which is noticed.
     fn records(&self) -> bool {

@@ -27,6 +27,7 @@ impl Tuner for Full {
         Ok(Plan {
             config: config.clone(),
             adapted: Vec::new(),
+            tokens: Vec::new(),
             skipped: Vec::new(),
             saved: trained.map(|module| module.name.clone()).filter(|name| !name.is_empty()).collect(),
             biases: Vec::new(),

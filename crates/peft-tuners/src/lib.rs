@@ -11,3 +11,4 @@ pub mod lora;
 pub mod pattern;
 pub mod prompt;
 pub mod select;
+pub mod trainable_tokens;

@@ -18,9 +18,10 @@ use serde_json::Value;
 
 pub use config::{Bias, InitLoraWeights, Lora};
 pub use dora::{DoraEmbedding, DoraLinear};
+pub(crate) use layer::as_dtype;
 pub use layer::{LoraEmbedding, LoraLinear};
 
-use crate::{defaults, pattern::PatternMap, select::Rules};
+use crate::{defaults, pattern::PatternMap, select::Rules, trainable_tokens::TrainableTokens};
 
 inventory::submit! { TunerPlugin::new::<Lora>("LORA", "low-rank adaptation (Hu et al. 2021)") }
 
@@ -31,6 +32,10 @@ impl Tuner for Lora {
         self.check()?;
         let strict = !config.inference_mode;
         self.check_init(!strict)?;
+        if strict && self.trainable_token_indices.as_ref().is_some_and(|tokens| !tokens.is_null()) {
+            let problem = "training of single tokens is not supported yet; saved adapters that have some can be used";
+            return Err(Error::config("trainable_token_indices", problem));
+        }
         let rules = Rules {
             tuner: "LoRA",
             supported: &SUPPORTED,
@@ -99,6 +104,7 @@ impl Tuner for Lora {
         let mut plan = Plan {
             config: resolved,
             adapted,
+            tokens: TrainableTokens::plan(self.trainable_token_indices.as_ref(), model, info)?,
             skipped: selection.skipped,
             saved: selection.saved.modules,
             biases,

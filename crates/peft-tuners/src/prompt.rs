@@ -125,6 +125,7 @@ impl<T: PromptMethod> Tuner for Prompting<T> {
         Ok(Plan {
             config: filled,
             adapted: Vec::new(),
+            tokens: Vec::new(),
             skipped: Vec::new(),
             saved: saved.modules,
             biases: Vec::new(),

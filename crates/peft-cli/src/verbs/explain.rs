@@ -67,7 +67,10 @@ impl Explain {
             document["class_from"] = json!(subject.base.class.source);
             return terminal::json(&document);
         }
-        terminal::result(class_line(&subject.base, &skeleton))?;
+        // Of a task and of none the sentence below tells.
+        if matches!(subject.base.class.source, ClassSource::AutoMapping | ClassSource::Keys) {
+            terminal::result(class_line(&subject.base, &skeleton))?;
+        }
         terminal::result(prose(&explanation, &skeleton, &subject.config)?)
     }
 
@@ -198,7 +201,7 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
         }
         None => {
             let heads = match e.saved.is_empty() {
-                true => "no module is trained in full".to_owned(),
+                true => "no head is trained and there is no loss".to_owned(),
                 false => format!("{} is trained in full", e.saved.join(", ")),
             };
             format!(

@@ -51,15 +51,16 @@ impl PeftModel {
                 hung.entry(&tensor.parameter).or_default().push((name, tensor));
             }
         }
-        let ties: HashMap<&str, (&Tie, DynTensor)> =
+        let ties: HashMap<&str, (&Tie, &AdapterTensor)> =
             self.active.iter().filter_map(|name| self.adapters.get(name)).flat_map(tied_values).collect();
         let packed = &self.base.packed;
         let mut still: BTreeMap<String, Arc<dyn PackedWeight>> =
             packed.iter().map(|(name, weight)| (name.to_owned(), Arc::clone(weight))).collect();
         let module = self.base.module.boxed_clone().map_params(&|path| info.rename(path), &mut |name, param| {
-            if let Some((tie, value)) = ties.get(name) {
-                let value = if tie.transposed { value.clone().transposed() } else { value.clone() };
-                return param.with_value(value);
+            if let Some((tie, tensor)) = ties.get(name) {
+                let own = base_value(&param, packed.get(name));
+                still.remove(name);
+                return param.with_value(follow(own, tie, tensor));
             }
             let Some(tensors) = hung.get(name) else { return param };
             let value = merge_one(base_value(&param, packed.get(name)), tensors);
@@ -100,7 +101,7 @@ fn merge_one(mut value: DynTensor, tensors: &[(&str, &AdapterTensor)]) -> DynTen
         let group: Vec<(Arc<str>, DynParam)> = tensors
             .iter()
             .skip(at)
-            .take_while(|(name, _)| name == adapter)
+            .take_while(|(name, tensor)| name == adapter && tensor.role.is_same(&first.role))
             .map(|(_, t)| (Arc::clone(&t.name), t.param.valid()))
             .collect();
         at += group.len().max(1);
@@ -113,12 +114,22 @@ fn merge_one(mut value: DynTensor, tensors: &[(&str, &AdapterTensor)]) -> DynTen
     value
 }
 
-/// What the tied parameters of the base model are.
-fn tied_values(adapter: &Adapter) -> impl Iterator<Item = (&str, (&Tie, DynTensor))> {
+/// The tied parameters of the base model, and the tensors that they follow.
+fn tied_values(adapter: &Adapter) -> impl Iterator<Item = (&str, (&Tie, &AdapterTensor))> {
     adapter.ties.iter().filter_map(|tie| {
         let original = adapter.tensors.iter().find(|tensor| tensor.parameter == tie.original)?;
-        Some((tie.copy.as_str(), (tie, original.param.tensor().without_autodiff())))
+        Some((tie.copy.as_str(), (tie, original)))
     })
+}
+
+/// What a tied parameter is with a tensor on the one that it follows.
+fn follow(own: DynTensor, tie: &Tie, tensor: &AdapterTensor) -> DynTensor {
+    if let Role::Tuned(layer) = &tensor.role {
+        let tensors = [(Arc::clone(&tensor.name), tensor.param.valid())];
+        return layer.tied(tie.transposed).map_or(own.clone(), |layer| layer.merged(&Tensors::new(&tensors), own));
+    }
+    let value = tensor.param.tensor().without_autodiff();
+    if tie.transposed { value.transposed() } else { value }
 }
 
 fn is_finite(tensor: &DynTensor) -> bool {

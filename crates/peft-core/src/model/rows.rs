@@ -117,7 +117,7 @@ impl PeftModel {
         if plan.in_place {
             return Some("trains every weight of the model".to_owned());
         }
-        if let Some((module, reason)) = plan.adapted.iter().find_map(|a| Some((&a.module, a.layer.refuses_rows()?))) {
+        if let Some((module, reason)) = plan.tuned().find_map(|a| Some((&a.module, a.layer.refuses_rows()?))) {
             return Some(format!("{reason} (on `{module}`)"));
         }
         let by_row = [ModuleKind::Linear, ModuleKind::Conv1D, ModuleKind::Embedding];

@@ -150,7 +150,7 @@ impl PeftModel {
         }
         let derives = |target: &&Adapted| target.layer.tensors().iter().any(|spec| spec.init == Init::Derived);
         let weights: HashSet<String> =
-            plan.adapted.iter().filter(derives).map(|target| format!("{}.weight", target.module)).collect();
+            plan.tuned().filter(derives).map(|target| format!("{}.weight", target.module)).collect();
         // Packed ones are unpacked one by one, where they are asked for.
         let is_dense = |name: &&String| self.base.packed.get(name).is_none();
         let weights = self.base_values(&weights.iter().filter(is_dense).map(String::as_str).collect());
@@ -160,7 +160,7 @@ impl PeftModel {
                 .cloned()
                 .or_else(|| self.base.packed.get(name).map(|packed| DynTensor::R2(packed.dense())))
         };
-        for target in &plan.adapted {
+        for target in plan.tuned() {
             let mut before: Vec<(Arc<str>, DynParam)> = Vec::new();
             for spec in target.layer.tensors() {
                 let key = format!("{}.{}", target.module, spec.name);
@@ -212,7 +212,10 @@ impl PeftModel {
             original: original.clone(),
             transposed: is_linear(copy) != is_linear(original),
         };
-        let ties = self.base.info.tied.iter().filter(|_| plan.in_place).map(tie).collect();
+        let follows = |original: &str| {
+            plan.in_place || plan.tokens.iter().any(|table| original.strip_suffix(".weight") == Some(&table.module))
+        };
+        let ties = self.base.info.tied.iter().filter(|(_, original)| follows(original)).map(tie).collect();
         Ok(Adapter { config: plan.config.clone(), plan, tensors, ties, embeddings: Vec::new() })
     }
 

@@ -76,7 +76,7 @@ pub struct Lora {
     pub megatron_config: Option<Value>,
     /// Not used here; kept for PEFT.
     pub megatron_core: Option<String>,
-    /// Not supported: must be null.
+    /// Tokens whose vectors were trained, see [`TrainableTokens`](crate::trainable_tokens::TrainableTokens); only of saved adapters.
     pub trainable_token_indices: Option<Value>,
     /// Not used here; kept for PEFT.
     #[serde(deserialize_with = "null_as_empty")]
@@ -175,7 +175,6 @@ impl Lora {
             ("lora_bias", self.lora_bias),
             ("use_qalora", self.use_qalora),
             ("ensure_weight_tying", self.ensure_weight_tying),
-            ("trainable_token_indices", given(&self.trainable_token_indices)),
             ("alora_invocation_tokens", given(&self.alora_invocation_tokens)),
             ("monteclora_config", given(&self.monteclora_config)),
             ("layer_replication", given(&self.layer_replication)),

@@ -195,6 +195,6 @@ fn low_rank(weight: DynTensor, a: Tensor<2>, b: Tensor<2>, scale: f64) -> DynTen
     DynTensor::R2(as_dtype(as_dtype(weight, delta.dtype()) + delta, dtype))
 }
 
-pub(super) fn as_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+pub(crate) fn as_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
     if tensor.dtype() == dtype { tensor } else { tensor.cast(FloatDType::from(dtype)) }
 }
