@@ -346,7 +346,7 @@ impl PeftModel {
     /// [`Error::Data`] if the inputs were checked for another model and do not suit this one; [`Error::Adapter`] if its rows have
     /// adapters of their own and are others, or cannot be told apart by a layer.
     pub fn forward(&self, inputs: &CheckedInputs) -> Result<Outputs> {
-        let task = self.task()?.map(|plugin| plugin.task);
+        let task = self.wrapper()?.map(|plugin| plugin.task);
         run(&*self.module, &self.info, self.rows.as_deref(), task, inputs)
     }
 
@@ -418,7 +418,7 @@ impl PeftModel {
 
     /// The model in evaluation mode without autodiff, as its adapters are now.
     pub fn valid(&self) -> RunningModel {
-        let task = self.task().ok().flatten().map(|plugin| plugin.task);
+        let task = self.wrapper().ok().flatten().map(|plugin| plugin.task);
         RunningModel { module: self.module.valid(), info: Arc::clone(&self.info), rows: self.rows.clone(), task }
     }
 

@@ -332,19 +332,21 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
     // What the model cannot take is refused before its weights are read.
     let plan = |one: &&Recipe| explain::plan(&skeleton, &one.adapter).map_err(|error| error.in_file(&recipe.path));
     let plans: Vec<Plan> = apart.iter().map(plan).collect::<peft::Result<_>>()?;
-    let (base, initialised) = if !weights {
-        (skeleton, Vec::new())
+    let (base, initialised, replaced) = if !weights {
+        (skeleton, Vec::new(), Vec::new())
     } else if recipe.model.init == Some(Init::Random) {
-        (checkpoint::random(&config, &task.auto_class, &options, device)?, Vec::new())
+        (checkpoint::random(&config, &task.auto_class, &options, device)?, Vec::new(), Vec::new())
     } else {
-        let Loaded { base, initialised, .. } = checkpoint::load(&folder, &task.auto_class, &options, device)?;
-        (base, initialised)
+        let loaded = checkpoint::load(&folder, &task.auto_class, &options, device)?;
+        let Loaded { base, initialised, replaced, .. } = loaded;
+        (base, initialised, replaced)
     };
     let each = apart.into_iter().zip(plans).zip(rows);
     let each = each.map(|((one, plan), rows)| {
         let model = Model {
             base: base.clone(),
             initialised: initialised.clone(),
+            replaced: replaced.clone(),
             found: found.clone(),
             weights,
             is_for_others: are_other && !gives_way,
@@ -358,6 +360,8 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
 struct Model {
     base: BaseModel,
     initialised: Vec<String>,
+    /// What of the checkpoint's own head is left out.
+    replaced: Vec<String>,
     found: Option<LabelSet>,
     weights: bool,
     /// Whether its head is for other classes than those of the data.
@@ -372,7 +376,7 @@ fn encoded(
     rows: Rows,
     device: &Device,
 ) -> Result<Prepared> {
-    let Model { base, initialised, found, weights, is_for_others } = model;
+    let Model { base, initialised, replaced, found, weights, is_for_others } = model;
     let Rows { source, train, eval } = rows;
     let of_rows = |error: PeftError| match about_rows(error, &source, recipe) {
         PeftError::Data(problem) if is_for_others => PeftError::Data(format!(
@@ -381,6 +385,12 @@ fn encoded(
         other => other,
     };
     let mut notes: Vec<String> = train_and(eval.as_deref(), &train).filter_map(note_on_paragraphs).collect();
+    if !replaced.is_empty() {
+        notes.push(format!(
+            "the checkpoint has another head, which is left out for a fresh one: {}",
+            replaced.join(", ")
+        ));
+    }
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&recipe.tokenizer())?);
 
     let info = plan.prompt.map_or_else(|| Arc::clone(&base.info), |prompt| Arc::new(prompt.info(&base.info)));
