@@ -7,6 +7,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use burn::tensor::Device;
@@ -14,7 +15,7 @@ use peft::{
     AutoClass, Error,
     models::{
         checkpoint::{self, LoadOptions},
-        hub::{Hub, Needed},
+        hub::{Endpoint, Hub, Needed},
     },
 };
 use serde_json::json;
@@ -24,31 +25,32 @@ use crate::fixture::case;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const BERT: &str = "bert.SEQ_CLS.default";
-const ETAG: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
+const ETAG: &str = "2ad5d26151ef5751b1e76cec49aa0ba0743927a5a1e4e1bfd7dae6e4034bfa94";
 
 /// What a server says to one request.
 struct Answer {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
-    /// The length that it claims.
-    length: usize,
+    /// The length that it claims, if it claims one.
+    length: Option<usize>,
+    /// What it waits before each byte of the body after the first.
+    pause: Duration,
 }
 
 impl Answer {
     fn new(status: u16, headers: &[(&'static str, &str)], body: impl Into<Vec<u8>>) -> Self {
         let body = body.into();
         let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        Self { status, headers, length: body.len(), body }
+        Self { status, headers, length: Some(body.len()), body, pause: Duration::ZERO }
     }
 
-    fn breaking_off(mut self) -> Self {
-        self.length += 1000;
-        self
+    fn breaking_off(self) -> Self {
+        Self { length: self.length.map(|length| length + 1000), ..self }
     }
 }
 
-/// A server that answers by path, and what it was asked: `/path`, with ` token` behind it where one came along.
+/// A server that answers by path, and what it was asked: `/path`, with ` token` or ` password` behind it where one came along.
 struct Server {
     address: String,
     asked: Arc<Mutex<Vec<String>>>,
@@ -65,15 +67,27 @@ impl Server {
                 let mut stream = stream.unwrap();
                 let request = request(&mut stream);
                 let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-                let token =
-                    if request.to_lowercase().contains("\r\nauthorization: bearer secret\r\n") { " token" } else { "" };
-                log.lock().unwrap().push(format!("{path}{token}"));
-                let Answer { status, headers, body, length } = answer(&path);
+                let header = request.lines().find(|line| line.to_lowercase().starts_with("authorization:"));
+                let proof = match header.and_then(|line| line.split_once(": ")).map(|(_, proof)| proof) {
+                    Some("Bearer secret") => " token",
+                    // user:hush-hush
+                    Some("Basic dXNlcjpodXNoLWh1c2g=") => " password",
+                    _ => "",
+                };
+                log.lock().unwrap().push(format!("{path}{proof}"));
+                let Answer { status, mut headers, body, length, pause } = answer(&path);
+                headers.extend(length.map(|length| ("Content-Length", length.to_string())));
                 let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-                let head =
-                    format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n");
+                let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{headers}\r\n");
+                let pieces = if pause.is_zero() { body.len().max(1) } else { 1 };
                 // The other side may have hung up.
-                _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+                _ = stream.write_all(head.as_bytes()).and_then(|()| {
+                    body.chunks(pieces).try_for_each(|piece| {
+                        stream.write_all(piece)?;
+                        std::thread::sleep(pause);
+                        Ok(())
+                    })
+                });
             }
         });
         Self { address, asked }
@@ -96,7 +110,8 @@ fn request(stream: &mut TcpStream) -> String {
 }
 
 fn hub(cache: &TempDir, endpoint: &str) -> Hub {
-    Hub { cache: cache.path().join("hub"), endpoint: endpoint.to_owned(), token: None, offline: false }
+    let timeout = Duration::from_secs(20);
+    Hub { cache: cache.path().join("hub"), endpoint: Endpoint::new(endpoint), token: None, timeout, offline: false }
 }
 
 fn locate(hub: &Hub, given: &str, needed: Needed) -> Result<PathBuf, Error> {
@@ -129,7 +144,7 @@ fn load(folder: &Path) {
     checkpoint::load(folder, &class, &LoadOptions::default(), &Device::flex()).unwrap();
 }
 
-/// Every file and link below a folder, by its path there.
+/// Every file and link below a folder, by its path there, without locks.
 fn tree(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut left = vec![folder.to_owned()];
@@ -138,7 +153,7 @@ fn tree(folder: &Path) -> Vec<String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 left.push(path);
-            } else {
+            } else if path.extension().is_none_or(|extension| extension != "lock") {
                 found.push(path.strip_prefix(folder).unwrap().display().to_string());
             }
         }
@@ -160,7 +175,7 @@ fn what_is_needed_is_fetched_once_into_the_layout_that_python_has() {
         _ => {
             let headers = [
                 ("Location", &*blob),
-                ("X-Linked-Etag", "\"53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db\""),
+                ("X-Linked-Etag", "\"2ad5d26151ef5751b1e76cec49aa0ba0743927a5a1e4e1bfd7dae6e4034bfa94\""),
                 ("X-Linked-Size", &size),
             ];
             Answer::new(302, &headers, "")
@@ -181,7 +196,7 @@ fn what_is_needed_is_fetched_once_into_the_layout_that_python_has() {
 
     let snapshot = format!("models--org--tiny/snapshots/{COMMIT}");
     let files = [
-        "models--org--tiny/blobs/53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db".to_owned(),
+        "models--org--tiny/blobs/2ad5d26151ef5751b1e76cec49aa0ba0743927a5a1e4e1bfd7dae6e4034bfa94".to_owned(),
         "models--org--tiny/blobs/abc".to_owned(),
         "models--org--tiny/refs/main".to_owned(),
         format!("{snapshot}/config.json"),
@@ -352,7 +367,7 @@ fn without_an_answer_the_cache_is_used_or_the_error_says_all_that_helps() {
     let online = hub(&cache, &server.address);
     let folder = locate(&online, "org/tiny", Needed::Config).unwrap();
     // A port that nobody listens on.
-    let unreachable = Hub { endpoint: "http://127.0.0.1:1".to_owned(), ..online };
+    let unreachable = Hub { endpoint: Endpoint::new("http://127.0.0.1:1"), ..online };
     let mut reports = Vec::new();
     let found = unreachable.locate(Path::new("org/tiny"), Needed::Config, &mut |line| reports.push(line)).unwrap();
     assert_eq!(found, folder);
@@ -372,4 +387,187 @@ fn without_an_answer_the_cache_is_used_or_the_error_says_all_that_helps() {
         let error = locate(hub, "org/tiny", Needed::Model).unwrap_err().to_string();
         assert!(error.contains("only in part (no model.safetensors"), "{error}");
     }
+}
+
+/// A repository of a configuration whose ETag is a hash, and one answer for it.
+fn configuration(etag: &'static str, change: impl Fn(Answer) -> Answer + Send + 'static) -> Server {
+    Server::new(move |path| match path.starts_with("/api/") {
+        true => listing(&["config.json"]),
+        false => change(Answer::new(200, &[("ETag", etag)], b"hello\n".to_vec())),
+    })
+}
+
+/// What `git hash-object` says of `hello`.
+const HELLO: &str = "\"ce013625030ba8dba906f756967f9e9ca394464a\"";
+
+#[test]
+fn other_bytes_than_the_hash_are_refused_and_not_kept() {
+    let sha256 = "\"5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03\"";
+    for etag in [HELLO, sha256] {
+        let is_damaged = Arc::new(Mutex::new(true));
+        let damages = Arc::clone(&is_damaged);
+        let server = configuration(etag, move |answer| match *damages.lock().unwrap() {
+            true => Answer { body: b"jello\n".to_vec(), ..answer },
+            false => answer,
+        });
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub(&cache, &server.address);
+        let error = locate(&hub, "org/tiny", Needed::Config).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("the SHA-") && cause.contains(etag.trim_matches('"')), "{cause}");
+        assert_eq!(tree(&hub.cache), Vec::<String>::new());
+
+        *is_damaged.lock().unwrap() = false;
+        let folder = locate(&hub, "org/tiny", Needed::Config).unwrap();
+        assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"hello\n");
+    }
+}
+
+#[test]
+fn half_a_body_of_unknown_length_is_refused() {
+    for etag in [HELLO, "\"unverifiable\""] {
+        let server = configuration(etag, |answer| Answer { body: b"hel".to_vec(), length: None, ..answer });
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub(&cache, &server.address);
+        let error = locate(&hub, "org/tiny", Needed::Config).unwrap_err();
+        assert_eq!((error.exit_code(), error.to_string().as_str()), (1, "org/tiny/config.json: cannot download"));
+        assert_eq!(tree(&hub.cache), Vec::<String>::new());
+    }
+    let server = configuration("\"unverifiable\"", |answer| Answer {
+        headers: vec![("ETag", "\"unverifiable\"".to_owned()), ("Transfer-Encoding", "chunked".to_owned())],
+        body: b"3\r\nhel\r\n".to_vec(),
+        length: None,
+        ..answer
+    });
+    let cache = tempfile::tempdir().unwrap();
+    locate(&hub(&cache, &server.address), "org/tiny", Needed::Config).unwrap_err();
+    // Whole, and the hash says so.
+    let server = configuration(HELLO, |answer| Answer { length: None, ..answer });
+    locate(&hub(&cache, &server.address), "org/tiny", Needed::Config).unwrap();
+}
+
+#[test]
+fn half_a_file_that_an_older_version_kept_is_fetched_again() {
+    let server = configuration(HELLO, |answer| answer);
+    let cache = tempfile::tempdir().unwrap();
+    let hub = hub(&cache, &server.address);
+    let blobs = hub.cache.join("models--org--tiny/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join(HELLO.trim_matches('"')), "hel").unwrap();
+    let folder = locate(&hub, "org/tiny", Needed::Config).unwrap();
+    assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"hello\n");
+}
+
+#[test]
+fn leftovers_of_killed_downloads_go_and_those_of_running_ones_stay() {
+    let server = configuration(HELLO, |answer| answer);
+    let cache = tempfile::tempdir().unwrap();
+    let hub = hub(&cache, &server.address);
+    let (blobs, locks) = (hub.cache.join("models--org--tiny/blobs"), hub.cache.join(".locks/models--org--tiny"));
+    fs::create_dir_all(&blobs).unwrap();
+    fs::create_dir_all(&locks).unwrap();
+    for name in [".peft-aaaa.Xy12", ".peft-bbbb.Xy12", ".peft-Xy12", "cccc.incomplete"] {
+        fs::write(blobs.join(name), "half").unwrap();
+    }
+    fs::File::create(locks.join("aaaa.lock")).unwrap();
+    let running = fs::File::create(locks.join("bbbb.lock")).unwrap();
+    running.lock().unwrap();
+    locate(&hub, "org/tiny", Needed::Config).unwrap();
+    // The last is of Python, which goes on with it.
+    let left = [".peft-bbbb.Xy12", "cccc.incomplete", HELLO.trim_matches('"')];
+    assert_eq!(tree(&blobs), left);
+}
+
+#[test]
+fn many_that_fetch_at_once_all_get_it_and_it_comes_once() {
+    let files = repository(BTreeMap::from([("config.json", b"{}".to_vec()), ("model.safetensors", b"1".to_vec())]));
+    let server = Server::new(files);
+    let cache = tempfile::tempdir().unwrap();
+    let hub = hub(&cache, &server.address);
+    let reports = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut report = |line| reports.lock().unwrap().push(line);
+                let folder = hub.locate(Path::new("org/tiny"), Needed::Model, &mut report).unwrap();
+                assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), b"1");
+            });
+        }
+    });
+    let downloads = reports.into_inner().unwrap().into_iter().filter(|line: &String| line.starts_with("downloading"));
+    assert_eq!(downloads.count(), 2);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let server = Server::new(|path| match path {
+        _ if path.starts_with("/api/") => listing(&["config.json", "model.safetensors"]),
+        _ if path.ends_with("config.json") => Answer::new(200, &[("ETag", HELLO)], "hello\n"),
+        _ => Answer::new(404, &[], ""),
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let error = locate(&hub(&cache, &server.address), "org/tiny", Needed::Model).unwrap_err();
+    assert_eq!(error.exit_code(), 6);
+    let error = error.to_string();
+    assert!(error.contains("model.safetensors") && !error.contains("no such repository"), "{error}");
+}
+
+#[test]
+fn a_password_in_the_endpoint_is_sent_and_never_shown() {
+    let server = Server::new(|path| match path {
+        _ if path.starts_with("/api/") => listing(&["config.json"]),
+        _ => Answer::new(503, &[], ""),
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let hub = hub(&cache, &server.address.replace("http://", "http://user:hush-hush@"));
+    let error = locate(&hub, "org/tiny", Needed::Config).unwrap_err().to_string();
+    assert!(error.contains(&server.address) && !error.contains("hush"), "{error}");
+    assert!(!format!("{hub:?} {}", hub.endpoint).contains("hush"));
+    assert!(server.asked().iter().all(|asked| asked.ends_with(" password")));
+    let unreachable = Hub { endpoint: Endpoint::new("http://user:hush-hush@127.0.0.1:1"), ..hub };
+    let error = locate(&unreachable, "org/tiny", Needed::Config).unwrap_err().to_string();
+    assert!(error.contains("127.0.0.1:1") && !error.contains("hush"), "{error}");
+}
+
+#[test]
+fn redirects_that_never_end_are_given_up() {
+    let server = Server::new(|path| Answer::new(302, &[("Location", path)], ""));
+    let cache = tempfile::tempdir().unwrap();
+    let error = locate(&hub(&cache, &server.address), "org/tiny", Needed::Config).unwrap_err().to_string();
+    assert!(error.contains("redirected again and again"), "{error}");
+    assert!(server.asked().len() < 20);
+}
+
+#[test]
+fn a_server_that_stalls_is_given_up() {
+    let long = vec![b'x'; 100];
+    let stops = configuration(HELLO, |answer| Answer {
+        length: Some(1000),
+        body: b"x".to_vec(),
+        pause: Duration::from_secs(2),
+        ..answer
+    });
+    let drips = configuration(HELLO, move |answer| Answer {
+        length: Some(long.len()),
+        body: long.clone(),
+        pause: Duration::from_millis(40),
+        ..answer
+    });
+    for server in [stops, drips] {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub { timeout: Duration::from_millis(200), ..hub(&cache, &server.address) };
+        let start = Instant::now();
+        let error = locate(&hub, "org/tiny", Needed::Config).unwrap_err().to_string();
+        assert!(start.elapsed() < Duration::from_secs(3), "{error}");
+        assert_eq!(tree(&hub.cache), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn names_that_lead_out_of_the_repository_are_not_fetched() {
+    let server = Server::new(|_| listing(&["../../../x.gguf", "\u{1b}[31mx.gguf"]));
+    let cache = tempfile::tempdir().unwrap();
+    let error = locate(&hub(&cache, &server.address), "org/tiny", Needed::Model).unwrap_err().to_string();
+    assert!(error.contains("has no config.json"), "{error}");
+    assert_eq!(server.asked().len(), 1);
 }

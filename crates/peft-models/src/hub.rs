@@ -6,38 +6,61 @@
 
 mod cache;
 #[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
+mod digest;
+#[cfg(feature = "hub")]
 mod download;
+mod endpoint;
 mod id;
+#[cfg(feature = "hub")]
+mod lock;
 mod needed;
 
 use std::{
-    env,
+    env, fmt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use peft_core::{Error, Result};
 
+pub use endpoint::Endpoint;
 pub use id::HubId;
 pub use needed::Needed;
 
 use cache::Cached;
 
+/// How long a server may say nothing, unless `HF_HUB_DOWNLOAD_TIMEOUT` says otherwise.
+const TIMEOUT_SECONDS: u64 = 20;
+
 /// Where models that are not local folders are looked for.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Hub {
     /// The cache: one folder for each repository.
     pub cache: PathBuf,
     /// The address of the Hub.
-    pub endpoint: String,
+    pub endpoint: Endpoint,
     /// What proves who asks; gated and private repositories need it.
     pub token: Option<String>,
+    /// How long a server may say nothing, or next to nothing.
+    pub timeout: Duration,
     /// Whether the cache is all that may be used.
     pub offline: bool,
 }
 
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cache, endpoint, token, timeout, offline } = self;
+        let mut shown = f.debug_struct("Hub");
+        shown.field("cache", cache).field("endpoint", endpoint).field("has_token", &token.is_some());
+        shown.field("timeout", timeout).field("offline", offline).finish()
+    }
+}
+
 impl Hub {
     /// The settings of `huggingface_hub`: `HF_HUB_CACHE`, else `HF_HOME`; `HF_ENDPOINT`; `HF_TOKEN`, else the token that
-    /// `hf auth login` left; `HF_HUB_OFFLINE`.
+    /// `hf auth login` left; `HF_HUB_DOWNLOAD_TIMEOUT`; `HF_HUB_OFFLINE`.
     pub fn from_env() -> Self {
         let text = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         let folder = |name: &str| text(name).map(|path| expanded(&path));
@@ -49,11 +72,13 @@ impl Hub {
         let token_file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
         let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
         let token = token.or_else(|| std::fs::read_to_string(token_file).ok());
+        let seconds = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.trim().parse().ok());
         let is_true = |name| text(name).is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&&*v.to_uppercase()));
         Self {
             cache: cache.unwrap_or_else(|| home.join("hub")),
-            endpoint: text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),
+            endpoint: Endpoint::new(text("HF_ENDPOINT").as_deref().unwrap_or("https://huggingface.co")),
             token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
+            timeout: Duration::from_secs(seconds.filter(|seconds| *seconds > 0).unwrap_or(TIMEOUT_SECONDS)),
             offline: is_true("HF_HUB_OFFLINE") || is_true("TRANSFORMERS_OFFLINE"),
         }
     }

@@ -29,7 +29,7 @@ impl Doctor {
         let kernel_cache = device::kernel_cache();
         if globals.json {
             let hub = json!({
-                "cache": hub.cache, "endpoint": hub.endpoint, "offline": hub.offline, "token": hub.token.is_some(),
+                "cache": hub.cache, "endpoint": hub.endpoint.to_string(), "offline": hub.offline, "token": hub.token.is_some(),
                 "downloads": cfg!(feature = "hub"),
             });
             let rows: Vec<_> = devices

@@ -17,14 +17,34 @@ use crate::checkpoint::shards::read_index;
 pub(super) struct Cached {
     /// `models--org--name`.
     pub(super) folder: PathBuf,
+    /// The locks of its blobs, as `huggingface_hub` names them.
+    #[cfg(feature = "hub")]
+    locks: PathBuf,
     /// The revision asked for.
     revision: String,
 }
 
 impl Cached {
     pub(super) fn new(cache: &Path, id: &HubId) -> Self {
-        let folder = cache.join(format!("models--{}", id.repo.replace('/', "--")));
-        Self { folder, revision: id.revision.clone() }
+        let name = format!("models--{}", id.repo.replace('/', "--"));
+        Self {
+            folder: cache.join(&name),
+            #[cfg(feature = "hub")]
+            locks: cache.join(".locks").join(&name),
+            revision: id.revision.clone(),
+        }
+    }
+
+    /// The folder of the files' contents, each named after its hash.
+    #[cfg(feature = "hub")]
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.folder.join("blobs")
+    }
+
+    /// The file that whoever fetches a blob has locked.
+    #[cfg(feature = "hub")]
+    pub(super) fn lock(&self, blob: &str) -> PathBuf {
+        self.locks.join(format!("{blob}.lock"))
     }
 
     /// The file that says which commit the revision is.
