@@ -196,12 +196,7 @@ impl Download<'_> {
         let (mut reader, mut buffer) = (body.as_reader(), vec![0; 1 << 16]);
         let (mut since, mut come) = (Instant::now(), 0);
         loop {
-            let count = reader.read(&mut buffer).map_err(|error| match error.kind() {
-                io::ErrorKind::TimedOut => {
-                    io::Error::new(error.kind(), format!("nothing came for {} seconds", patience.as_secs()))
-                }
-                _ => error,
-            })?;
+            let count = reader.read(&mut buffer).map_err(|error| timed_out(error, patience))?;
             let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
             to(bytes)?;
             come += len(bytes);
@@ -260,6 +255,16 @@ impl Download<'_> {
     fn broken(&self, name: &str, source: io::Error) -> Failure {
         let path = PathBuf::from(&self.client.id.repo).join(name);
         Failure::Error(Error::Io { path, action: "download", source })
+    }
+}
+
+/// What broke a transfer, in plain words if it was the server's silence.
+fn timed_out(error: io::Error, patience: Duration) -> io::Error {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(ureq::Error::Timeout(_)) => {
+            io::Error::new(io::ErrorKind::TimedOut, format!("nothing came for {} seconds", patience.as_secs()))
+        }
+        _ => error,
     }
 }
 
