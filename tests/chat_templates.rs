@@ -63,6 +63,94 @@ fn conversations_read_as_transformers_writes_them() {
     }
 }
 
+#[test]
+fn templates_do_what_jinja_and_python_do() {
+    let expressions = fs::read_to_string(folder().join("expressions.json")).unwrap();
+    let expressions: Vec<(String, Option<String>)> = serde_json::from_str(&expressions).unwrap();
+    let (short, bare) = (&cases()[0].messages, HfTokenizer::from_folder(&folder().join("tokenizer")).unwrap());
+    let conversation = Conversation { messages: short, tools: None, add_generation_prompt: false };
+    let mut tokenizer = bare;
+    for (template, expected) in expressions {
+        tokenizer = tokenizer.with_chat_template(&template);
+        let rendered = tokenizer.render_chat(&conversation).ok().map(|rendered| rendered.text);
+        assert_eq!(rendered, expected, "{template}");
+    }
+}
+
+#[test]
+fn a_template_that_does_not_end_or_is_too_deep_is_refused_by_its_name() {
+    let doubling = |start: &str, step: &str, end: &str| {
+        format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for i in range(40) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ {end} }}}}"
+        )
+    };
+    let messages = [json!({ "role": "user", "content": "hi" })];
+    for template in [
+        format!("{{{{ {}1 }}}}", "-".repeat(30_000)),
+        format!("{{{{ {}1 }}}}", "not ".repeat(30_000)),
+        format!("{{{{ {}1{} }}}}", "(".repeat(3000), ")".repeat(3000)),
+        format!("{{%{} endif %}}", " if 1 %}{%".repeat(2000)),
+        "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(),
+        "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}".to_owned(),
+        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(),
+        doubling("'a'", "ns.x ~ ns.x", "ns.x"),
+        doubling("'a'", "ns.x + ns.x", "ns.x"),
+        doubling("'a'", "ns.x * 2", "ns.x"),
+        doubling("'a'", "[ns.x, ns.x]", "ns.x"),
+        doubling("'a'", "[ns.x, ns.x]", "ns.x | tojson"),
+        doubling("'a'", "[ns.x, ns.x]", "ns.x | string | length"),
+        doubling("'aa'", "ns.x.replace('a', 'aa')", "ns.x"),
+        doubling("[]", "[ns.x] * 7 ", "ns.x"),
+        "{{ messages | tojson(indent=2000000000) }}".to_owned(),
+        "{{ 'a' | center(10 ** 10) }}{{ 'a'.rjust(10 ** 10) }}".to_owned(),
+        "{{ 'x' | indent(1000000000) }}{{ 'x' * 1000000000 }}".to_owned(),
+        "{{ '{:>1000000000}'.format(1) }}".to_owned(),
+        "{{ '%1000000000d' | format(1) }}".to_owned(),
+        "{{ range(100000) | map('string') | join('b' * 10000) }}".to_owned(),
+    ] {
+        let tokenizer = tokenizer("chatml").with_chat_template(&template);
+        let conversation = Conversation { messages: &messages, tools: None, add_generation_prompt: false };
+        let begins = template.chars().take(100).collect::<String>();
+        let error = tokenizer.render_chat(&conversation).expect_err(&begins);
+        assert_eq!(error.exit_code(), 3, "{begins}");
+        let error = error.to_string();
+        assert!(error.starts_with("the chat template ") && error.len() < 1000, "{begins}: {error}");
+    }
+}
+
+#[test]
+fn a_folders_templates_are_chosen_by_their_names() {
+    let model = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(folder().join("tokenizer")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), model.path().join(file.file_name())).unwrap();
+    }
+    let tools = json!([]);
+    let rendered = |tools: Option<&Value>| {
+        let tokenizer = HfTokenizer::from_folder(model.path()).unwrap();
+        let conversation = Conversation { messages: &[], tools, add_generation_prompt: false };
+        tokenizer.render_chat(&conversation).map(|rendered| rendered.text).map_err(|error| error.to_string())
+    };
+    let config = model.path().join("tokenizer_config.json");
+    let mut settings: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    settings["chat_template"] =
+        json!([{ "name": "default", "template": "a" }, { "name": "tool_use", "template": "b" }]);
+    fs::write(&config, settings.to_string()).unwrap();
+    assert_eq!((rendered(None).unwrap().as_str(), rendered(Some(&tools)).unwrap().as_str()), ("a", "b"));
+
+    let additional = model.path().join("additional_chat_templates");
+    fs::create_dir(&additional).unwrap();
+    fs::write(additional.join("rag.jinja"), "r").unwrap();
+    let error = rendered(None).unwrap_err();
+    assert!(error.contains("no chat template of the model is called `default` (there are: rag)"), "{error}");
+    fs::write(model.path().join("chat_template.jinja"), "c{{ 1 + 'a' }}").unwrap();
+    fs::write(additional.join("tool_use.jinja"), "d").unwrap();
+    assert_eq!(rendered(Some(&tools)).unwrap(), "d");
+    let error = rendered(None).unwrap_err();
+    let file = model.path().join("chat_template.jinja");
+    assert!(error.starts_with(&format!("the chat template {} refuses", file.display())), "{error}");
+}
+
 /// How a row is encoded.
 #[derive(Clone, Copy)]
 struct Wish {

@@ -1,4 +1,5 @@
-"""Writes expected.json and tokenizer/: what Transformers makes of conversations with the templates beside this script.
+"""Writes expected.json and tokenizer/: what Transformers makes of conversations with the templates beside this script;
+and anew what it makes of the templates in expressions.json, with SHORT as the conversation (null: it refuses).
 
     python tests/chat/generate.py        # transformers 5.23
 """
@@ -40,6 +41,15 @@ ODD = [turn("narrator", "Once")]
 CASES = [(name, messages, None) for name in ("chatml", "chatml-plain", "llama3", "mistral", "gemma") for messages in (SHORT, LONG, OPEN)]
 CASES += [("gemma", PARTS, None), ("gemma", WRONG, None), ("llama3", ODD, None), ("llama3", CALL, TOOLS), ("mistral", CALL, None),
           ("values", SHORT, None)]
+RICH = [{"type": "function", "function": {"name": "weather", "description": "How it \"is\" – <b>", "parameters": {"type": "object", "properties": {
+    "place": {"type": "string"}, "share": {"type": ["number", "null"], "default": 1e-05}, "items": {"type": "array", "default": []},
+    "more": {"type": "object", "properties": {"x": {"type": "boolean", "default": True}}}, "any": {"default": 1e22}}, "required": []}}}]
+ARGUMENTS = [turn("user", "Weather?"), turn("assistant", None, tool_calls=[
+    {"type": "function", "function": {"name": "weather", "arguments": {"place": "Åbo 'x'", "share": 1e-07, "items": [1, 2.0, None], "more": {"x": True}, "big": 1e16}}},
+    {"type": "function", "function": {"name": "now", "arguments": "{}"}}]), turn("tool", "{\"rain\": 1e-7}"), turn("assistant", "Rain.")]
+THOUGHT = [turn("user", "3+3?"), turn("assistant", "6", reasoning_content="easy\n"), turn("user", "4+4?"), turn("assistant", "8", thinking="hm"),
+           turn("user", "5+5?"), turn("assistant", "<think>\nten\rthen</think>\n10", reasoning=None), turn("assistant", "", thinking=None, reasoning="r")]
+CASES += [("tools", messages, tools) for messages, tools in ((ARGUMENTS, RICH), (ARGUMENTS, None), (THOUGHT, None), (PARTS, []), (LONG, TOOLS))]
 
 expected = []
 for name, messages, tools in CASES:
@@ -58,3 +68,12 @@ for name, messages, tools in CASES:
         expected.append(case)
 lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in expected)
 (HERE / "expected.json").write_text(f"[\n{lines}\n]\n")
+
+expressions = []
+for template, _ in json.loads((HERE / "expressions.json").read_text()):
+    try:
+        text = tokenizer.apply_chat_template(SHORT, tokenize=False, chat_template=template)
+    except Exception:
+        text = None
+    expressions.append(json.dumps([template, text], ensure_ascii=False))
+(HERE / "expressions.json").write_text("[\n" + ",\n".join(expressions) + "\n]\n")

@@ -33,7 +33,6 @@ const TOOL_USE: &str = "tool_use";
 /// The file of the template, and the folder of those that have other names.
 pub(crate) const FILE: &str = "chat_template.jinja";
 pub(crate) const FOLDER: &str = "additional_chat_templates";
-const EXTENSION: &str = "jinja";
 /// What a message's reasoning is called. The first that is there counts; templates read the first two.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// How many letters of a problem are shown: a template may put a whole conversation into its message.
@@ -161,7 +160,7 @@ impl ChatTemplate {
             })
         };
         let mut variables = self.special_tokens.clone();
-        variables.insert("messages".to_owned(), conversation.messages.iter().map(with_reasoning).collect());
+        variables.insert("messages".to_owned(), conversation.messages.iter().map(offered).collect());
         variables.insert("tools".to_owned(), conversation.tools.cloned().unwrap_or_default());
         variables.insert("documents".to_owned(), Value::Null);
         variables.insert("add_generation_prompt".to_owned(), conversation.add_generation_prompt.into());
@@ -201,23 +200,34 @@ fn render_for_the_first_time(
     }
 }
 
+/// Whether a file of a repository is a template with a name of its own.
+pub(crate) fn is_additional(path: &str) -> bool {
+    let name = path.strip_prefix(FOLDER).and_then(|rest| rest.strip_prefix('/'));
+    name.and_then(|name| name.strip_suffix(".jinja")).is_some_and(|name| !name.is_empty() && !name.contains('/'))
+}
+
 /// The templates in a folder of their own, by their names.
-fn additional(folder: &Path) -> Vec<(String, PathBuf)> {
+pub(crate) fn additional(folder: &Path) -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(folder.join(FOLDER)).into_iter().flatten().flatten().map(|entry| entry.path());
-    let templates = entries.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
-    let mut found: Vec<_> = templates.filter_map(|path| Some((path.file_stem()?.to_str()?.to_owned(), path))).collect();
+    // A link whose blob was deleted is no file.
+    let files = entries.filter(|path| path.extension().is_some_and(|end| end == "jinja") && path.is_file());
+    let mut found: Vec<_> = files.filter_map(|path| Some((path.file_stem()?.to_str()?.to_owned(), path))).collect();
     found.sort();
     found
 }
 
-/// The message with its reasoning under the names that templates read.
-fn with_reasoning(message: &Value) -> Value {
-    let found = REASONING.iter().find_map(|name| message.get(name).filter(|value| !value.is_null()));
-    let (Some(reasoning), Some(fields)) = (found, message.as_object()) else { return message.clone() };
+/// The message as Transformers gives it to templates: without what is null, and with its reasoning under both names that
+/// they read.
+fn offered(message: &Value) -> Value {
+    let Some(fields) = message.as_object() else { return message.clone() };
+    let fields: Map<String, Value> = fields.clone().into_iter().filter(|(_, value)| !value.is_null()).collect();
+    let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() else {
+        return Value::Object(fields);
+    };
     let mut with = Map::new();
     with.insert("thinking".to_owned(), reasoning.clone());
-    with.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
-    with.insert("reasoning_content".to_owned(), reasoning.clone());
+    with.extend(fields);
+    with.insert("reasoning_content".to_owned(), reasoning);
     Value::Object(with)
 }
 

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use peft_core::{
     Result,
-    files::{read_bytes, write_atomically},
+    files::{create_folder, read_bytes, write_atomically},
 };
 use serde_json::Value;
 
-use crate::gguf;
+use crate::{chat_template, gguf};
 
 /// Their names, in the folder of a model.
 pub(crate) const FILES: &[&str] = &[
@@ -22,7 +22,7 @@ pub(crate) const FILES: &[&str] = &[
     "spiece.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
-    "chat_template.jinja",
+    chat_template::FILE,
 ];
 
 /// Puts the tokenizer of a model into a folder: the files beside it, or what a GGUF file holds.
@@ -41,6 +41,13 @@ pub fn copy_tokenizer(model: &Path, folder: &Path) -> Result<()> {
         if path.exists() {
             write_atomically(&folder.join(name), &read_bytes(&path, "a tokenizer file")?)?;
         }
+    }
+    // The templates that a chat with tools takes, and others with names of their own.
+    for (_, path) in chat_template::additional(model) {
+        let target = folder.join(chat_template::FOLDER);
+        create_folder(&target)?;
+        let name = path.file_name().unwrap_or_default();
+        write_atomically(&target.join(name), &read_bytes(&path, "a chat template")?)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::{
     HubId,
     needed::{Needed, POOLING},
 };
-use crate::checkpoint::shards::read_index;
+use crate::{chat_template, checkpoint::shards::read_index};
 
 /// The folder of a repository, at a revision.
 #[derive(Debug)]
@@ -91,5 +91,9 @@ fn listing(folder: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     // A link whose blob was deleted is no file.
     let files = entries.filter(|entry| entry.path().is_file()).filter_map(|entry| entry.file_name().into_string().ok());
+    let templates = chat_template::additional(folder)
+        .into_iter()
+        .filter_map(|(_, path)| Some(format!("{}/{}", chat_template::FOLDER, path.file_name()?.to_str()?)));
+    let files = files.chain(templates);
     files.chain(folder.join(POOLING).is_file().then(|| POOLING.to_owned())).collect()
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use peft_core::files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, PROMPT_ENCODER_WEIGHTS};
 
 use crate::{
+    chat_template::is_additional,
     checkpoint::{CONFIG, INDEX, PYTORCH_INDEX, PYTORCH_WEIGHTS, WEIGHTS},
     tokenizer_files::FILES as TOKENIZER,
 };
@@ -51,12 +52,14 @@ impl Needed {
     pub(super) fn select(self, there: &BTreeSet<String>) -> Result<Selection, String> {
         let has = |name: &str| there.contains(name);
         let present = |names: &[&str]| names.iter().filter(|name| has(name)).map(|name| (*name).to_owned()).collect();
+        let templates = || there.iter().filter(|name| is_additional(name)).cloned();
         let mut files: Vec<String> = Vec::new();
         let mut index = None;
         if self == Self::Adapter {
             let weights = [ADAPTER_WEIGHTS, ADAPTER_PYTORCH_WEIGHTS].into_iter().find(|name| has(name));
             let weights = weights.ok_or_else(|| format!("no {ADAPTER_WEIGHTS}"))?;
             files.extend::<Vec<_>>(present(TOKENIZER));
+            files.extend(templates());
             files.extend::<Vec<_>>(present(BESIDE_ADAPTER));
             files.push(weights.to_owned());
             if !has(ADAPTER_CONFIG) {
@@ -71,6 +74,7 @@ impl Needed {
         files.push(CONFIG.to_owned());
         if self != Self::Config {
             files.extend::<Vec<_>>(present(TOKENIZER));
+            files.extend(templates());
             files.extend::<Vec<_>>(present(SETTINGS));
         }
         if self == Self::Model {
@@ -117,10 +121,13 @@ mod tests {
             "tf_model.h5",
             "tokenizer.json",
             "1_Pooling/config.json",
+            "additional_chat_templates/tool_use.jinja",
         ];
+        let template = "additional_chat_templates/tool_use.jinja";
         check(Needed::Config, &all, &["config.json"]);
-        check(Needed::Tokenizer, &all, &["config.json", "tokenizer.json", "1_Pooling/config.json"]);
-        check(Needed::Model, &all, &["config.json", "tokenizer.json", "1_Pooling/config.json", "model.safetensors"]);
+        check(Needed::Tokenizer, &all, &["config.json", "tokenizer.json", template, "1_Pooling/config.json"]);
+        let model = ["config.json", "tokenizer.json", template, "1_Pooling/config.json", "model.safetensors"];
+        check(Needed::Model, &all, &model);
         check(Needed::Model, &["config.json", "pytorch_model.bin"], &["config.json", "pytorch_model.bin"]);
         check(Needed::Model, &["a.gguf", "README.md"], &["a.gguf"]);
         let adapter = ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "optimizer.pt"];
