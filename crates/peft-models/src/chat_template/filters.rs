@@ -79,10 +79,8 @@ fn int(value: &Value, default: Option<Value>, base: Option<u32>, named: Kwargs) 
     let base = base.or(named.get("base")?).unwrap_or(10);
     named.assert_all_used()?;
     let Some(text) = value.as_str() else {
-        let whole = |number: f64| (number.is_finite() && number.abs() < 1e38).then_some(number.trunc());
         return Ok(match repr::as_float(value) {
-            #[expect(clippy::cast_possible_truncation, reason = "the range is checked")]
-            Some(number) => whole(number).map_or(default, |number| Value::from(number as i128)),
+            Some(number) => int_of(number).unwrap_or(default),
             None if value.kind() == ValueKind::Bool => Value::from(i32::from(value.is_true())),
             None if value.kind() == ValueKind::Number => value.clone(),
             None => default,
@@ -100,7 +98,7 @@ fn int(value: &Value, default: Option<Value>, base: Option<u32>, named: Kwargs) 
         if (2..=36).contains(&base) { i128::from_str_radix(prefix.unwrap_or(digits), base).ok() } else { None };
     let number = number.and_then(|number| number.checked_mul(sign)).map(Value::from);
     // `'3.9'|int` is 3.
-    Ok(number.or_else(|| text.parse::<f64>().ok().and_then(|number| int_of(number))).unwrap_or(default))
+    Ok(number.or_else(|| text.parse::<f64>().ok().and_then(int_of)).unwrap_or(default))
 }
 
 fn int_of(number: f64) -> Option<Value> {

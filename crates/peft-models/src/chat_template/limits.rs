@@ -11,7 +11,7 @@ const MOST_FUEL: u64 = 50_000_000;
 /// How many bytes of text are one step.
 const BYTES_OF_FUEL: u64 = 64;
 /// What each value takes that is printed, besides its text.
-const BYTES_OF_VALUE: usize = 16;
+const BYTES_OF_VALUE: usize = 64;
 /// The longest template, and its longest line: MiniJinja counts lines and columns in 16 bits.
 const MOST_BYTES: usize = 1 << 20;
 const MOST_LINES: usize = 60_000;

@@ -143,7 +143,7 @@ fn of_text(state: &State, text: &str, method: &str, args: &[Value]) -> Result<Op
             // Python counts ² as a digit, and ½ not.
             let is_digit = |letter: char| match letter {
                 '⁰' | '¹' | '²' | '³' | '⁴'..='⁹' | '₀'..='₉' => method == "isdigit",
-                _ => letter.is_numeric() && letter.to_digit(10).is_some() || is_decimal(letter),
+                _ => letter.is_ascii_digit() || is_decimal(letter),
             };
             (!text.is_empty() && text.chars().all(is_digit)).into()
         }
