@@ -196,7 +196,7 @@ fn the_same_seed_draws_the_same_tokens() {
 fn values_that_exclude_each_other_are_refused_with_the_fix() {
     for (options, hint) in [
         (r#"{"num_return_sequences": 2}"#, "num_beams"),
-        (r#"{"temperature": 0.0}"#, "do_sample"),
+        (r#"{"temperature": 0.0, "do_sample": true}"#, "do_sample"),
         (r#"{"top_k": "many"}"#, "top_k"),
     ] {
         let error = GenerationConfig::default().with(&serde_json::from_str(options).unwrap(), "file").unwrap_err();

@@ -154,3 +154,42 @@ fn whole_texts_are_judged_not_gone_on_from() {
         assert_eq!((code, error.contains("no row asks")), (2, true), "{error}");
     }
 }
+
+#[test]
+fn options_of_generation_may_be_written_as_flags() {
+    let folder = folder("llama.CAUSAL_LM.default");
+    let path = folder.path();
+    let wanted = parsed(path, &with(&["max_new_tokens=3"]));
+    for flags in [&["--max-new-tokens", "3"][..], &["--max_new_tokens=3"], &["--max-length", "6"]] {
+        assert_eq!(parsed(path, &with(flags)), wanted, "{flags:?}");
+    }
+    let wanted = parsed(path, &with(&["max_new_tokens=3", "do_sample=true", "temperature=3.5", "seed=4"]));
+    for flags in [
+        &["--do-sample", "--temperature", "3.5", "--seed", "4", "max_new_tokens=3"][..],
+        &["--temperature", "3.5", "--seed", "4", "--max-new-tokens", "3", "--do-sample", "pad_token_id=-1"],
+    ] {
+        assert_eq!(parsed(path, &with(flags)), wanted, "{flags:?}");
+    }
+}
+
+#[test]
+fn options_that_change_nothing_and_answers_that_were_cut_are_told_of() {
+    let folder = folder("llama.CAUSAL_LM.default");
+    let notes = |more: &[&str]| {
+        let (code, out, notes) = run(folder.path(), &with(more));
+        assert_eq!(code, 0, "{notes}");
+        (out, notes)
+    };
+    let (greedy, _) = notes(&["max_new_tokens=4"]);
+    let (out, told) = notes(&["temperature=0", "max_new_tokens=4"]);
+    assert!(out == greedy && told.contains("temperature has no effect without do_sample"), "{told}");
+    let (_, told) = notes(&["temperature=2", "top_p=0.5", "max_new_tokens=4", "--do-sample"]);
+    assert!(!told.contains("no effect"), "{told}");
+    let (_, told) = notes(&["--stop", "zzzz"]);
+    assert!(told.contains("1 of 1 answers did not end within 20 new tokens: see max_new_tokens"), "{told}");
+    let (_, told) = notes(&["max_new_tokens=4"]);
+    assert!(!told.contains("did not end"), "{told}");
+    let several = ["--stream", "do_sample=true", "num_return_sequences=2"];
+    let (code, _, error) = run(folder.path(), &with(&several));
+    assert!(code == 2 && error.contains("num_return_sequences"), "{error}");
+}

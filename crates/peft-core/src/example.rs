@@ -66,7 +66,9 @@ impl Row {
                     other => Err(self.error(format!("column `{column}` should hold words, found {other}"))),
                 })
                 .collect(),
-            Some(other) => Err(self.error(format!("column `{column}` should be a list of words, found {other}"))),
+            Some(other) => Err(self.error(format!(
+                "column `{column}` should be a list of words, such as [\"New\", \"York\"], found {other}"
+            ))),
             None => Err(self.missing(column)),
         }
     }

@@ -93,6 +93,11 @@ pub trait Task: Debug + Send + Sync {
         false
     }
 
+    /// Whether it pools vectors, so that what a sentence encoder's files say of its texts counts.
+    fn pools(&self) -> bool {
+        false
+    }
+
     /// The batch with the inputs that follow from its labels: those of a decoder that is to say them.
     ///
     /// # Errors

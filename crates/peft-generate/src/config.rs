@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 
 /// The file beside a model that says how it likes to be asked.
 const FILE: &str = "generation_config.json";
+/// How many tokens are written where nothing says how many.
+pub const DEFAULT_NEW_TOKENS: usize = 20;
 
 /// Options of generation. Keys that are not named here have no effect.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -15,7 +17,8 @@ const FILE: &str = "generation_config.json";
 pub struct GenerationConfig {
     /// Most tokens to write.
     pub max_new_tokens: Option<usize>,
-    /// Most tokens of prompt and answer together; `max_new_tokens` has precedence. 20 new ones if neither is set.
+    /// Most tokens of prompt and answer together; `max_new_tokens` has precedence. 20 new ones if neither is set. A model's
+    /// file with 20, which Transformers writes where nobody chose a length, sets nothing.
     pub max_length: Option<usize>,
     /// Fewest tokens to write before an end is allowed.
     pub min_new_tokens: Option<usize>,
@@ -23,7 +26,7 @@ pub struct GenerationConfig {
     pub min_length: usize,
     /// Whether tokens are drawn by their probability; otherwise the most probable one is taken.
     pub do_sample: bool,
-    /// Divides the logits before drawing.
+    /// Divides the logits before drawing; has no effect without `do_sample`, and neither have `top_k`, `top_p` and `min_p`.
     pub temperature: f32,
     /// Only so many of the most probable tokens are drawn from; 0 for all.
     pub top_k: usize,
@@ -46,25 +49,31 @@ pub struct GenerationConfig {
     /// How many answers to a prompt.
     pub num_return_sequences: usize,
     /// Tokens that end an answer.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "tokens")]
     pub eos_token_id: Vec<u32>,
     /// Texts that end an answer.
     #[serde(deserialize_with = "one_or_many")]
     pub stop_strings: Vec<String>,
     /// The token that fills short rows.
+    #[serde(deserialize_with = "token")]
     pub pad_token_id: Option<u32>,
     /// The token that begins a text, and a decoder's where there is no `decoder_start_token_id`.
+    #[serde(deserialize_with = "token")]
     pub bos_token_id: Option<u32>,
     /// The token that a decoder beside an encoder reads first.
+    #[serde(deserialize_with = "token")]
     pub decoder_start_token_id: Option<u32>,
     /// The first token of a decoder's answer.
+    #[serde(deserialize_with = "token")]
     pub forced_bos_token_id: Option<u32>,
     /// The last token where an answer reaches its greatest length.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "tokens")]
     pub forced_eos_token_id: Vec<u32>,
     /// Tokens that are never written.
+    #[serde(deserialize_with = "tokens")]
     pub suppress_tokens: Vec<u32>,
     /// Tokens that are not written first.
+    #[serde(deserialize_with = "tokens")]
     pub begin_suppress_tokens: Vec<u32>,
     /// Runs of tokens that are never written.
     pub bad_words_ids: Vec<Vec<u32>>,
@@ -125,19 +134,23 @@ pub enum Never {
 }
 
 impl GenerationConfig {
-    /// What a model's folder says: `generation_config.json`, or without one the same keys of its configuration.
+    /// What a model's folder says: `generation_config.json`, or without one the same keys of its configuration. Values
+    /// that exclude each other are not judged: what a user gives goes over them first.
     ///
     /// # Errors
-    /// [`Error::File`] for a file that is no JSON object; [`Error::Config`] for a value that cannot be used.
+    /// [`Error::File`] for a file that is no JSON object; [`Error::Config`] for a value of another type.
     pub fn of_model(folder: &Path, config: &Map<String, Value>) -> Result<Self> {
         let path = folder.join(FILE);
-        if !path.exists() {
-            return Self::default().with(config, "config.json");
-        }
-        let text = read_text(&path, "the options of generation")?;
-        let broken = |error| Error::File { path: path.clone(), problem: format!("not a JSON object: {error}") };
-        let map: Map<String, Value> = serde_json::from_str(&text).map_err(broken)?;
-        Self::default().with(&map, &path.display().to_string())
+        let mut found = if path.exists() {
+            let text = read_text(&path, "the options of generation")?;
+            let broken = |error| Error::File { path: path.clone(), problem: format!("not a JSON object: {error}") };
+            let map: Map<String, Value> = serde_json::from_str(&text).map_err(broken)?;
+            Self::default().over(&map, &path.display().to_string())?
+        } else {
+            Self::default().over(config, "config.json")?
+        };
+        found.max_length = found.max_length.filter(|length| *length != DEFAULT_NEW_TOKENS);
+        Ok(found)
     }
 
     /// The same with the keys of a map over it; those that are null change nothing.
@@ -145,6 +158,17 @@ impl GenerationConfig {
     /// # Errors
     /// [`Error::Config`] that names the key.
     pub fn with(&self, map: &Map<String, Value>, origin: &str) -> Result<Self> {
+        let config = self.over(map, origin)?;
+        config.check(|key| if map.contains_key(key) { origin } else { FILE })?;
+        Ok(config)
+    }
+
+    /// Whether nothing says how long an answer may become.
+    pub fn has_default_length(&self) -> bool {
+        self.max_new_tokens.is_none() && self.max_length.is_none()
+    }
+
+    fn over(&self, map: &Map<String, Value>, origin: &str) -> Result<Self> {
         let failed =
             |key: &str, problem: String| Error::Config { origin: origin.to_owned(), key: key.to_owned(), problem };
         let mut all = match serde_json::to_value(self) {
@@ -159,22 +183,24 @@ impl GenerationConfig {
             all.insert(key.clone(), value.clone());
         }
         all.retain(|_, value| !value.is_null());
-        let config = Self::deserialize(Value::Object(all)).map_err(|error| failed("generation", error.to_string()))?;
-        config.check(origin)?;
-        Ok(config)
+        Self::deserialize(Value::Object(all)).map_err(|error| failed("generation", error.to_string()))
     }
 
     /// Judges values that exclude each other.
-    fn check(&self, origin: &str) -> Result<()> {
+    fn check<'a>(&self, origin: impl Fn(&str) -> &'a str) -> Result<()> {
         let rules = [
             ("max_new_tokens", self.max_new_tokens == Some(0), "must be above 0"),
             (
                 "temperature",
-                self.temperature <= 0.0,
+                self.do_sample && self.temperature <= 0.0,
                 "must be above 0; for the most probable token set do_sample to false",
             ),
-            ("top_p", !(0.0..=1.0).contains(&self.top_p), "must lie between 0 and 1"),
-            ("min_p", self.min_p.is_some_and(|p| !(0.0..=1.0).contains(&p)), "must lie between 0 and 1"),
+            ("top_p", self.do_sample && !(0.0..=1.0).contains(&self.top_p), "must lie between 0 and 1"),
+            (
+                "min_p",
+                self.do_sample && self.min_p.is_some_and(|p| !(0.0..=1.0).contains(&p)),
+                "must lie between 0 and 1",
+            ),
             ("repetition_penalty", self.repetition_penalty <= 0.0, "must be above 0; 1 is no penalty"),
             ("num_beams", self.num_beams == 0, "must be at least 1"),
             (
@@ -201,7 +227,7 @@ impl GenerationConfig {
         ];
         match rules.into_iter().find(|(_, is_broken, _)| *is_broken) {
             Some((key, _, problem)) => {
-                Err(Error::Config { origin: origin.to_owned(), key: key.to_owned(), problem: problem.to_owned() })
+                Err(Error::Config { origin: origin(key).to_owned(), key: key.to_owned(), problem: problem.to_owned() })
             }
             None => Ok(()),
         }
@@ -221,4 +247,56 @@ fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
         All::One(one) => vec![one],
         All::Many(many) => many,
     })
+}
+
+/// A token's id; a negative one, such as -1, means that there is none.
+fn token<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<u32>, D::Error> {
+    match Option::<i64>::deserialize(deserializer)? {
+        Some(id) if id >= 0 => u32::try_from(id).map(Some).map_err(serde::de::Error::custom),
+        _ => Ok(None),
+    }
+}
+
+fn tokens<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u32>, D::Error> {
+    let ids: Vec<i64> = one_or_many(deserializer)?;
+    ids.into_iter().filter(|id| *id >= 0).map(|id| u32::try_from(id).map_err(serde::de::Error::custom)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn of_file(text: &str) -> Result<GenerationConfig> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE), text).unwrap();
+        GenerationConfig::of_model(folder.path(), &Map::new())
+    }
+
+    #[test]
+    fn a_token_of_minus_one_is_none() {
+        let config = of_file(r#"{"pad_token_id": -1, "eos_token_id": [2, -1], "bos_token_id": 1}"#).unwrap();
+        assert_eq!((config.pad_token_id, config.bos_token_id), (None, Some(1)));
+        assert_eq!(config.eos_token_id, [2]);
+        assert_eq!(of_file(r#"{"eos_token_id": -1}"#).unwrap().eos_token_id, []);
+    }
+
+    #[test]
+    fn what_is_typed_goes_over_a_file_that_would_be_refused_alone() {
+        let file = of_file(r#"{"do_sample": true, "temperature": 0.0}"#).unwrap();
+        let typed = |text: &str| file.with(&serde_json::from_str(text).unwrap(), "the command line");
+        assert!(typed("{}").unwrap_err().to_string().contains("generation_config.json"));
+        assert_eq!(typed(r#"{"temperature": 0.5}"#).unwrap().temperature, 0.5);
+        assert!(!typed(r#"{"do_sample": false}"#).unwrap().do_sample);
+    }
+
+    #[test]
+    fn twenty_is_a_limit_where_it_was_chosen() {
+        let file = of_file(r#"{"max_length": 20}"#).unwrap();
+        assert!(file.has_default_length());
+        let typed = file.with(&Map::from_iter([("max_length".to_owned(), 20.into())]), "typed").unwrap();
+        assert_eq!(typed.max_length, Some(20));
+        assert_eq!(of_file(r#"{"max_length": 21}"#).unwrap().max_length, Some(21));
+    }
 }

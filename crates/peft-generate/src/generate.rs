@@ -5,6 +5,7 @@ use peft_core::{Error, ModelInfo, Result, RunningModel, tokenizer::Tokenizer};
 
 use crate::{
     GenerationConfig, beam,
+    config::DEFAULT_NEW_TOKENS,
     decoder::{Decoder, Reader},
     sample,
     stop::Stops,
@@ -164,12 +165,11 @@ fn unfit(key: &str, problem: &str) -> Error {
 
 /// Most tokens a decoder may have read in the end.
 fn max_length(config: &GenerationConfig, info: &ModelInfo, prompt: usize) -> Result<usize> {
-    const NEW: usize = 20;
     let most = info.room().unwrap_or(usize::MAX);
     let wanted = match (config.max_new_tokens, config.max_length) {
         (Some(new), _) => prompt.saturating_add(new),
-        (None, Some(length)) if length != NEW => length,
-        _ => (prompt + NEW).min(most),
+        (None, Some(length)) => length,
+        (None, None) => prompt.saturating_add(DEFAULT_NEW_TOKENS).min(most),
     };
     if wanted <= prompt {
         return Err(Error::Data(format!(

@@ -11,7 +11,7 @@ mod logits;
 mod sample;
 mod stop;
 
-pub use config::{EarlyStopping, GenerationConfig};
+pub use config::{DEFAULT_NEW_TOKENS, EarlyStopping, GenerationConfig};
 pub use generate::{Generated, Generator, Prompts, Watch, check};
 pub use logits::{Written, process};
 pub use stop::{before_stop, settled};

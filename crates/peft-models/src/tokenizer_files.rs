@@ -20,12 +20,18 @@ pub(crate) const FILES: &[&str] = &[
     "vocab.json",
     "merges.txt",
     "spiece.model",
+    "spm.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
     chat_template::FILE,
 ];
 
-/// Puts the tokenizer of a model into a folder: the files beside it, or what a GGUF file holds.
+/// What sentence-transformers keeps beside a sentence encoder's tokenizer: how texts become vectors.
+pub(crate) const SENTENCE_ENCODER: &[&str] =
+    &["modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json"];
+
+/// Puts the tokenizer of a model into a folder: the files beside it, or what a GGUF file holds; with a sentence encoder's
+/// files, which say how its texts become vectors.
 ///
 /// # Errors
 /// [`peft_core::Error::Io`]; [`peft_core::Error::File`] for a GGUF file without a tokenizer.
@@ -36,10 +42,11 @@ pub fn copy_tokenizer(model: &Path, folder: &Path) -> Result<()> {
         let config = Value::Object(documents.config).to_string();
         return write_atomically(&folder.join("tokenizer_config.json"), config.as_bytes());
     }
-    for name in FILES {
-        let path = model.join(name);
+    for name in FILES.iter().chain(SENTENCE_ENCODER) {
+        let (path, copy) = (model.join(name), folder.join(name));
         if path.exists() {
-            write_atomically(&folder.join(name), &read_bytes(&path, "a tokenizer file")?)?;
+            copy.parent().map_or(Ok(()), create_folder)?;
+            write_atomically(&copy, &read_bytes(&path, "a tokenizer file")?)?;
         }
     }
     // The templates that a chat with tools takes, and others with names of their own.

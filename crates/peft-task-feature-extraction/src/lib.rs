@@ -62,7 +62,10 @@ impl Task for FeatureExtraction {
         };
         let mut examples = Vec::new();
         for column in [Some(context.column("text")), pair].into_iter().flatten() {
-            let encoding = context.tokenizer.encode(row.text(column)?, None, context.options.max_length)?;
+            let text = row.text(column)?;
+            let lowered = context.options.lower_case.then(|| text.to_lowercase());
+            let text = lowered.as_deref().unwrap_or(text);
+            let encoding = context.tokenizer.encode(text, None, context.options.max_length)?;
             // A pair of which one half is dropped is no pair.
             let Some(mut example) = context.example(row, &encoding)? else { return Ok(Vec::new()) };
             let pooled = Pooled::of(context.options.pooling, example.input_ids.len());
@@ -92,6 +95,10 @@ impl Task for FeatureExtraction {
             ));
         }
         Ok(())
+    }
+
+    fn pools(&self) -> bool {
+        true
     }
 
     /// The two texts of a pair.

@@ -64,9 +64,11 @@ impl Task for QuestionAnswering {
             context.tokenizer.encode_windows(question, text, context.options.max_length, context.options.doc_stride);
         let span =
             if context.labelled { answers(row, context)?.into_iter().next().map(|a| (a.start, a.end)) } else { None };
+        let windows = windows.map_err(|error| row.error(error))?;
+        let characters = Characters::new(text, &windows);
+        let span = span.map(|span| characters.trimmed(span));
         let example = |window: Encoding| {
-            let inside = window.offsets.iter().zip(&window.sequences);
-            let spans: Vec<_> = inside.map(|(offset, sequence)| (*sequence == Some(1)).then_some(*offset)).collect();
+            let spans = context_spans(&window).map(|span| span.map(|span| characters.with_stripped(span))).collect();
             let mut example = Example { input_ids: window.ids, type_ids: window.type_ids, spans, ..Example::default() };
             if context.labelled {
                 let (start, end) =
@@ -76,7 +78,7 @@ impl Task for QuestionAnswering {
             }
             example
         };
-        Ok(windows.map_err(|error| row.error(error))?.into_iter().map(example).collect())
+        Ok(windows.into_iter().map(example).collect())
     }
 
     fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
@@ -188,12 +190,51 @@ fn cut(text: &str, start: usize, end: usize) -> String {
     text.chars().skip(start).take(end.saturating_sub(start)).collect()
 }
 
+/// Where the tokens of the context stand in it; none for those of the question and special ones.
+fn context_spans(window: &Encoding) -> impl Iterator<Item = Option<(usize, usize)>> {
+    window.offsets.iter().zip(&window.sequences).map(|(span, sequence)| (*sequence == Some(1)).then_some(*span))
+}
+
+/// The characters of a context, and which of them some token stands for. A tokenizer strips white space, and often marks that
+/// change the letter before them.
+struct Characters {
+    is_space: Vec<bool>,
+    has_token: Vec<bool>,
+}
+
+impl Characters {
+    fn new(text: &str, windows: &[Encoding]) -> Self {
+        let is_space: Vec<bool> = text.chars().map(char::is_whitespace).collect();
+        let mut has_token = vec![false; is_space.len()];
+        for (start, end) in windows.iter().flat_map(context_spans).flatten() {
+            has_token.get_mut(start..end).into_iter().for_each(|characters| characters.fill(true));
+        }
+        Self { is_space, has_token }
+    }
+
+    /// A span without the characters at its ends that no token stands for.
+    fn trimmed(&self, (start, end): (usize, usize)) -> (usize, usize) {
+        let inside = self.has_token.get(start..end).unwrap_or_default();
+        let first = inside.iter().position(|has_token| *has_token).unwrap_or(inside.len());
+        let last = inside.iter().rposition(|has_token| *has_token).map_or(first, |last| last + 1);
+        (start + first, start + last)
+    }
+
+    /// A token's span with what was stripped right behind it, so that an answer that ends there has its marks.
+    fn with_stripped(&self, (start, end): (usize, usize)) -> (usize, usize) {
+        let behind = self.has_token.iter().zip(&self.is_space).skip(end);
+        let stripped = behind.take_while(|(has_token, is_space)| !**has_token && !**is_space).count();
+        (start, if start < end { end + stripped } else { end })
+    }
+}
+
 /// The first and last token of a span of characters; none if the window does not hold all of it.
 fn tokens_of((start, end): (usize, usize), spans: &[Option<(usize, usize)>]) -> Option<(usize, usize)> {
     let inside = || spans.iter().enumerate().filter_map(|(token, span)| span.map(|span| (token, span)));
-    let (first, _) = inside().take_while(|(_, span)| span.0 <= start).last()?;
-    let (last, _) = inside().find(|(_, span)| span.1 >= end)?;
-    (first <= last).then_some((first, last))
+    // A character may be several tokens: the first and the last of them.
+    let (first, at) = inside().find(|(_, span)| span.1 > start)?;
+    let (last, until) = inside().filter(|(_, span)| span.0 < end).last()?;
+    (start < end && first <= last && at.0 <= start && end <= until.1).then_some((first, last))
 }
 
 fn position(token: usize) -> Label {

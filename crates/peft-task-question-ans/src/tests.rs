@@ -233,3 +233,33 @@ fn metrics_are_percentages_over_questions() {
     let (f1, exact, _) = metrics(&[two, none], &[(0, 6, 6, 5.0), (1, 0, 0, 5.0)]);
     assert_eq!((f1, exact), (100.0, 100.0));
 }
+
+/// Windows of one row with the given spans of the context's tokens.
+fn marked(text: &str, windows: &[&[(usize, usize)]], (start, length): (usize, usize)) -> Vec<Option<(usize, usize)>> {
+    let window = |spans: &&[(usize, usize)]| Encoding {
+        offsets: spans.to_vec(),
+        sequences: vec![Some(1); spans.len()],
+        ..Encoding::default()
+    };
+    let windows: Vec<Encoding> = windows.iter().map(window).collect();
+    let characters = Characters::new(text, &windows);
+    let span = characters.trimmed((start, start + length));
+    let spans = windows.iter().map(|window| {
+        let spans = context_spans(window).map(|span| span.map(|span| characters.with_stripped(span)));
+        tokens_of(span, &spans.collect::<Vec<_>>())
+    });
+    spans.collect()
+}
+
+#[test]
+fn an_answer_ends_with_its_own_last_token_though_a_mark_behind_it_is_stripped() {
+    // "zoe" with a mark that no token stands for.
+    assert_eq!(marked("a zoe\u{308} in", &[&[(0, 1), (2, 4), (4, 5), (7, 9)]], (2, 4)), [Some((1, 2))]);
+    assert_eq!(marked("a zoe\u{308}", &[&[(0, 1), (2, 4), (4, 5)]], (2, 4)), [Some((1, 2))]);
+    // White space at its ends, and a character of several tokens.
+    assert_eq!(marked("a b c", &[&[(0, 1), (2, 3), (4, 5)]], (1, 3)), [Some((1, 1))]);
+    assert_eq!(marked("a \u{1f600} c", &[&[(0, 1), (2, 3), (2, 3), (4, 5)]], (2, 1)), [Some((1, 2))]);
+    // A window that ends inside of it does not hold it.
+    assert_eq!(marked("ab cd", &[&[(0, 1), (1, 2)], &[(1, 2), (3, 5)]], (1, 4)), [None, Some((0, 1))]);
+    assert_eq!(Characters::new("zoe\u{308} in", &[]).with_stripped((0, 0)), (0, 0));
+}

@@ -44,7 +44,7 @@ impl Task for Seq2SeqLm {
         &["source", "text"]
     }
 
-    /// Labels are the target's tokens as the tokenizer makes them, closed by its end-of-text token.
+    /// Labels are the target's tokens as the tokenizer makes them, closed by its end-of-text token where there is room.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
         let EncodeOptions { max_length, max_target_length, .. } = context.options;
         let Some(mut example) = source(row, context)? else { return Ok(Vec::new()) };
@@ -62,6 +62,7 @@ impl Task for Seq2SeqLm {
             let mut ids = target.ids;
             if let Some(eos) = context.tokenizer.eos_id()
                 && !target.truncated
+                && ids.len() < most
                 && ids.last() != Some(&eos)
             {
                 ids.push(eos);

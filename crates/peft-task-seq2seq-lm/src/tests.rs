@@ -124,6 +124,7 @@ fn a_target_that_the_decoder_cannot_take_is_named_with_its_row() {
         }
     };
     check("abc", Overflow::Raise, "1 examples");
+    check("abcde", Overflow::Raise, "the target has 5 tokens: the model has 4 positions");
     check("abcd", Overflow::Raise, "the target has 5 tokens: the model has 4 positions");
     check("x", Overflow::Raise, "token id 120 of the target");
     check("abcdef", Overflow::Raise, "the target has more than 5 tokens: raise max_target_length");
@@ -181,4 +182,17 @@ fn the_source_asks_for_the_target() {
     };
     assert_eq!(asks(true), Asked { prompt: vec![97, 98, 99, 100], wanted: Some("xyz".to_owned()) });
     assert_eq!(asks(false).wanted, None);
+}
+
+#[test]
+fn a_target_of_exactly_max_target_length_stays_within_it() {
+    let options = EncodeOptions { max_target_length: Some(3), ..EncodeOptions::default() };
+    let info = ModelInfo::custom();
+    let context = EncodeContext { tokenizer: &Letters, info: &info, options: &options, labelled: true };
+    let labels = |target: &str| {
+        let examples = Seq2SeqLm.encode(&row(1, json!({ "source": "a", "target": target })), &context).unwrap();
+        let Label::Tokens(labels) = examples[0].labels["labels"].clone() else { panic!("labels of tokens") };
+        labels.len()
+    };
+    assert_eq!((labels("ab"), labels("abc")), (3, 3));
 }

@@ -54,7 +54,7 @@ impl Task for TokenClassification {
     }
 
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
-        let words = row.words(context.column("tokens"))?;
+        let words = words(row, context)?;
         let encoding = context.tokenizer.encode_words(&words, context.options.max_length)?;
         let Some(mut example) = context.example(row, &encoding)? else { return Ok(Vec::new()) };
         example.word_starts = vec![example.input_ids.len(); words.len()];
@@ -143,7 +143,7 @@ impl Task for TokenClassification {
     /// `{"tokens", "tags", "entities": [{"type", "start", "end", "text"}]}`; `start` and `end` count words, and a word without
     /// a prediction has the tag null.
     fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value> {
-        let words = row.row.words(context.column("tokens"))?;
+        let words = words(row.row, context)?;
         let predicted = row.examples.first().map_or(&[][..], |(_, scores)| scores.first().map_or(&[], Vec::as_slice));
         let mut tags: Vec<Option<String>> =
             predicted.iter().map(|class| Some(context.info.label(known(*class)?))).collect();
@@ -156,6 +156,17 @@ impl Task for TokenClassification {
         });
         let found: Vec<Value> = found.collect();
         Ok(json!({ "tokens": words, "tags": tags, "entities": found }))
+    }
+}
+
+/// The words of a row. Where nothing is learnt or measured a sentence will do, as `tokens` or `text`: its words are what
+/// white space parts.
+fn words(row: &Row, context: &EncodeContext<'_>) -> Result<Vec<String>> {
+    let column = context.column("tokens");
+    let sentence = [column, "text"].into_iter().find_map(|column| row.fields.get(column));
+    match sentence {
+        Some(Value::String(text)) if !context.labelled => Ok(text.split_whitespace().map(str::to_owned).collect()),
+        _ => row.words(column),
     }
 }
 

@@ -194,3 +194,14 @@ fn answers_hold_tags_and_entities() {
     assert_eq!(answer(&BIO, &[0.0, 2.0, f32::NAN]), expected);
     assert_eq!(answer(&["NOUN", "VERB"], &[0.0, 0.0, 1.0])["entities"], json!([]));
 }
+
+#[test]
+fn the_words_of_a_plain_sentence_are_tagged() {
+    for fields in [json!({ "text": "Ada lives  in London" }), json!({ "tokens": "Ada lives in London" })] {
+        let row = row(1, fields);
+        let encode =
+            |labelled| with_context(&info(&BIO), labelled, |context| TokenClassification.encode(&row, context));
+        assert_eq!(encode(false).unwrap()[0].word_starts.len(), 4);
+        assert!(encode(true).is_err());
+    }
+}

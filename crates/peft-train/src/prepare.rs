@@ -29,7 +29,7 @@ use crate::{
     dataset,
     evaluate::named_metrics,
     packing::check_kept_apart,
-    pooling,
+    pooling::SentenceEncoder,
     recipe::{DataArguments, Init, RECIPE_FILE, TrainingArguments},
     row_adapters::named_adapters,
 };
@@ -85,11 +85,13 @@ impl Prepared {
 ///
 /// # Errors
 /// If the recipe is broken, or what the model's folder says of its pooling.
-pub fn options_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Result<EncodeOptions> {
+pub fn options_of_adapter(folder: &Path, model: &Path, task: &dyn Task, info: &ModelInfo) -> Result<EncodeOptions> {
     let path = folder.join(RECIPE_FILE);
     let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
     let most = info.room().unwrap_or(usize::MAX);
-    encode_options(&data, model, data.max_length.unwrap_or(DEFAULT_MAX_LENGTH).min(most))
+    let encoder = sentence_encoder(task, &[folder, model])?;
+    let max_length = data.max_length.or(encoder.max_seq_length).unwrap_or(DEFAULT_MAX_LENGTH).min(most);
+    Ok(encode_options(&data, &encoder, max_length))
 }
 
 /// How a model writes: as its own folder says, with what the adapter's `recipe.toml` says of generation over it.
@@ -123,6 +125,7 @@ fn writing(
         return Ok(None);
     }
     let config = generation_config(&recipe.training, &recipe.model_folder(), context.info)?;
+    let config = config.with(&serde_json::Map::new(), "generation_config.json")?;
     let writing = eval.map(|eval| Writing::new(eval, task, context, config)).transpose()?;
     let problem = match &writing {
         None => "there is nothing to evaluate on: give `eval` or `eval_split` in [data]".to_owned(),
@@ -135,12 +138,13 @@ fn writing(
     Err(PeftError::Config { origin, key, problem }.into())
 }
 
-fn encode_options(data: &DataArguments, model: &Path, max_length: usize) -> Result<EncodeOptions> {
-    let pooling = match data.pooling {
-        Some(pooling) => Some(pooling),
-        None => pooling::of_model(model)?,
-    };
-    Ok(EncodeOptions {
+/// What a sentence encoder's files say, where the task pools vectors.
+fn sentence_encoder(task: &dyn Task, folders: &[&Path]) -> Result<SentenceEncoder> {
+    if task.pools() { SentenceEncoder::of_folders(folders) } else { Ok(SentenceEncoder::default()) }
+}
+
+fn encode_options(data: &DataArguments, encoder: &SentenceEncoder, max_length: usize) -> EncodeOptions {
+    EncodeOptions {
         columns: data.columns.clone(),
         max_length,
         max_target_length: data.max_target_length,
@@ -149,10 +153,11 @@ fn encode_options(data: &DataArguments, model: &Path, max_length: usize) -> Resu
         doc_stride: data.doc_stride,
         completion_only_loss: data.completion_only_loss,
         assistant_only_loss: data.assistant_only_loss,
-        pooling: pooling.unwrap_or(Pooling::Mean),
+        pooling: data.pooling.or(encoder.pooling).unwrap_or(Pooling::Mean),
+        lower_case: encoder.lower_case,
         normalize: data.normalize,
         score_scale: data.score_scale,
-    })
+    }
 }
 
 /// Resolves a recipe: reads the rows, finds their classes, opens the base model with the task's head, encodes the rows. Of
@@ -394,8 +399,9 @@ fn encoded(
     let tokenizer: Box<dyn Tokenizer> = Box::new(HfTokenizer::from_folder(&recipe.tokenizer())?);
 
     let info = plan.prompt.map_or_else(|| Arc::clone(&base.info), |prompt| Arc::new(prompt.info(&base.info)));
-    let max_length = max_length(recipe, &info)?;
-    let options = encode_options(&recipe.data, &recipe.model_folder(), max_length)?;
+    let encoder = sentence_encoder(task.task, &[&recipe.model_folder()])?;
+    let max_length = max_length(recipe, &encoder, &info)?;
+    let options = encode_options(&recipe.data, &encoder, max_length);
     let context = EncodeContext { tokenizer: &*tokenizer, info: &info, options: &options, labelled: true };
     let train = Dataset::for_training(train, task.task, &context).map_err(|error| match error {
         Error::Peft(error) => of_rows(error).into(),
@@ -545,7 +551,7 @@ fn are_other_classes(folder: &Path, found: &LabelSet) -> Result<bool> {
     Ok(!found.labels.iter().all(is_own))
 }
 
-fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {
+fn max_length(recipe: &Recipe, encoder: &SentenceEncoder, info: &ModelInfo) -> Result<usize> {
     let most = info.room().unwrap_or(usize::MAX);
     let wanted = [("max_length", recipe.data.max_length), ("max_target_length", recipe.data.max_target_length)];
     for (key, wanted) in wanted {
@@ -555,7 +561,8 @@ fn max_length(recipe: &Recipe, info: &ModelInfo) -> Result<usize> {
             return Err(Error::from(PeftError::Config { origin, key, problem }));
         }
     }
-    Ok(recipe.data.max_length.unwrap_or_else(|| most.min(DEFAULT_MAX_LENGTH)))
+    let default = || most.min(encoder.max_seq_length.unwrap_or(DEFAULT_MAX_LENGTH));
+    Ok(recipe.data.max_length.unwrap_or_else(default))
 }
 
 #[cfg(test)]

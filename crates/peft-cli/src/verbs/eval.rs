@@ -57,7 +57,7 @@ impl Eval {
         let model = self.model.open(globals)?;
         let opened = self.data.open(&self.model, &model, true)?;
         let writing = if self.predict_with_generate {
-            let writing = opened.writing(&self.model, &model, &self.generation)?;
+            let writing = opened.writing(&self.model, &model, &self.generation, globals)?;
             let nothing = || CliError::Usage("--predict-with-generate: no row asks for a text".to_owned());
             Some(writing.ok_or_else(nothing)?)
         } else {
@@ -172,10 +172,11 @@ impl Opened {
         args: &ModelArgs,
         model: &PeftModel,
         generation: &GenerationArgs,
+        globals: &Globals,
     ) -> Result<Option<Writing>, CliError> {
         let Some(task) = model.task()? else { return Ok(None) };
         let config = generation_of_adapter(&self.adapter, args.folder(), model.info())?;
-        let config = generation.over(&config, &self.tokenizer)?;
+        let config = generation.over(&config, &self.tokenizer, globals)?;
         Ok(Writing::new(&self.data, task, &self.context(), config)?)
     }
 }
@@ -197,13 +198,14 @@ impl DataArgs {
         let folder = folder.map_or(args.folder(), |adapter| &adapter.path).to_owned();
         let tokenizer = match HfTokenizer::from_folder(args.tokenizer_folder()) {
             // `peft train` leaves the tokenizer beside the adapter.
-            Err(peft::Error::NotFound { .. }) if folder.join("tokenizer.json").exists() => {
-                HfTokenizer::from_folder(&folder)?
-            }
+            Err(peft::Error::NotFound { path, what }) => match HfTokenizer::from_folder(&folder) {
+                Err(peft::Error::NotFound { .. }) => return Err(peft::Error::NotFound { path, what }.into()),
+                found => found?,
+            },
             found => found?,
         };
         let info = model.info();
-        let mut options = options_of_adapter(&folder, args.folder(), info)?;
+        let mut options = options_of_adapter(&folder, args.folder(), plugin.task, info)?;
         self.adjust(&mut options, plugin.task, info)?;
         let rows = self.rows()?;
         if !labelled {

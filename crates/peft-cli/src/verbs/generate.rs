@@ -16,7 +16,7 @@ use peft::{
     registry::plugins,
     tokenizer::Tokenizer as _,
 };
-use peft_generate::{Generated, GenerationConfig, Generator, Watch, before_stop, settled};
+use peft_generate::{DEFAULT_NEW_TOKENS, Generated, GenerationConfig, Generator, Watch, before_stop, settled};
 use peft_train::data::{Part, read_part};
 use serde_json::{Value, json};
 
@@ -34,8 +34,8 @@ Examples:
   peft generate --model smollm2 --data questions.jsonl --stop-token '<|im_end|>' --json > answers.json
   echo 'Once upon a time' | peft generate --model gpt2 do_sample=true temperature=0.8 seed=7 --stop '.'
 
-Options of generation have Transformers' names and defaults: those of the model's generation_config.json, and KEY=VALUE over
-them. Greedy unless told otherwise.")]
+Options of generation have Transformers' names and defaults: those of the model's generation_config.json, and KEY=VALUE or
+--key VALUE over them. Greedy unless told otherwise.")]
 pub(crate) struct Generate {
     #[command(flatten)]
     model: ModelArgs,
@@ -57,9 +57,12 @@ pub(crate) struct Generate {
     /// Prompts of a batch.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
     batch_size: usize,
-    /// Show the text as it is written; for one prompt, without beams.
+    /// Show the text as it is written; for one prompt and one answer, without beams.
     #[arg(long)]
     stream: bool,
+    /// Most tokens of prompt and answer together.
+    #[arg(long, value_name = "N", value_parser = positive, alias = "max_length", hide = true)]
+    max_length: Option<usize>,
     #[command(flatten)]
     generation: GenerationArgs,
 }
@@ -80,10 +83,13 @@ impl Generate {
             Some(file) => self.rows(file, info, &tokenizer)?,
             None => given.into_iter().map(|text| self.encode(text, &tokenizer)).collect::<Result<_, _>>()?,
         };
-        let config =
-            self.generation.over(&GenerationConfig::of_model(self.model.folder(), &info.config)?, &tokenizer)?;
-        if self.stream && (prompts.len() > 1 || config.num_beams > 1 || globals.json) {
-            let problem = "--stream is for one prompt, without num_beams and without --json";
+        let of_model = GenerationConfig::of_model(self.model.folder(), &info.config)?;
+        let generation = self.generation.clone().and("max_length", self.max_length.map(Value::from));
+        let config = generation.over(&of_model, &tokenizer, globals)?;
+        let several = prompts.len() > 1 || config.num_beams > 1 || config.num_return_sequences > 1;
+        if self.stream && (several || globals.json) {
+            let problem =
+                "--stream is for one prompt and one answer: without num_beams, num_return_sequences and --json";
             return Err(CliError::Usage(problem.to_owned()));
         }
 
@@ -111,6 +117,16 @@ impl Generate {
         let seconds = started.elapsed().as_secs_f64();
         let written: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
         terminal::note(globals, format!("{written} tokens, {:.1} tokens/s", written as f64 / seconds.max(1e-9)));
+        let cut = answers.iter().filter(|answer| !answer.ended).count();
+        if cut > 0 && config.has_default_length() {
+            let all = answers.len();
+            terminal::note(
+                globals,
+                format!(
+                    "note: {cut} of {all} answers did not end within {DEFAULT_NEW_TOKENS} new tokens: see max_new_tokens"
+                ),
+            );
+        }
         let text = |answer: &Generated| -> Result<String, CliError> {
             Ok(before_stop(&tokenizer.decode(&answer.tokens)?, stops).to_owned())
         };

@@ -44,7 +44,7 @@ impl Predict {
     pub(crate) fn run(mut self, globals: &Globals) -> Result<(), CliError> {
         let mut model = self.model.open(globals)?;
         let opened = self.data.open(&self.model, &model, false)?;
-        let writing = opened.writing(&self.model, &model, &self.generation)?;
+        let writing = opened.writing(&self.model, &model, &self.generation, globals)?;
         if writing.is_none() && !self.generation.is_empty() {
             return Err(CliError::Usage("options of generation have no effect: no row asks for a text".to_owned()));
         }

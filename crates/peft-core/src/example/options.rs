@@ -25,6 +25,8 @@ pub struct EncodeOptions {
     pub assistant_only_loss: bool,
     /// How the states of a text's tokens become one vector.
     pub pooling: Pooling,
+    /// Whether texts are lower-cased before they are tokenised, as some sentence encoders have it.
+    pub lower_case: bool,
     /// Whether vectors are answered with length one.
     pub normalize: bool,
     /// What the scores of pairs are divided by, so that they are cosines.
@@ -43,6 +45,7 @@ impl Default for EncodeOptions {
             completion_only_loss: true,
             assistant_only_loss: false,
             pooling: Pooling::Mean,
+            lower_case: false,
             normalize: true,
             score_scale: 1.0,
         }

@@ -7,11 +7,11 @@ use peft_core::files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS,
 use crate::{
     chat_template::is_additional,
     checkpoint::{CONFIG, INDEX, PYTORCH_INDEX, PYTORCH_WEIGHTS, WEIGHTS},
-    tokenizer_files::FILES as TOKENIZER,
+    tokenizer_files::{FILES as TOKENIZER, SENTENCE_ENCODER},
 };
 
-/// What a sentence encoder says of its pooling, and what a model says of its generation.
-const SETTINGS: &[&str] = &[POOLING, "generation_config.json"];
+/// What a model says of its generation.
+const SETTINGS: &[&str] = &["generation_config.json"];
 /// The only one that lies in a folder of its own.
 pub(super) const POOLING: &str = "1_Pooling/config.json";
 /// What stands beside an adapter and says how it was trained.
@@ -60,6 +60,7 @@ impl Needed {
             let weights = weights.ok_or_else(|| format!("no {ADAPTER_WEIGHTS}"))?;
             files.extend::<Vec<_>>(present(TOKENIZER));
             files.extend(templates());
+            files.extend::<Vec<_>>(present(SENTENCE_ENCODER));
             files.extend::<Vec<_>>(present(BESIDE_ADAPTER));
             files.push(weights.to_owned());
             if !has(ADAPTER_CONFIG) {
@@ -75,6 +76,7 @@ impl Needed {
         if self != Self::Config {
             files.extend::<Vec<_>>(present(TOKENIZER));
             files.extend(templates());
+            files.extend::<Vec<_>>(present(SENTENCE_ENCODER));
             files.extend::<Vec<_>>(present(SETTINGS));
         }
         if self == Self::Model {
