@@ -25,6 +25,14 @@ pub struct Encoding {
 }
 
 impl Encoding {
+    /// Moves the offsets by so many characters that stand before the text.
+    pub fn shift(&mut self, characters: usize) {
+        let of_text = self.offsets.iter_mut().zip(&self.sequences).filter(|(_, sequence)| sequence.is_some());
+        for (offset, _) in of_text {
+            *offset = (offset.0 + characters, offset.1 + characters);
+        }
+    }
+
     /// Leaves the first `length` tokens.
     pub fn truncate(&mut self, length: usize) {
         self.truncated |= self.ids.len() > length;

@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use peft_core::tokenizer::{Encoding, Tokenizer};
 use peft_models::HfTokenizer;
+use serde_json::{Value, json};
 
 fn tokenizer() -> HfTokenizer {
     HfTokenizer::from_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/models/tiny-encoder")).unwrap()
@@ -113,6 +117,138 @@ fn roles_come_from_the_files_beside_the_tokenizer() {
     write("tokenizer_config.json", "[");
     let text = HfTokenizer::from_folder(folder.path()).unwrap_err().to_string();
     assert!(text.contains("tokenizer_config.json: not a JSON object"), "{text}");
+    write("tokenizer_config.json", "{}");
     write("tokenizer.json", "{}");
     assert!(HfTokenizer::from_folder(folder.path()).unwrap_err().to_string().contains("tokenizer.json: no tokenizer"));
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/tokenizers")
+}
+
+/// A folder with files of `tests/tokenizers/files` by other names, and documents.
+fn place(files: &Value, documents: &Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, own) in files.as_object().unwrap() {
+        fs::copy(fixtures().join("files").join(own.as_str().unwrap()), folder.path().join(name)).unwrap();
+    }
+    for (name, document) in documents.as_object().unwrap() {
+        fs::write(folder.path().join(name), document.to_string()).unwrap();
+    }
+    folder
+}
+
+/// `generate.py` there wrote what Transformers makes of each.
+#[test]
+fn tokenizer_files_and_their_settings_are_read_as_transformers_reads_them() {
+    let expected: Value = serde_json::from_slice(&fs::read(fixtures().join("expected.json")).unwrap()).unwrap();
+    let texts: Vec<&str> = expected["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    let words: Vec<String> = serde_json::from_value(expected["words"].clone()).unwrap();
+    let pair = [0, 1].map(|at| expected["pair"][at].as_str().unwrap());
+    let mut wrong = Vec::new();
+    for case in expected["cases"].as_array().unwrap() {
+        let folder = place(&case["files"], &case["documents"]);
+        let tokenizer = match HfTokenizer::from_folder(folder.path()) {
+            Ok(tokenizer) => tokenizer,
+            Err(error) => {
+                wrong.push(format!("{}: {error}", case["name"]));
+                continue;
+            }
+        };
+        let mut check = |what: String, found: Result<Encoding, peft_core::Error>, ids: &Value| {
+            let found = json!(found.unwrap().ids);
+            if found != *ids {
+                wrong.push(format!("{} {what}\n  found {found}\n  right {ids}", case["name"]));
+            }
+        };
+        for (text, ids) in texts.iter().zip(case["ids"].as_array().unwrap()) {
+            check(format!("{text:?}"), tokenizer.encode(text, None, usize::MAX), ids);
+        }
+        check("pair".to_owned(), tokenizer.encode(pair[0], Some(pair[1]), usize::MAX), &case["pair"]);
+        check("words".to_owned(), tokenizer.encode_words(&words, usize::MAX), &case["words"]);
+        check("cut".to_owned(), tokenizer.encode(texts[1], None, 6), &case["cut"]);
+        check("cut pair".to_owned(), tokenizer.encode(pair[0], Some(pair[1]), 6), &case["cut_pair"]);
+        for (ids, text) in case["ids"].as_array().unwrap().iter().zip(case["decoded"].as_array().unwrap()) {
+            let ids: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
+            let found = tokenizer.decode(&ids).unwrap();
+            if *text != found {
+                wrong.push(format!("{} decodes {found:?}, right {text}", case["name"]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_long_text_is_tokenized_as_far_as_it_is_kept() {
+    for (file, document) in [
+        ("bert.json", json!({ "tokenizer_class": "BertTokenizer" })),
+        ("roberta.json", json!({ "tokenizer_class": "RobertaTokenizer" })),
+        ("llama.json", json!({ "tokenizer_class": "LlamaTokenizer" })),
+        ("t5.json", json!({ "tokenizer_class": "T5Tokenizer" })),
+    ] {
+        for side in ["left", "right"] {
+            let mut document = document.clone();
+            document["truncation_side"] = side.into();
+            let folder = place(&json!({ "tokenizer.json": file }), &json!({ "tokenizer_config.json": document }));
+            let tokenizer = HfTokenizer::from_folder(folder.path()).unwrap();
+            let words: Vec<String> =
+                (0..1200).map(|at| format!("film{} wörld, don't ({at})\n", at * 7919 % 1000)).collect();
+            let long = words.concat();
+            let whole = tokenizer.encode(&long, None, usize::MAX).unwrap();
+            let specials = whole.sequences.iter().filter(|sequence| sequence.is_none()).count();
+            for most in [specials + 1, 16, 61] {
+                let kept = most - specials;
+                let cut = tokenizer.encode(&long, None, most).unwrap();
+                let inner = |encoding: &Encoding| -> Vec<_> {
+                    let tokens = encoding.ids.iter().zip(&encoding.offsets).zip(&encoding.sequences);
+                    tokens.filter(|(_, sequence)| sequence.is_some()).map(|((id, offset), _)| (*id, *offset)).collect()
+                };
+                let all = inner(&whole);
+                let right = if side == "left" { &all[all.len() - kept..] } else { &all[..kept] };
+                assert_eq!(inner(&cut), right, "{file} {side} {most}");
+                assert!(cut.truncated);
+                let pair = tokenizer.encode("hello", Some(&long), 20).unwrap();
+                assert_eq!((pair.ids.len(), pair.truncated), (20, true), "{file} {side}");
+                let words = tokenizer.encode_words(&words, most).unwrap();
+                assert_eq!((words.ids.len(), words.truncated), (most, true), "{file} {side}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_folder_without_a_tokenizer_says_how_to_make_one() {
+    let folder = place(&json!({ "vocab.json": "vocab.json" }), &json!({ "config.json": { "model_type": "marian" } }));
+    let error = HfTokenizer::from_folder(folder.path()).unwrap_err().to_string();
+    for part in ["tokenizer.json: not found", "vocab.json", "AutoTokenizer.from_pretrained(\"MODEL\").save_pretrained"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_broken_tokenizer_file_is_an_error_that_names_it() {
+    let whole: Value = serde_json::from_slice(&fs::read(fixtures().join("files/t5.json")).unwrap()).unwrap();
+    let check = |part: &str, value: Value, words: &str| {
+        let mut broken = whole.clone();
+        broken[part] = value;
+        let folder = place(&json!({}), &json!({ "tokenizer.json": broken }));
+        let error = HfTokenizer::from_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json: ") && error.contains(words), "{part}: {error}");
+    };
+    for table in ["AAAA", "!", "", "////f0FBQUE="] {
+        let step = json!({ "type": "Precompiled", "precompiled_charsmap": table });
+        check("normalizer", json!({ "type": "Sequence", "normalizers": [step] }), "precompiled_charsmap");
+    }
+    let unlisted =
+        json!([{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }]);
+    let template = json!({ "type": "TemplateProcessing", "single": unlisted, "pair": unlisted, "special_tokens": {} });
+    check("post_processor", template.clone(), "`<s>` is not listed");
+    check("post_processor", json!({ "type": "Sequence", "processors": [template] }), "`<s>` is not listed");
+    let pair = json!([{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 0 } }]);
+    let template = json!({ "type": "TemplateProcessing", "single": pair, "pair": pair, "special_tokens": {} });
+    check("post_processor", json!({ "type": "Sequence", "processors": [template, "x"] }), "no tokenizer");
+    check("model", json!({ "type": "BPE", "vocab": { "a": 0 }, "merges": [["a", "b"]] }), "no tokenizer");
+    check("added_tokens", json!([{ "id": -1, "content": "x" }]), "no tokenizer");
 }
