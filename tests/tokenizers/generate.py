@@ -72,7 +72,7 @@ def make_files():
     t.model.save(FILES)
     t.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
     write("roberta.json", t.to_str())
-    rule = os.path.join(tempfile.mkdtemp(), "rule.tsv")
+    rule = "/tmp/peft-tokenizers-rule.tsv"  # A model holds its name.
     with open(rule, "w") as f:
         f.write("FB01\t66 69\n2019\t27\n")
     unigram = dict(model_type="unigram", vocab_size=110, normalization_rule_tsv=rule)
@@ -144,6 +144,7 @@ def cases():
     yield berts("no Chinese", tokenize_chinese_chars=False)
     yield berts("left", truncation_side="left")
     yield berts("another cls", cls_token="[MASK]")
+    yield berts("cleaned up", clean_up_tokenization_spaces=True)
     yield berts("a tool", extra_special_tokens=["<tool>"])
     yield case("bert cased file without settings", {"tokenizer.json": "cased.json"}, None, "bert")
     yield case("bert cased file of a plain class", {"tokenizer.json": "cased.json"}, {"tokenizer_class": "PreTrainedTokenizerFast"}, "bert")
@@ -187,6 +188,7 @@ def cases():
     yield plain("added file", more={"added_tokens.json": {"<tool>": 345}})
     yield plain("map", more={"special_tokens_map.json": {"eos_token": "<tool>"}})
     yield plain("map that does not count", added_tokens_decoder={}, more={"special_tokens_map.json": {"eos_token": "<tool>"}})
+    yield plain("byte pairs are not cleaned up", clean_up_tokenization_spaces=True)
     yield plain("split", split_special_tokens=True)
     yield plain("llama class of bytes", tokenizer_class="LlamaTokenizer")
     yield plain("phi3", model_type="phi3", tokenizer_class="LlamaTokenizer")
@@ -195,6 +197,7 @@ def cases():
     yield case("t5 spiece.model alone", {"spiece.model": "t5.model"}, None, "t5")
     yield case("mt5 spiece.model", {"spiece.model": "t5.model"}, {"extra_ids": 0, "additional_special_tokens": None}, "mt5")
     yield case("t5", {"tokenizer.json": "t5.json"}, {"tokenizer_class": "T5Tokenizer"}, "t5")
+    yield case("t5 cleaned up", {"tokenizer.json": "t5.json"}, {"tokenizer_class": "T5Tokenizer", "clean_up_tokenization_spaces": True}, "t5")
     yield case("t5 tools", {"tokenizer.json": "t5.json"}, {"tokenizer_class": "T5Tokenizer", "extra_special_tokens": ["<tool>"]}, "t5")
     yield case("albert spiece.model", {"spiece.model": "albert.model"}, {"tokenizer_class": "AlbertTokenizer"}, "albert")
     yield case("albert spiece.model cased", {"spiece.model": "albert.model"}, {"do_lower_case": False, "keep_accents": True}, "albert")

@@ -26,7 +26,8 @@ use peft_core::{
 };
 use serde_json::{Map, Value};
 use tokenizers::{
-    AddedToken, EncodeInput, InputSequence, PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy,
+    AddedToken, EncodeInput, InputSequence, ModelWrapper, PostProcessor, TruncationDirection, TruncationParams,
+    TruncationStrategy,
 };
 
 use crate::{chat_template::ChatTemplate, gguf};
@@ -49,6 +50,8 @@ pub struct HfTokenizer {
     cutting: RwLock<HashMap<Cut, Arc<tokenizers::Tokenizer>>>,
     pad_id: u32,
     eos_id: Option<u32>,
+    /// Whether decoded texts lose the spaces before punctuation.
+    cleans_up: bool,
     chat_template: Option<ChatTemplate>,
     /// The special tokens' texts by their roles: `bos_token`, `eos_token`, ….
     special_tokens: Map<String, Value>,
@@ -123,13 +126,33 @@ impl HfTokenizer {
         };
         let by_role = |role: &str| text_of_role(role).and_then(|token| whole.token_to_id(&token));
         let by_id = |key: &str| id_of_role(&settings.model, key);
-        let eos_id = by_role("eos_token").or_else(|| by_id("eos_token_id"));
-        let pad_id = by_role("pad_token").or_else(|| by_id("pad_token_id")).or(padding).or(eos_id).unwrap_or(0);
+        // A token that was added for its role alone may be none of the model's.
+        let words = settings.model.get("vocab_size").and_then(Value::as_u64);
+        let has_word = |id: &u32| words.is_none_or(|words| u64::from(*id) < words);
+        let eos_id = by_role("eos_token").filter(has_word).or_else(|| by_id("eos_token_id"));
+        let pad_id =
+            by_role("pad_token").filter(has_word).or_else(|| by_id("pad_token_id")).or(padding).or(eos_id).unwrap_or(0);
         let texts = ROLES.iter().filter_map(|role| Some(((*role).to_owned(), text_of_role(role)?.into())));
         let special_tokens: Map<String, Value> = texts.collect();
         let chat_template = template(special_tokens.clone())?;
+        // Byte pairs have spaces of their own.
+        let is_bpe = matches!(whole.get_model(), ModelWrapper::BPE(_));
+        let forced = settings.flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output");
+        let cleans_up =
+            settings.flag("clean_up_tokenization_spaces").unwrap_or(false) && (!is_bpe || forced.unwrap_or(false));
         let (cutting, has_places) = (RwLock::default(), OnceLock::new());
-        Ok(Self { path, whole, cut_side, has_places, cutting, pad_id, eos_id, chat_template, special_tokens })
+        Ok(Self {
+            path,
+            whole,
+            cut_side,
+            has_places,
+            cutting,
+            pad_id,
+            eos_id,
+            cleans_up,
+            chat_template,
+            special_tokens,
+        })
     }
 
     /// The same tokenizer with another chat template, such as one that a checkpoint's metadata holds.
@@ -233,6 +256,20 @@ impl HfTokenizer {
         Ok(texts)
     }
 
+    /// Of a text that goes on, the part that stays as it is when more is decoded behind it.
+    pub fn settled<'t>(&self, text: &'t str) -> &'t str {
+        const LONGEST: usize = " n't".len();
+        match text.rfind(' ') {
+            Some(at) if self.cleans_up && text.len() - at < LONGEST => text.get(..at).unwrap_or(text),
+            _ => text,
+        }
+    }
+
+    fn decoded(&self, ids: &[u32], skips_special: bool) -> Result<String> {
+        let text = self.run(|| self.whole.decode(ids, skips_special))?;
+        Ok(if self.cleans_up { cleaned_up(text) } else { text })
+    }
+
     /// Asks the tokenizer, which fails and panics.
     fn run<T>(&self, ask: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
         let broken =
@@ -301,6 +338,23 @@ fn tokens_to_add(
     tokens
 }
 
+/// Without the spaces that word pieces leave before punctuation and in English contractions.
+fn cleaned_up(text: String) -> String {
+    const RULES: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    RULES.iter().fold(text, |text, (from, to)| text.replace(from, to))
+}
+
 /// Whether two tokens are the same to their flags.
 fn is_same(a: &AddedToken, b: &AddedToken) -> bool {
     let flags = |token: &AddedToken| [token.single_word, token.lstrip, token.rstrip, token.normalized, token.special];
@@ -359,11 +413,11 @@ impl Tokenizer for HfTokenizer {
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.run(|| self.whole.decode(ids, true))
+        self.decoded(ids, true)
     }
 
     fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
-        self.run(|| self.whole.decode(ids, false))
+        self.decoded(ids, false)
     }
 
     fn pad_id(&self) -> u32 {

@@ -252,3 +252,28 @@ fn a_broken_tokenizer_file_is_an_error_that_names_it() {
     check("model", json!({ "type": "BPE", "vocab": { "a": 0 }, "merges": [["a", "b"]] }), "no tokenizer");
     check("added_tokens", json!([{ "id": -1, "content": "x" }]), "no tokenizer");
 }
+
+#[test]
+fn a_tokenizer_file_that_is_changed_anywhere_opens_or_is_refused() {
+    for name in ["bert.json", "gpt2.json", "llama.json", "xlmr.json"] {
+        let bytes = fs::read(fixtures().join("files").join(name)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = 17_u64;
+        let mut draw = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(state >> 33).unwrap() % below
+        };
+        for _ in 0..60 {
+            let mut changed = bytes.clone();
+            for _ in 0..=draw(3) {
+                let at = draw(changed.len());
+                changed[at] = b"0919{}[],:\"xZ-\\ "[draw(17)];
+            }
+            fs::write(folder.path().join("tokenizer.json"), &changed).unwrap();
+            if let Ok(tokenizer) = HfTokenizer::from_folder(folder.path()) {
+                _ = tokenizer.encode("The film, don't!", Some("\u{e9}"), 12);
+                _ = tokenizer.decode(&[0, 1, 40, 4_000_000]);
+            }
+        }
+    }
+}

@@ -226,7 +226,7 @@ impl Watch for Screen<'_> {
         self.tokens.push(token);
         let text = self.tokenizer.decode(&self.tokens).unwrap_or_default();
         // A character of several tokens decodes to a replacement until its last one is there.
-        let certain = settled(text.trim_end_matches(char::REPLACEMENT_CHARACTER), self.stops);
+        let certain = settled(self.tokenizer.settled(text.trim_end_matches(char::REPLACEMENT_CHARACTER)), self.stops);
         if let Some(new) = certain.get(self.shown..).filter(|new| !new.is_empty()) {
             let mut out = std::io::stdout().lock();
             // A closed pipe is told of when the rest is written.

@@ -29,9 +29,13 @@ pub(crate) fn parsed(path: &Path, text: &str) -> Result<Tokenizer> {
         check_tables(&parts.normalizer).and_then(|()| check_templates(&parts.post_processor)).map_err(broken)?;
     }
     let found = guarded(|| {
-        let tokenizer: Tokenizer = text.parse().map_err(|error: tokenizers::Error| error.to_string())?;
+        let mut tokenizer: Tokenizer = text.parse().map_err(|error: tokenizers::Error| error.to_string())?;
+        // Padding may be to any length, which would be memory.
+        let padding = tokenizer.get_padding().cloned();
+        tokenizer.with_padding(None);
         // What a file breaks shows with the first text; that a text cannot be encoded is no fault of the file.
         _ = tokenizer.encode_fast(("a", "a"), true);
+        tokenizer.with_padding(padding);
         Ok(tokenizer)
     });
     found.and_then(|found| found).map_err(|problem: String| broken(format!("no tokenizer: {problem}")))
