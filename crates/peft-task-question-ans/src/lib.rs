@@ -233,7 +233,7 @@ fn tokens_of((start, end): (usize, usize), spans: &[Option<(usize, usize)>]) -> 
     let inside = || spans.iter().enumerate().filter_map(|(token, span)| span.map(|span| (token, span)));
     // A character may be several tokens: the first and the last of them.
     let (first, at) = inside().find(|(_, span)| span.1 > start)?;
-    let (last, until) = inside().filter(|(_, span)| span.0 < end).last()?;
+    let (last, until) = inside().rfind(|(_, span)| span.0 < end)?;
     (start < end && first <= last && at.0 <= start && end <= until.1).then_some((first, last))
 }
 
