@@ -7,13 +7,13 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use peft::{
     AutoClass, Explanation, Labels, ModelInfo, Outputs, PeftConfig, PeftModel, PeftType, Result, Task, TaskPlugin,
     TaskType,
     example::{EncodeContext, EncodeOptions, Example, Label, Row, collate},
     inventory,
-    loss::mse,
+    loss::{Loss, mse},
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions},
@@ -57,13 +57,11 @@ impl Task for Ordinal {
         Ok(vec![Example { input_ids: encoding.ids, type_ids: encoding.type_ids, labels, ..Example::default() }])
     }
 
-    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        let ranks = outputs.get::<2>("logits")?.squeeze_dim::<1>(1);
-        mse(ranks, &labels.floats("labels")?)
-    }
-
-    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
-        Ok(labels.floats("labels")?.len() as f64)
+    fn loss<'a>(&self, labels: &'a Labels, _info: &'a ModelInfo) -> Result<Loss<'a>> {
+        let wanted = labels.floats("labels")?;
+        Ok(Loss::of_mean(wanted.len() as f64, move |outputs| {
+            mse(outputs.get::<2>("logits")?.squeeze_dim::<1>(1), &wanted)
+        }))
     }
 
     fn scores(&self, outputs: &Outputs, examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {

@@ -27,7 +27,7 @@ fn batch(examples: &[Example]) -> Batch {
 /// The mean loss over all labels, and how many they are.
 fn loss(examples: &[Example]) -> (f64, f64) {
     let batch = batch(examples);
-    let weight = CausalLm.loss_weight(&batch.labels, &peft::ModelInfo::custom()).unwrap();
+    let weight = CausalLm.loss(&batch.labels, &peft::ModelInfo::custom()).unwrap().weight();
     let model = model(&case("llama.CAUSAL_LM.default"));
     (f64::from(model.loss(&model.check(batch).unwrap()).unwrap().0.into_scalar::<f32>()), weight)
 }

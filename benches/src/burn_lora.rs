@@ -84,7 +84,7 @@ impl BurnLora {
     pub(crate) fn step(&mut self, batch: &CheckedBatch) -> Result<Tensor<1>> {
         let module = self.module.take().ok_or_else(|| Error::Adapter("an earlier step failed".to_owned()))?;
         let outputs = module.forward(&batch.inputs);
-        let loss = self.task.task.loss(&outputs, &batch.labels, &self.info)?;
+        let loss = self.task.task.loss(&batch.labels, &self.info)?.mean(&outputs)?;
         let gradients = self.clipped(module.gradients(&mut loss.backward()));
         self.module = Some(module.step(&mut self.optimizer, self.lr, gradients));
         Ok(loss.without_autodiff())

@@ -371,7 +371,9 @@ impl Reparameterization for AdapterSet {
             }
             return unpacked.unwrap_or(base);
         }
-        self.entries.iter().fold(unpacked.unwrap_or(base), |value, entry| match &entry.role {
+        let base = unpacked.unwrap_or(base);
+        let frozen = DynTensor::wrap(base.clone());
+        self.entries.iter().enumerate().fold(base, |value, (at, entry)| match &entry.role {
             Role::Saved | Role::Bias => entry.tensors.first().and_then(|(_, copy)| copy.val()).unwrap_or(value),
             Role::Tied { transposed } => {
                 let copy = entry.tensors.first().map(|(_, copy)| copy.tensor());
@@ -379,9 +381,12 @@ impl Reparameterization for AdapterSet {
                 copy.and_then(|copy| copy.get()).unwrap_or(value)
             }
             Role::Prompt => value,
-            Role::Tuned(layer) => match DynTensor::wrap(value.clone()) {
-                Some(weight) => layer.merged(&Tensors(&entry.tensors), weight).get().unwrap_or(value),
-                None => value,
+            Role::Tuned(layer) => match (DynTensor::wrap(value.clone()), &frozen) {
+                (Some(weight), Some(frozen)) if at > 0 => {
+                    layer.merged_onto(&Tensors(&entry.tensors), weight, frozen).get().unwrap_or(value)
+                }
+                (Some(weight), _) => layer.merged(&Tensors(&entry.tensors), weight).get().unwrap_or(value),
+                (None, _) => value,
             },
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -291,6 +291,17 @@ impl BaseModel {
             None => param,
         });
         Self { module, info, packed: PackedWeights::default() }
+    }
+
+    /// The same with its parameters in another type; packed weights stay as they are.
+    #[must_use]
+    pub fn cast(self, dtype: DType) -> Self {
+        let Self { module, info, packed } = self;
+        let module = module.map_params(&|path| info.rename(path), &mut |name, param| match packed.get(name) {
+            Some(_) => param,
+            None => param.clone().with_value(param.tensor().without_autodiff().cast(dtype)),
+        });
+        Self { module, info, packed }
     }
 
     /// The model as it runs without an adapter.

@@ -236,11 +236,14 @@ impl Outputs {
     /// The output of that name and rank on the host: its values in row-major order, and its sizes.
     ///
     /// # Errors
-    /// [`Error::Data`] if the model has no such output or it cannot be read back.
+    /// [`Error::Data`] if the model has no such output or it cannot be read back; [`Error::NotFiniteOutput`] if a value is NaN or an
+    /// infinity, which no answer can be made of.
     pub fn read<const D: usize>(&self, name: &str) -> Result<(Vec<f32>, [usize; D])> {
         let tensor = self.get::<D>(name)?;
         let values = tensor.try_to_vec_as::<f32>();
-        Ok((values.map_err(|error| Error::Data(format!("cannot read `{name}`: {error}")))?, tensor.dims()))
+        let values = values.map_err(|error| Error::Data(format!("cannot read `{name}`: {error}")))?;
+        check_finite(&values, name)?;
+        Ok((values, tensor.dims()))
     }
 
     /// The outputs for some of the rows of a batch; what does not begin with the rows stays as it is.
@@ -266,5 +269,16 @@ impl Outputs {
     fn lacks(&self, name: &str, rank: usize) -> Error {
         let there: Vec<_> = self.0.iter().map(|(name, output)| format!("{name} {:?}", output.shape())).collect();
         Error::Data(format!("the model gives no `{name}` of rank {rank} (it gives: {})", there.join(", ")))
+    }
+}
+
+/// Whether values that a model gave are numbers.
+///
+/// # Errors
+/// [`Error::NotFiniteOutput`] if one is NaN or an infinity.
+pub fn check_finite(values: &[f32], name: &str) -> Result<()> {
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::NotFiniteOutput { output: name.to_owned() }),
     }
 }

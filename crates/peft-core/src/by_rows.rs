@@ -161,7 +161,9 @@ pub(crate) fn linear(
     // Of a row with all that stands in its place.
     let tokens = input.dims()[0] / rows.count().max(1);
     let in_tokens = |rows: Range<usize>| rows.start * tokens..rows.end * tokens;
-    if [sets.0, sets.1].into_iter().flatten().any(AdapterSet::has_copies) {
+    let bias = bias_of(None);
+    // What the rows' layer is before low-rank adapters add to it: the frozen one, or the copy that their adapter saved.
+    let output = if [sets.0, sets.1].into_iter().flatten().any(AdapterSet::has_copies) {
         let part = |(adapter, rows): (Option<&str>, Range<usize>)| {
             let rows = in_tokens(rows);
             let input = input.clone().narrow(0, rows.start, rows.len());
@@ -171,10 +173,10 @@ pub(crate) fn linear(
                 None => frozen.linear(product, input, bias),
             }
         };
-        return Tensor::cat(rows.runs().map(part).collect(), 0);
-    }
-    let bias = bias_of(None);
-    let output = frozen.linear(product, input.clone(), bias.clone());
+        Tensor::cat(rows.runs().map(part).collect(), 0)
+    } else {
+        frozen.linear(product, input.clone(), bias.clone())
+    };
     let mut met: Vec<&str> = Vec::new();
     let mut parts: Vec<RowsPart<'_>> = Vec::new();
     for (name, rows) in rows.runs().filter(|_| tokens > 0) {

@@ -121,6 +121,15 @@ pub enum Error {
         /// The adapter.
         adapter: String,
     },
+    /// A model that computes values that are not finite, of which nothing can be told.
+    #[error(
+        "`{output}` is not finite (NaN or infinity): weights of the model or of an adapter are broken, or half precision \
+         overflows (bf16 and f32 reach further than f16)"
+    )]
+    NotFiniteOutput {
+        /// The output, or what was made of it.
+        output: String,
+    },
 }
 
 impl Error {
@@ -162,7 +171,7 @@ impl Error {
             | Self::UnsupportedModule { .. }
             | Self::Tensors { .. } => 4,
             Self::NotFound { .. } => 6,
-            Self::NotFinite { .. } => 7,
+            Self::NotFinite { .. } | Self::NotFiniteOutput { .. } => 7,
             Self::Io { .. } => 1,
         }
     }

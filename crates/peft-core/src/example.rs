@@ -282,7 +282,7 @@ fn longest(examples: &[&Example]) -> usize {
     examples.iter().map(|e| e.input_ids.len()).max().unwrap_or(0)
 }
 
-/// The labels of examples as [`collate`] puts them into a batch, on the host.
+/// The labels of examples as [`collate`] puts them into a batch, on the host: [`IGNORE`] or NaN for an example that lacks one.
 pub fn collate_labels(examples: &[&Example]) -> Labels {
     labels_of(examples, longest(examples))
 }
@@ -301,14 +301,14 @@ fn labels_of(examples: &[&Example], longest: usize) -> Labels {
                 TensorData::new(classes.collect::<Vec<_>>(), [count])
             }
             Label::Float(_) => {
-                let values = each().map(|l| if let Some(Label::Float(value)) = l { *value } else { 0.0 });
+                let values = each().map(|l| if let Some(Label::Float(value)) = l { *value } else { f32::NAN });
                 TensorData::new(values.collect::<Vec<_>>(), [count])
             }
             Label::Floats(first) => {
                 let width = first.len();
                 let row = |l: Option<&Label>| match l {
                     Some(Label::Floats(values)) if values.len() == width => values.clone(),
-                    _ => vec![0.0; width],
+                    _ => vec![f32::NAN; width],
                 };
                 TensorData::new(each().flat_map(row).collect::<Vec<f32>>(), [count, width])
             }

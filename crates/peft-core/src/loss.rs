@@ -1,8 +1,55 @@
 //! The losses that Transformers' heads compute.
 
+use std::fmt;
+
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 
-use crate::{Error, Labels, Outputs, Result, example::IGNORE, word_logits::Targets};
+use crate::{Error, Labels, Outputs, Result, batch::check_finite, example::IGNORE, word_logits::Targets};
+
+/// What labels make of outputs: a mean, and what it is a mean of.
+///
+/// The weight is known before the forward pass, so that the batches of an accumulated step can be weighted exactly; the mean is
+/// computed from the outputs. Both come from the labels in one place and so cannot tell of different rows.
+pub struct Loss<'a> {
+    weight: f64,
+    mean: Box<dyn FnOnce(&Outputs) -> Result<Tensor<1>> + 'a>,
+}
+
+impl<'a> Loss<'a> {
+    /// Of losses that `weight` rows, or tokens that carry a label, sum up to, `[1]`.
+    pub fn of_sum(weight: f64, sum: impl FnOnce(&Outputs) -> Result<Tensor<1>> + 'a) -> Self {
+        Self::of_mean(weight, move |outputs| Ok(sum(outputs)?.div_scalar(weight)))
+    }
+
+    /// Of a mean over `weight` rows, `[1]`.
+    pub fn of_mean(weight: f64, mean: impl FnOnce(&Outputs) -> Result<Tensor<1>> + 'a) -> Self {
+        Self { weight, mean: Box::new(mean) }
+    }
+
+    /// What the loss is a mean of: rows, or tokens that carry a label; 0 where nothing counts.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// The mean loss, `[1]`; NaN where nothing counts.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the outputs do not go with the labels.
+    pub fn mean(self, outputs: &Outputs) -> Result<Tensor<1>> {
+        (self.mean)(outputs)
+    }
+}
+
+impl fmt::Debug for Loss<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loss").field("weight", &self.weight).finish_non_exhaustive()
+    }
+}
+
+/// How many targets a loss counts.
+pub fn counted<'a>(targets: impl IntoIterator<Item = &'a i64>) -> f64 {
+    targets.into_iter().filter(|target| **target != IGNORE).count() as f64
+}
 
 /// Mean cross-entropy over the rows whose target is not [`IGNORE`]; 0/0, that is NaN, if there are none.
 ///
@@ -134,6 +181,7 @@ pub fn sequence_losses(outputs: &Outputs, name: &str, targets: &[Vec<i64>]) -> R
     let losses = token_cross_entropies(outputs, name, &padded.collect::<Vec<_>>())?;
     let losses =
         losses.try_to_vec_as::<f32>().map_err(|error| Error::Data(format!("cannot read the losses: {error}")))?;
+    check_finite(&losses, name)?;
     let mut losses = losses.into_iter();
     let sums = targets.iter().map(|targets| {
         let count = targets.iter().filter(|target| **target != IGNORE).count();

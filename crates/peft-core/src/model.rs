@@ -21,14 +21,15 @@ use indexmap::IndexMap;
 pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
     Adapter, AutoClass, BaseModel, Batch, CheckedBatch, CheckedInputs, DynModule, DynParam, DynTensor, Error,
-    Explanation, Labels, ModelInfo, ModuleTree, Outputs, PeftConfig, Result, RunningModel, TaskPlugin,
+    Explanation, Labels, ModelInfo, ModuleTree, Outputs, PeftConfig, Result, RunningModel, Task, TaskPlugin,
     adapter::AdapterTensor,
     attach::Acting,
-    by_rows::AdapterRows,
+    by_rows::{AdapterRows, BASE},
     explain,
     files::AdapterFolder,
+    loss::Loss,
     prompt::{PROMPT_EMBEDDINGS, PromptPlan},
-    running_model::run,
+    running_model::{loss_for, run},
     tokenizer::Tokenizer,
     tuner::Init,
 };
@@ -146,6 +147,10 @@ impl PeftModel {
     fn check_new(&self, name: &str, config: &PeftConfig) -> Result<()> {
         if name.is_empty() || name.contains(['.', '/', '\\']) {
             return Err(Error::Adapter(format!("`{name}` cannot name an adapter: no dots, slashes or nothing at all")));
+        }
+        if name == BASE {
+            let problem = "stands for the base model without an adapter: give the adapter another name";
+            return Err(Error::Adapter(format!("`{name}` cannot name an adapter: it {problem}")));
         }
         if self.adapters.contains_key(name) {
             return Err(Error::Adapter(format!("there is an adapter named `{name}` already")));
@@ -381,8 +386,15 @@ impl PeftModel {
     /// # Errors
     /// [`Error::Data`] if the labels are unfit.
     pub fn loss_of(&self, outputs: &Outputs, labels: &Labels, task: &TaskPlugin) -> Result<Tensor<1>> {
-        let own = self.prompt().and_then(|prompt| prompt.tuner.loss(outputs, labels));
-        own.unwrap_or_else(|| task.task.loss(outputs, labels, &self.info))
+        self.loss_for(task.task, labels)?.mean(outputs)
+    }
+
+    /// The loss of labels, before there are outputs: the task's, or the prompt's own.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the labels are unfit.
+    pub fn loss_for<'a>(&'a self, task: &dyn Task, labels: &'a Labels) -> Result<Loss<'a>> {
+        loss_for(self.prompt().map(|prompt| &*prompt.tuner), task, labels, &self.info)
     }
 
     /// The gradients of the active adapters' tensors.
@@ -419,7 +431,14 @@ impl PeftModel {
     /// The model in evaluation mode without autodiff, as its adapters are now.
     pub fn valid(&self) -> RunningModel {
         let task = self.wrapper().ok().flatten().map(|plugin| plugin.task);
-        RunningModel { module: self.module.valid(), info: Arc::clone(&self.info), rows: self.rows.clone(), task }
+        let prompt = self.prompt().map(|prompt| Arc::clone(&prompt.tuner));
+        RunningModel {
+            module: self.module.valid(),
+            info: Arc::clone(&self.info),
+            rows: self.rows.clone(),
+            task,
+            prompt,
+        }
     }
 
     /// The active adapters' trainable tensors with their keys in the file.

@@ -7,7 +7,8 @@ use std::{fmt::Debug, sync::Arc};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::{
-    Inputs, Labels, ModelInfo, Outputs, PastKeyValues, Result,
+    Inputs, Labels, ModelInfo, PastKeyValues, Result,
+    loss::Loss,
     tokenizer::Tokenizer,
     tuner::{TensorSpec, Tensors},
 };
@@ -114,8 +115,11 @@ pub trait PromptTuner: Debug + Send + Sync {
         None
     }
 
-    /// The loss where it is not the task's own.
-    fn loss(&self, _outputs: &Outputs, _labels: &Labels) -> Option<Result<Tensor<1>>> {
+    /// The loss where it is not the task's own, in training and evaluation alike.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) if the labels are absent or unfit.
+    fn loss<'a>(&'a self, _labels: &'a Labels) -> Option<Result<Loss<'a>>> {
         None
     }
 }

@@ -2,13 +2,13 @@
 
 use std::fmt::Debug;
 
-use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::{
     AutoClass, Batch, Inputs, Labels, ModelInfo, Outputs, Result,
     example::{EncodeContext, Example, Row},
+    loss::Loss,
     registry::{Plugin, plugins},
 };
 
@@ -121,11 +121,11 @@ pub trait Task: Debug + Send + Sync {
         1
     }
 
-    /// The mean loss of a batch, as Transformers computes it, `[1]`.
+    /// The loss of a batch, as Transformers computes it: its weight, and its mean given the outputs.
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) if the labels are absent or unfit.
-    fn loss(&self, outputs: &Outputs, labels: &Labels, info: &ModelInfo) -> Result<Tensor<1>>;
+    fn loss<'a>(&self, labels: &'a Labels, info: &'a ModelInfo) -> Result<Loss<'a>>;
 
     /// The class that each of a row's `length` positions should be, row after row, [`IGNORE`](crate::example::IGNORE) where nothing
     /// counts, if the loss is their mean cross-entropy by `logits` and nothing else: then they are all that it takes of a batch.
@@ -135,13 +135,6 @@ pub trait Task: Debug + Send + Sync {
     fn targets(&self, _labels: &Labels, _length: usize) -> Result<Option<Vec<i64>>> {
         Ok(None)
     }
-
-    /// What the mean loss is a mean of: rows, or tokens that carry a label. Known before the forward pass, so that the
-    /// batches of one accumulated step can be weighted exactly.
-    ///
-    /// # Errors
-    /// [`Error::Data`](crate::Error::Data) if the labels are absent.
-    fn loss_weight(&self, labels: &Labels, info: &ModelInfo) -> Result<f64>;
 
     /// Reads what is needed of the model's outputs back to the host, one entry an example.
     ///

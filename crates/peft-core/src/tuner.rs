@@ -35,6 +35,15 @@ pub trait LayerTuner: Debug + Send + Sync {
     /// - `weight`, returned: Burn's orientation, `[d_in, d_out]` for a linear layer
     fn merged(&self, tensors: &Tensors<'_>, weight: DynTensor) -> DynTensor;
 
+    /// [`merged`](Self::merged) onto what adapters before this one have made of the weight, as the running model has it: for a tuner
+    /// that looks at the frozen weight beside the running one.
+    ///
+    /// # Shapes
+    /// - `running`, `frozen`, returned: as there
+    fn merged_onto(&self, tensors: &Tensors<'_>, running: DynTensor, _frozen: &DynTensor) -> DynTensor {
+        self.merged(tensors, running)
+    }
+
     /// The value in a fresh adapter of its [`Init::Derived`] tensor, given those before it.
     ///
     /// # Shapes

@@ -127,7 +127,7 @@ impl Hypotheses {
         for (score, at, token) in candidates {
             let (Some(beam), Ok(token)) = (self.running.get(at), u32::try_from(token)) else { continue };
             if score.is_nan() {
-                return Err(Error::Data("the model's scores of the next token are no numbers".to_owned()));
+                return Err(Error::NotFiniteOutput { output: "logits".to_owned() });
             }
             let tokens = [beam.tokens.as_slice(), &[token]].concat();
             let ended = run.ends(&[read.get(padding..).unwrap_or_default(), &tokens].concat());

@@ -60,8 +60,10 @@ pub(crate) fn search(
 }
 
 fn pick(scores: &[f32], draw: Option<&mut StdRng>) -> Result<u32> {
-    let unfit =
-        || Error::Data("the model's scores of the next token are no numbers, or all tokens are forbidden".to_owned());
+    let unfit = || match scores.iter().any(|score| score.is_nan()) {
+        true => Error::NotFiniteOutput { output: "logits".to_owned() },
+        false => Error::Data("all tokens are forbidden, so that none can be the next".to_owned()),
+    };
     let best =
         argmax(scores).filter(|best| scores.get(*best).is_some_and(|score| score.is_finite())).ok_or_else(unfit)?;
     let mut chosen = best;

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::{gguf, quantization::QuantizationConfig};
 
-pub use writing::save;
+pub use writing::{save, stated_dtype, torch_name};
 
 /// The configuration's file name.
 pub const CONFIG: &str = "config.json";

@@ -389,7 +389,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let layers = Layers::new(fields, device)?;
     let sizes = BertSizes {
         types: Some(fields.count_or("type_vocab_size", 0)?).filter(|types| *types > 0),
-        epsilon: fields.float_or("layer_norm_eps", 1e-7)?,
+        epsilon: fields.epsilon_or("layer_norm_eps", 1e-7)?,
         ..BertSizes::read(fields)?
     };
     let width = sizes.hidden;

@@ -28,7 +28,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     fields.only("use_bidirectional_attention", &false.into())?;
     let make = Layers::new(fields, device)?;
     let sizes = DecoderSizes::read(fields, Some(256))?;
-    let epsilon = fields.float_or("rms_norm_eps", 1e-6)?;
+    let epsilon = fields.epsilon_or("rms_norm_eps", 1e-6)?;
     let norm = || make.rms_norm_around_one(sizes.hidden, epsilon);
     let bias = fields.flag_or("attention_bias", false)?;
     let attention = AttentionOptions {

@@ -190,7 +190,7 @@ fn backbone(fields: Fields<'_>, layers: &Layers<'_>) -> Result<Gpt2> {
     }
     let heads = Heads { count, dim: hidden / count };
     let inner = fields.optional_size("n_inner")?.unwrap_or(4 * hidden);
-    let epsilon = fields.float_or("layer_norm_epsilon", 1e-5)?;
+    let epsilon = fields.epsilon_or("layer_norm_epsilon", 1e-5)?;
     let drop = fields.probability_or("resid_pdrop", 0.1)?;
     let attention_drop = fields.probability_or("attn_pdrop", 0.1)?;
     let activation = fields.activation_or("activation_function", "gelu_new")?;

@@ -178,7 +178,7 @@ fn backbone(fields: Fields<'_>, layers: &Layers<'_>) -> Result<GptNeoX> {
         return Err(Fields::error("num_attention_heads", problem));
     }
     let heads = Heads { count, dim: hidden / count };
-    let epsilon = fields.float_or("layer_norm_eps", 1e-5)?;
+    let epsilon = fields.epsilon_or("layer_norm_eps", 1e-5)?;
     let bias = fields.flag_or("attention_bias", true)?;
     let drop = fields.probability_or("hidden_dropout", 0.0)?;
     let attention_drop = fields.probability_or("attention_dropout", 0.0)?;

@@ -28,7 +28,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let fields = Fields(config);
     let make = Layers::new(fields, device)?;
     let sizes = DecoderSizes::read(fields, None)?;
-    let epsilon = fields.float_or("rms_norm_eps", 1e-6)?;
+    let epsilon = fields.epsilon_or("rms_norm_eps", 1e-6)?;
     let window = fields.optional_size("sliding_window")?;
     let attention = AttentionOptions {
         dropout: fields.probability_or("attention_dropout", 0.0)?,

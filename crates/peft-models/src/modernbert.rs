@@ -333,7 +333,7 @@ fn backbone(fields: Fields<'_>, layers: &Layers<'_>) -> Result<ModernBert> {
 
 /// Makes norms without bias, unless `norm_bias` asks for one.
 fn norms<'a>(fields: Fields<'_>, layers: &'a Layers<'_>, width: usize) -> Result<impl Fn() -> LayerNorm + 'a> {
-    let epsilon = fields.float_or("norm_eps", 1e-5)?;
+    let epsilon = fields.epsilon_or("norm_eps", 1e-5)?;
     let has_bias = fields.flag_or("norm_bias", false)?;
     Ok(move || {
         let mut norm = layers.layer_norm(width, epsilon);

@@ -90,7 +90,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let make = Layers::new(fields, device)?;
     let sizes = DecoderSizes::read(fields, None)?;
     let DecoderSizes { hidden, inner, heads, key_heads, .. } = sizes;
-    let epsilon = fields.float_or("rms_norm_eps", 1e-5)?;
+    let epsilon = fields.epsilon_or("rms_norm_eps", 1e-5)?;
     let attention_drop = fields.probability_or("attention_dropout", 0.0)?;
     let residual_drop = fields.probability_or("resid_pdrop", 0.0)?;
     let activation = fields.activation_or("hidden_act", "silu")?;

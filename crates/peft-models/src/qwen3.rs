@@ -31,7 +31,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let fields = Fields(config);
     let make = Layers::new(fields, device)?;
     let sizes = DecoderSizes::read(fields, Some(128))?;
-    let epsilon = fields.float_or("rms_norm_eps", 1e-6)?;
+    let epsilon = fields.epsilon_or("rms_norm_eps", 1e-6)?;
     let bias = fields.flag_or("attention_bias", false)?;
     let attention = AttentionOptions {
         bias,

@@ -18,7 +18,8 @@ use serde_json::{Map, Value};
 
 use crate::blocks::{
     Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, Layers, RmsNorm,
-    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, dropout, embed, past_length, run_layers, target_ids,
+    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, clamp_f16, dropout, embed, past_length, run_layers,
+    target_ids,
 };
 use relative_bias::Buckets;
 
@@ -194,7 +195,7 @@ impl T5SelfLayer {
     ) -> Tensor<3> {
         let normed = self.layer_norm.forward(hidden.clone());
         let bias = Some(bias.unsqueeze());
-        hidden + dropout(&self.dropout, self.self_attention.projections.own(normed, mask, past, bias))
+        clamp_f16(hidden + dropout(&self.dropout, self.self_attention.projections.own(normed, mask, past, bias)))
     }
 }
 
@@ -209,14 +210,14 @@ fn bias(first: Option<&T5SelfAttention>, hidden: &Tensor<3>, past: usize) -> Ten
 impl T5CrossLayer {
     fn forward(&self, hidden: Tensor<3>, states: &Tensor<3>, context: &CrossContext) -> Tensor<3> {
         let normed = self.layer_norm.forward(hidden.clone());
-        hidden + dropout(&self.dropout, self.enc_dec_attention.across(normed, states, context))
+        clamp_f16(hidden + dropout(&self.dropout, self.enc_dec_attention.across(normed, states, context)))
     }
 }
 
 impl T5FeedForward {
     fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
         let inner = self.dense_relu_dense.forward(self.layer_norm.forward(hidden.clone()));
-        hidden + dropout(&self.dropout, inner)
+        clamp_f16(hidden + dropout(&self.dropout, inner))
     }
 }
 
@@ -410,7 +411,7 @@ impl Sizes {
             activation,
             buckets,
             max_distance,
-            epsilon: fields.float_or("layer_norm_epsilon", 1e-6)?,
+            epsilon: fields.epsilon_or("layer_norm_epsilon", 1e-6)?,
             dropout,
             factor: fields.float_or("initializer_factor", 1.0)?,
         })

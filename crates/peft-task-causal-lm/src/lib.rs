@@ -7,11 +7,11 @@ mod shape;
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, Example, IGNORE, Label, Row},
-    inventory, loss,
+    inventory,
+    loss::{self, Loss},
     metrics::likelihood::Likelihood,
     task::{Asked, Column, Judged, Metrics, Scores},
 };
@@ -72,7 +72,7 @@ impl Task for CausalLm {
 
     /// Prompt and completion are tokenized as one text; a token that reaches into the completion belongs to it.
     ///
-    /// Where the whole completion was cut no label counts, which [`loss_weight`](Task::loss_weight) then says.
+    /// Where the whole completion was cut no label counts, which the weight of the [`loss`](Task::loss) then says.
     fn encode(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Vec<Example>> {
         let Some(mut example) = encode_text(row, &Text::of(row, context)?, context)? else { return Ok(Vec::new()) };
         // Labels of a text that is only read are all there are to judge it by.
@@ -115,24 +115,25 @@ impl Task for CausalLm {
     /// The cross-entropy of each token given those before it, `logits[:, :-1]` against `labels[:, 1:]`.
     ///
     /// Virtual tokens stand before the text, so that the logits may be longer than the labels.
-    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        let [batch, length, _] = outputs.dims::<3>("logits")?;
+    fn loss<'a>(&self, labels: &'a Labels, info: &'a ModelInfo) -> Result<Loss<'a>> {
         let labels = rows_of(labels)?;
-        if labels.len() != batch {
-            return Err(Error::Data(format!("labels of {} rows for {batch} rows of logits", labels.len())));
-        }
-        loss::token_cross_entropy(outputs, "logits", &targets_of(&labels, length)?)
+        // Behind virtual tokens the first token has something before it.
+        let skipped = usize::from(info.virtual_outputs == 0);
+        let weight = labels.iter().map(|row| loss::counted(row.iter().skip(skipped))).sum();
+        Ok(Loss::of_sum(weight, move |outputs| {
+            let [batch, length, _] = outputs.dims::<3>("logits")?;
+            if labels.len() != batch {
+                return Err(Error::Data(format!("labels of {} rows for {batch} rows of logits", labels.len())));
+            }
+            if let Some(row) = labels.first().filter(|row| row.len() + info.virtual_outputs != length) {
+                return Err(Error::Data(format!("{} labels a row for {length} positions of logits", row.len())));
+            }
+            Ok(loss::token_cross_entropies(outputs, "logits", &targets_of(&labels, length)?)?.sum())
+        }))
     }
 
     fn targets(&self, labels: &Labels, length: usize) -> Result<Option<Vec<i64>>> {
         targets_of(&rows_of(labels)?, length).map(Some)
-    }
-
-    fn loss_weight(&self, labels: &Labels, info: &ModelInfo) -> Result<f64> {
-        // Behind virtual tokens the first token has something before it.
-        let skipped = usize::from(info.virtual_outputs == 0);
-        let count = |row: &Vec<i64>| row.iter().skip(skipped).filter(|label| **label != IGNORE).count();
-        Ok(rows_of(labels)?.iter().map(count).sum::<usize>() as f64)
     }
 
     /// One vector: the summed negative log-likelihood and how many tokens it is of.

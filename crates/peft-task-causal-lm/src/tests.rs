@@ -111,7 +111,7 @@ fn what_is_only_read_has_no_end_put_on_it() {
 #[test]
 fn nothing_counts_where_the_completion_was_cut() {
     let examples = encode(json!({ "prompt": "abcdefgh", "completion": "ij" }), true).unwrap();
-    assert_eq!(CausalLm.loss_weight(&collate_labels(&[&examples[0]]), &ModelInfo::custom()).unwrap(), 0.0);
+    assert_eq!(CausalLm.loss(&collate_labels(&[&examples[0]]), &ModelInfo::custom()).unwrap().weight(), 0.0);
 }
 
 #[test]
@@ -126,9 +126,10 @@ fn each_token_is_told_from_those_before_it() {
     // The number of PyTorch.
     let labels = TensorData::from([[0_i64, 2, 1, 0], [1, IGNORE, 1, IGNORE]]);
     let labels = Labels([("labels".to_owned(), labels)].into());
-    let loss = CausalLm.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
-    close(f64::from(loss), 0.942_055_686_651_751_3);
-    assert_eq!(CausalLm.loss_weight(&labels, &ModelInfo::custom()).unwrap(), 4.0);
+    let info = ModelInfo::custom();
+    let loss = CausalLm.loss(&labels, &info).unwrap();
+    assert_eq!(loss.weight(), 4.0);
+    close(f64::from(loss.mean(&outputs()).unwrap().into_scalar::<f32>()), 0.942_055_686_651_751_3);
 }
 
 #[test]
@@ -136,10 +137,12 @@ fn virtual_tokens_before_the_text_have_no_label() {
     // One virtual token: the first label counts as well, and is told from it. The number of PyTorch.
     let labels = TensorData::from([[0_i64, 2, 1], [1, IGNORE, 1]]);
     let labels = Labels([("labels".to_owned(), labels)].into());
-    let loss = CausalLm.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
-    close(f64::from(loss), 1.298_829_196_257_285);
+    let info = ModelInfo { virtual_outputs: 1, ..ModelInfo::custom() };
+    let loss = CausalLm.loss(&labels, &info).unwrap();
+    assert_eq!(loss.weight(), 5.0);
+    close(f64::from(loss.mean(&outputs()).unwrap().into_scalar::<f32>()), 1.298_829_196_257_285);
     let long = Labels([("labels".to_owned(), TensorData::from([[0_i64; 5]; 2]))].into());
-    let error = CausalLm.loss(&outputs(), &long, &ModelInfo::custom()).unwrap_err().to_string();
+    let error = CausalLm.loss(&long, &info).unwrap().mean(&outputs()).unwrap_err().to_string();
     assert_eq!(error, "5 labels a row for 4 positions of logits");
 }
 

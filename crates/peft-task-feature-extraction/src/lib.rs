@@ -6,8 +6,10 @@
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use peft_core::{
     AutoClass, BadRows, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
+    batch::check_finite,
     example::{EncodeContext, Example, IGNORE, Label, Pooling, Row, collate_labels},
-    inventory, loss,
+    inventory,
+    loss::{self, Loss},
     metrics::correlation::{pearson, spearman},
     task::{Column, Judged, Metrics, Scores},
 };
@@ -107,24 +109,21 @@ impl Task for FeatureExtraction {
     }
 
     /// The mean squared difference of the cosines of pairs and their scores.
-    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        let vectors = pool(outputs, labels)?;
-        let scores: Vec<f32> = labels.floats("labels")?.into_iter().step_by(2).collect();
-        let [texts, width] = vectors.dims();
-        if scores.len() * 2 != texts {
-            return Err(Error::Data(format!("{} scores for {texts} texts, two for each", scores.len())));
-        }
-        let pairs = vectors.reshape([scores.len(), 2, width]);
-        let side = |at: usize| pairs.clone().slice([0..scores.len(), at..at + 1, 0..width]);
-        let product = |a: Tensor<3>, b: Tensor<3>| (a * b).sum_dim(2).reshape([scores.len()]);
-        let (left, right) = (side(0), side(1));
-        let lengths = product(left.clone(), left.clone()).sqrt() * product(right.clone(), right.clone()).sqrt();
-        loss::mse(product(left, right) / lengths.clamp_min(SHORTEST), &scores)
-    }
-
-    /// The number of scored pairs.
-    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
-        Ok(if labels.0.contains_key("labels") { labels.floats("labels")?.len() as f64 / 2.0 } else { 0.0 })
+    /// A pair without a score counts for nothing.
+    fn loss<'a>(&self, labels: &'a Labels, _info: &'a ModelInfo) -> Result<Loss<'a>> {
+        let all = if labels.0.contains_key("labels") { labels.floats("labels")? } else { Vec::new() };
+        let scores: Vec<f32> = all.into_iter().step_by(2).collect();
+        let scored = scores.iter().filter(|score| !score.is_nan()).count();
+        Ok(Loss::of_mean(scored as f64, move |outputs| {
+            let cosines = cosines(outputs, labels, scores.len())?;
+            if scored == scores.len() {
+                return loss::mse(cosines, &scores);
+            }
+            let (places, scores): (Vec<i64>, Vec<f32>) =
+                (0_i64..).zip(&scores).filter(|(_, score)| !score.is_nan()).unzip();
+            let places = Tensor::from_data(TensorData::new(places, [scored]), &cosines.device().inner());
+            loss::mse(cosines.select(0, places), &scores)
+        }))
     }
 
     /// One vector.
@@ -133,11 +132,12 @@ impl Task for FeatureExtraction {
         let width = vectors.dims()[1];
         let values = vectors.try_into_vec_as::<f32>();
         let values = values.map_err(|error| Error::Data(format!("cannot read the hidden states: {error}")))?;
+        check_finite(&values, "last_hidden_state")?;
         Ok(values.chunks(width.max(1)).map(|vector| vec![vector.to_vec()]).collect())
     }
 
-    /// `pearson` and `spearman` of the pairs' cosines with their scores; nothing for data without scored pairs.
-    fn metrics(&self, rows: &[Judged<'_>], _context: &EncodeContext<'_>) -> Result<Metrics> {
+    /// `pearson` and `spearman` of the pairs' cosines with their scores.
+    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
         let (mut truth, mut predicted) = (Vec::new(), Vec::new());
         for row in rows {
             let [(first, left), (_, right)] = row.examples.as_slice() else { continue };
@@ -146,7 +146,13 @@ impl Task for FeatureExtraction {
             predicted.push(cosine(left, right));
         }
         if truth.is_empty() {
-            return Ok(Metrics::new());
+            let columns = [context.column("text_pair"), context.column("score")].join("` and `");
+            let problem =
+                format!("no row has `{columns}`, how alike the two texts are: there is nothing to compare with");
+            return match rows.first() {
+                Some(judged) => Err(judged.row.error(problem)),
+                None => Ok(Metrics::new()),
+            };
         }
         let metrics = [("pearson", pearson(&truth, &predicted)), ("spearman", spearman(&truth, &predicted))];
         Ok(metrics.map(|(name, value)| (name.to_owned(), value)).into())
@@ -192,6 +198,21 @@ impl Pooled {
     fn name(&self) -> &'static str {
         if self.by_max { MAX } else { MEAN }
     }
+}
+
+/// The cosine of each pair of texts, `[pairs]`.
+fn cosines(outputs: &Outputs, labels: &Labels, pairs: usize) -> Result<Tensor<1>> {
+    let vectors = pool(outputs, labels)?;
+    let [texts, width] = vectors.dims();
+    if pairs * 2 != texts {
+        return Err(Error::Data(format!("{pairs} scores for {texts} texts, two for each")));
+    }
+    let vectors = vectors.reshape([pairs, 2, width]);
+    let side = |at: usize| vectors.clone().slice([0..pairs, at..at + 1, 0..width]);
+    let product = |a: Tensor<3>, b: Tensor<3>| (a * b).sum_dim(2).reshape([pairs]);
+    let (left, right) = (side(0), side(1));
+    let lengths = product(left.clone(), left.clone()).sqrt() * product(right.clone(), right.clone()).sqrt();
+    Ok(product(left, right) / lengths.clamp_min(SHORTEST))
 }
 
 /// One vector a text, `[texts, width]`, in single precision or better.

@@ -133,13 +133,37 @@ fn the_loss_is_that_of_cosines() {
         example.labels.insert("labels", Label::Float(0.25));
     }
     let labels = collate_labels(&[&examples[0], &examples[1]]);
-    let loss = FeatureExtraction.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
+    let info = ModelInfo::custom();
+    let loss = FeatureExtraction.loss(&labels, &info).unwrap();
+    assert_eq!(loss.weight(), 1.0);
+    let loss = loss.mean(&outputs()).unwrap().into_scalar::<f32>();
     // (2, 4) and (2, 2).
     let expected = (12.0_f32 / (20.0_f32.sqrt() * 8.0_f32.sqrt()) - 0.25).powi(2);
     assert!((loss - expected).abs() < 1e-6, "{loss} {expected}");
-    assert_eq!(FeatureExtraction.loss_weight(&labels, &ModelInfo::custom()).unwrap(), 1.0);
     let without = collate_labels(&[&pooled(Pooling::Mean, 2)]);
-    assert_eq!(FeatureExtraction.loss_weight(&without, &ModelInfo::custom()).unwrap(), 0.0);
+    assert_eq!(FeatureExtraction.loss(&without, &info).unwrap().weight(), 0.0);
+}
+
+#[test]
+fn pairs_without_a_score_teach_nothing_and_weigh_nothing() {
+    let scored = || {
+        let mut examples = [pooled(Pooling::Mean, 2), pooled(Pooling::Mean, 3)];
+        examples.iter_mut().for_each(|example| drop(example.labels.insert("labels", Label::Float(0.25))));
+        examples
+    };
+    let (scored, unscored) = (scored(), [pooled(Pooling::Mean, 3), pooled(Pooling::Mean, 2)]);
+    let twice = outputs().get::<3>("last_hidden_state").unwrap();
+    let twice = Outputs::new().with("last_hidden_state", Tensor::cat(vec![twice.clone(), twice], 0));
+    let info = ModelInfo::custom();
+    let alone = collate_labels(&scored.each_ref());
+    let alone = FeatureExtraction.loss(&alone, &info).unwrap().mean(&outputs()).unwrap().into_scalar::<f32>();
+    for pairs in [[&scored, &unscored], [&unscored, &scored]] {
+        let labels = collate_labels(&pairs.into_iter().flatten().collect::<Vec<_>>());
+        let loss = FeatureExtraction.loss(&labels, &info).unwrap();
+        assert_eq!(loss.weight(), 1.0);
+        let found = loss.mean(&twice).unwrap().into_scalar::<f32>();
+        assert!((found - alone).abs() < 1e-6, "{found} {alone}");
+    }
 }
 
 #[test]
@@ -159,6 +183,10 @@ fn pairs_are_judged_by_their_cosine() {
         assert_eq!(metrics.keys().collect::<Vec<_>>(), ["pearson", "spearman"]);
         assert!(metrics.values().all(|value| (value - 1.0).abs() < 1e-9), "{metrics:?}");
         assert!(FeatureExtraction.metrics(&[], context).unwrap().is_empty());
+        let (example, vector) = (Example::default(), vec![vec![1.0, 0.0]]);
+        let unscored = Judged { row: &row, examples: vec![(&example, &vector); 2] };
+        let error = FeatureExtraction.metrics(&[unscored], context).unwrap_err().to_string();
+        assert!(error.contains("`score`"), "{error}");
         let answer = FeatureExtraction.answer(&judged[1], context).unwrap();
         assert_eq!(answer, json!({ "vector": [1.0, 0.0], "vector_pair": [0.0, 1.0], "cosine": 0.0 }));
     });

@@ -8,7 +8,8 @@ use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, Inputs, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, Example, IGNORE, Label, Row},
-    inventory, loss,
+    inventory,
+    loss::{self, Loss},
     metrics::squad::{exact_match, f1},
     task::{Column, Judged, Metrics, Scores},
     tokenizer::Encoding,
@@ -81,22 +82,9 @@ impl Task for QuestionAnswering {
         Ok(windows.into_iter().map(example).collect())
     }
 
-    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        let side = |logits: &str, positions: &str| {
-            let logits = outputs.get::<2>(logits)?;
-            let [_, length] = logits.dims();
-            let length = i64::try_from(length).unwrap_or(i64::MAX);
-            // A position behind the last token counts for nothing, and one before the first is the first.
-            let clamped = |position: i64| if position >= length { IGNORE } else { position.max(0) };
-            let targets: Vec<i64> = labels.integers(positions)?.into_iter().map(clamped).collect();
-            loss::cross_entropy(logits, &targets)
-        };
-        let (start, end) = (side("start_logits", "start_positions")?, side("end_logits", "end_positions")?);
-        Ok((start + end).div_scalar(2.0))
-    }
-
-    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
-        Ok(labels.get("start_positions")?.num_elements() as f64)
+    fn loss<'a>(&self, labels: &'a Labels, _info: &'a ModelInfo) -> Result<Loss<'a>> {
+        let rows = labels.get("start_positions")?.num_elements() as f64;
+        Ok(Loss::of_mean(rows, move |outputs| spans(outputs, labels)))
     }
 
     /// Two vectors: the logits of the start and of the end, one a token.
@@ -303,6 +291,21 @@ fn best(logits: &[f32], spans: &[Option<(usize, usize)>]) -> Vec<Place> {
     places.sort_by(|a, b| b.2.total_cmp(&a.2));
     places.truncate(BEST);
     places
+}
+
+/// The mean of the cross-entropies of the two ends.
+fn spans(outputs: &Outputs, labels: &Labels) -> Result<Tensor<1>> {
+    let side = |logits: &str, positions: &str| {
+        let logits = outputs.get::<2>(logits)?;
+        let [_, length] = logits.dims();
+        let length = i64::try_from(length).unwrap_or(i64::MAX);
+        // A position behind the last token counts for nothing, and one before the first is the first.
+        let clamped = |position: i64| if position >= length { IGNORE } else { position.max(0) };
+        let targets: Vec<i64> = labels.integers(positions)?.into_iter().map(clamped).collect();
+        loss::cross_entropy(logits, &targets)
+    };
+    let (start, end) = (side("start_logits", "start_positions")?, side("end_logits", "end_positions")?);
+    Ok((start + end).div_scalar(2.0))
 }
 
 #[cfg(test)]

@@ -156,9 +156,11 @@ fn the_loss_is_that_of_transformers() {
     let outputs = Outputs::new().with("start_logits", starts).with("end_logits", ends);
     let labels = [("start_positions", [2_i64, 7]), ("end_positions", [1, -4])];
     let labels = Labels(labels.map(|(name, values)| (name.to_owned(), TensorData::from(values))).into());
-    let loss = QuestionAnswering.loss(&outputs, &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
+    let info = ModelInfo::custom();
+    let loss = QuestionAnswering.loss(&labels, &info).unwrap();
+    assert_eq!(loss.weight(), 2.0);
+    let loss = loss.mean(&outputs).unwrap().into_scalar::<f32>();
     assert!((loss - 1.034_880_6).abs() < 1e-6, "{loss}");
-    assert_eq!(QuestionAnswering.loss_weight(&labels, &ModelInfo::custom()).unwrap(), 2.0);
 }
 
 #[test]

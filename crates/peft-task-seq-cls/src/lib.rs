@@ -9,7 +9,8 @@ use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, BadRows, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, Example, Label, Row},
-    inventory, loss,
+    inventory,
+    loss::{self, Loss},
     metrics::{
         classification::{Average, accuracy, argmax, matthews, multi_label_precision_recall_f1, precision_recall_f1},
         correlation::{mean_squared_error, pearson, spearman},
@@ -152,22 +153,27 @@ impl Task for SequenceClassification {
         Ok(vec![example])
     }
 
-    fn loss(&self, outputs: &Outputs, labels: &Labels, info: &ModelInfo) -> Result<Tensor<1>> {
-        let logits = outputs.get::<2>("logits")?;
-        let one_class_each = !labels.get("labels")?.dtype().is_float();
-        match Problem::of(info, one_class_each)? {
-            Problem::Regression => loss::mse(flat(logits), &labels.floats("labels")?),
-            Problem::SingleLabel => loss::cross_entropy(logits, &labels.integers("labels")?),
-            Problem::MultiLabel => loss::binary_cross_entropy_with_logits(flat(logits), &labels.floats("labels")?),
-        }
+    fn loss<'a>(&self, labels: &'a Labels, info: &'a ModelInfo) -> Result<Loss<'a>> {
+        let data = labels.get("labels")?;
+        let rows = data.shape().first().copied().unwrap_or(0) as f64;
+        Ok(match Problem::of(info, !data.dtype().is_float())? {
+            Problem::Regression => {
+                Loss::of_mean(rows, |outputs| loss::mse(flat(outputs.get("logits")?), &labels.floats("labels")?))
+            }
+            Problem::SingleLabel => {
+                let classes = labels.integers("labels")?;
+                Loss::of_sum(loss::counted(&classes), move |outputs| {
+                    Ok(loss::cross_entropies(outputs.get("logits")?, &classes)?.sum())
+                })
+            }
+            Problem::MultiLabel => Loss::of_mean(rows, |outputs| {
+                loss::binary_cross_entropy_with_logits(flat(outputs.get("logits")?), &labels.floats("labels")?)
+            }),
+        })
     }
 
     fn keeps_token_types(&self) -> bool {
         true
-    }
-
-    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
-        Ok(labels.get("labels")?.shape().first().copied().unwrap_or(0) as f64)
     }
 
     fn scores(&self, outputs: &Outputs, _examples: &[&Example], _info: &ModelInfo) -> Result<Vec<Scores>> {

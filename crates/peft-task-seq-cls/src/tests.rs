@@ -78,7 +78,7 @@ fn labels(data: impl Into<TensorData>) -> Labels {
 const LOGITS: [[f32; 3]; 2] = [[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]];
 
 fn check_loss(outputs: &Outputs, labels: &Labels, info: &ModelInfo, expected: f32) {
-    let loss = SequenceClassification.loss(outputs, labels, info).unwrap().into_scalar::<f32>();
+    let loss = SequenceClassification.loss(labels, info).unwrap().mean(outputs).unwrap().into_scalar::<f32>();
     assert!((loss - expected).abs() < 1e-6, "{loss} is not {expected}");
 }
 
@@ -155,7 +155,8 @@ fn rows_become_examples() {
     assert_eq!(encoded[1].type_ids, [0, 0, 0, 1, 1, 1]);
     let batch = collate_labels(&encoded.iter().collect::<Vec<_>>());
     assert_eq!(batch.integers("labels").unwrap(), [1, 0]);
-    assert_eq!(SequenceClassification.loss_weight(&batch, &ModelInfo::custom()).unwrap(), 2.0);
+    let info = info(&["neg", "pos"], "single_label_classification");
+    assert_eq!(SequenceClassification.loss(&batch, &info).unwrap().weight(), 2.0);
 }
 
 #[test]
@@ -215,7 +216,8 @@ fn without_a_problem_type_the_labels_decide_the_loss() {
     check_loss(&logits(LOGITS), &labels([2_i64, 1]), &with(3), 0.910_991_95);
     check_loss(&logits(LOGITS), &labels([[1.0_f32, 0.0, 1.0], [0.0, 0.0, 1.0]]), &with(3), 0.763_081_7);
     check_loss(&logits([[0.5], [-1.0], [2.0]]), &labels([1.0_f32, 0.0, 2.5]), &with(1), 0.5);
-    let unknown = SequenceClassification.loss(&logits(LOGITS), &labels([2_i64, 1]), &info(&["a", "b", "c"], "ranking"));
+    let (ranked, info) = (labels([2_i64, 1]), info(&["a", "b", "c"], "ranking"));
+    let unknown = SequenceClassification.loss(&ranked, &info);
     assert!(unknown.unwrap_err().to_string().contains("`ranking` is none of regression"));
 }
 

@@ -4,7 +4,8 @@ use burn::tensor::{DType, Tensor};
 use peft_core::{
     AutoClass, Batch, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, EncodeOptions, Example, IGNORE, Label, Overflow, Row},
-    inventory, loss,
+    inventory,
+    loss::{self, Loss},
     metrics::likelihood::Likelihood,
     task::{Asked, Column, Judged, Metrics, Scores},
 };
@@ -98,14 +99,12 @@ impl Task for Seq2SeqLm {
     }
 
     /// The cross-entropy of each decoder position. Virtual tokens before the decoder's input have no label.
-    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        let [batch, length, _] = outputs.dims::<3>("logits")?;
-        let targets = loss::behind_prompt(labels, batch, length)?;
-        loss::token_cross_entropy(outputs, "logits", &targets)
-    }
-
-    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
-        Ok(labels.integers("labels")?.iter().filter(|label| **label != IGNORE).count() as f64)
+    fn loss<'a>(&self, labels: &'a Labels, _info: &'a ModelInfo) -> Result<Loss<'a>> {
+        Ok(Loss::of_sum(loss::counted(&labels.integers("labels")?), move |outputs| {
+            let [batch, length, _] = outputs.dims::<3>("logits")?;
+            let targets = loss::behind_prompt(labels, batch, length)?;
+            Ok(loss::token_cross_entropies(outputs, "logits", &targets)?.sum())
+        }))
     }
 
     /// One vector: the summed negative log-likelihood of the target and how many tokens it has.

@@ -89,7 +89,7 @@ fn the_target_is_closed_and_has_its_own_length() {
     assert_eq!(cut[0].labels["labels"], Label::Tokens(vec![99, 100, 101, 102]));
     let batch = collate_labels(&[&examples[0], &ended[0]]);
     assert_eq!(batch.integers("labels").unwrap(), [99, 100, 101, 2, 99, 2, IGNORE, IGNORE]);
-    assert_eq!(Seq2SeqLm.loss_weight(&batch, &ModelInfo::custom()).unwrap(), 6.0);
+    assert_eq!(Seq2SeqLm.loss(&batch, &ModelInfo::custom()).unwrap().weight(), 6.0);
 }
 
 #[test]
@@ -154,7 +154,8 @@ fn each_decoder_position_has_its_own_label() {
     // The number of PyTorch.
     let labels = TensorData::from([[0_i64, 2, 1, 0], [1, IGNORE, 1, IGNORE]]);
     let labels = Labels([("labels".to_owned(), labels)].into());
-    let loss = Seq2SeqLm.loss(&outputs(), &labels, &ModelInfo::custom()).unwrap().into_scalar::<f32>();
+    let info = ModelInfo::custom();
+    let loss = Seq2SeqLm.loss(&labels, &info).unwrap().mean(&outputs()).unwrap().into_scalar::<f32>();
     close(f64::from(loss), 1.197_892_477_474_124_4);
 }
 

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, BadRows, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
     example::{EncodeContext, Example, IGNORE, Label, Row},
-    inventory, loss,
+    inventory,
+    loss::{self, Loss},
     metrics::{
         classification::{Average, accuracy, argmax, precision_recall_f1},
         entities::{entities, entity_scores, is_entity_tag},
@@ -82,19 +82,17 @@ impl Task for TokenClassification {
     }
 
     /// Virtual tokens stand before the words, so that the logits may be longer than the labels. PEFT fails there.
-    fn loss(&self, outputs: &Outputs, labels: &Labels, _info: &ModelInfo) -> Result<Tensor<1>> {
-        let logits = outputs.get::<3>("logits")?;
-        let [batch, length, classes] = logits.dims();
-        let targets = loss::behind_prompt(labels, batch, length)?;
-        loss::cross_entropy(logits.reshape([batch * length, classes]), &targets)
+    fn loss<'a>(&self, labels: &'a Labels, _info: &'a ModelInfo) -> Result<Loss<'a>> {
+        Ok(Loss::of_sum(loss::counted(&labels.integers("labels")?), move |outputs| {
+            let logits = outputs.get::<3>("logits")?;
+            let [batch, length, classes] = logits.dims();
+            let targets = loss::behind_prompt(labels, batch, length)?;
+            Ok(loss::cross_entropies(logits.reshape([batch * length, classes]), &targets)?.sum())
+        }))
     }
 
     fn keeps_token_types(&self) -> bool {
         true
-    }
-
-    fn loss_weight(&self, labels: &Labels, _info: &ModelInfo) -> Result<f64> {
-        Ok(labels.integers("labels")?.iter().filter(|label| **label != IGNORE).count() as f64)
     }
 
     /// One vector: the most likely class of each word; NaN for a word without a prediction.

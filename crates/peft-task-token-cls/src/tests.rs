@@ -106,7 +106,7 @@ fn the_first_piece_of_a_word_carries_its_tag() {
     let labels = vec![IGNORE, 1, IGNORE, 4, 0, IGNORE, IGNORE];
     assert_eq!(examples[0].labels["labels"], Label::Tokens(labels));
     let batch = collate_labels(&[&examples[0]]);
-    assert_eq!(TokenClassification.loss_weight(&batch, &ModelInfo::custom()).unwrap(), 3.0);
+    assert_eq!(TokenClassification.loss(&batch, &ModelInfo::custom()).unwrap().weight(), 3.0);
 }
 
 #[test]
@@ -138,7 +138,8 @@ fn the_loss_is_that_of_transformers() {
     let outputs = Outputs::new().with("logits", Tensor::<3>::from_data(TensorData::from(logits), &Device::default()));
     let labels = TensorData::from([[IGNORE, 0, 1], [1, IGNORE, IGNORE]]);
     let labels = Labels([("labels".to_owned(), labels)].into());
-    let loss = TokenClassification.loss(&outputs, &labels, &info(&["a", "b"])).unwrap().into_scalar::<f32>();
+    let info = info(&["a", "b"]);
+    let loss = TokenClassification.loss(&labels, &info).unwrap().mean(&outputs).unwrap().into_scalar::<f32>();
     assert!((loss - 0.596_360_4).abs() < 1e-6, "{loss}");
 }
 

@@ -137,8 +137,9 @@ impl Dataset {
                 // Of bound examples only the whole group has a loss.
                 if context.labelled && bound == 1 {
                     let weight = task
-                        .loss_weight(&collate_labels(&[&example]), context.info)
-                        .map_err(|error| at_row(row, error))?;
+                        .loss(&collate_labels(&[&example]), context.info)
+                        .map_err(|error| at_row(row, error))?
+                        .weight();
                     loss_tokens += weight;
                     summary.without_loss += usize::from(weight <= 0.0);
                     if weight <= 0.0 && drop_lossless {
@@ -151,9 +152,16 @@ impl Dataset {
         }
         bad.finish()?;
         if context.labelled && bound > 1 {
+            let mut counts = Vec::with_capacity(examples.len());
             for group in examples.chunks(bound) {
-                loss_tokens += task.loss_weight(&collate_labels(&group.iter().collect::<Vec<_>>()), context.info)?;
+                let weight = task.loss(&collate_labels(&group.iter().collect::<Vec<_>>()), context.info)?.weight();
+                loss_tokens += weight;
+                summary.without_loss += if weight > 0.0 { 0 } else { group.len() };
+                counts.resize(counts.len() + group.len(), weight > 0.0 || !drop_lossless);
             }
+            let mut counts = counts.into_iter();
+            examples.retain(|_| counts.next().unwrap_or(true));
+            summary.tokens = examples.iter().map(|example| example.input_ids.len()).sum();
         }
         summary.examples = examples.len();
         summary.loss_tokens = loss_tokens as usize;

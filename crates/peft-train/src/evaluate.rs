@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use burn::tensor::Device;
 use peft::{
-    Error as PeftError, Labels, PeftModel, Task,
+    Error as PeftError, PeftModel, Task,
+    batch::check_finite,
     example::{EncodeContext, Example},
     task::{Judged, Metrics, Scores},
 };
@@ -166,11 +167,15 @@ impl Pass<'_> {
             let batch = batch(&examples, 0, self.task, self.context, &self.device)?;
             let rows: Vec<usize> = examples.iter().map(|example| example.row).collect();
             let outputs = runner.forward(&rows, &batch.inputs)?;
-            let weight = self.weight(&batch.labels)?;
-            if weight > 0.0 {
-                let loss = self.task.loss(&outputs, &batch.labels, self.context.info)?;
-                loss_sum += f64::from(loss.into_scalar::<f32>()) * weight;
-                weight_sum += weight;
+            if self.context.labelled && !batch.labels.is_empty() {
+                let loss = runner.loss_for(self.task, &batch.labels)?;
+                let weight = loss.weight();
+                if weight > 0.0 {
+                    let mean = loss.mean(&outputs)?.into_scalar::<f32>();
+                    check_finite(&[mean], EVAL_LOSS)?;
+                    loss_sum += f64::from(mean) * weight;
+                    weight_sum += weight;
+                }
             }
             let found = self.task.scores(&outputs, &examples, self.context.info)?;
             let places = groups.iter().flat_map(|group| group * data.bound..(group + 1) * data.bound);
@@ -183,14 +188,6 @@ impl Pass<'_> {
             observer.observe(&Event::Evaluating { done, total: data.examples.len() });
         }
         Ok((scores, (weight_sum > 0.0).then(|| loss_sum / weight_sum)))
-    }
-
-    fn weight(&self, labels: &Labels) -> Result<f64> {
-        if self.context.labelled && !labels.is_empty() {
-            Ok(self.task.loss_weight(labels, self.context.info)?)
-        } else {
-            Ok(0.0)
-        }
     }
 }
 

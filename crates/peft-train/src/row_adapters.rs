@@ -1,6 +1,8 @@
 //! Who answers a row: the active adapters, or the adapter that the row names.
 
-use peft::{BadRows, CheckedInputs, Outputs, PeftModel, RunningModel, by_rows::BASE, example::Row};
+use peft::{
+    BadRows, CheckedInputs, Labels, Outputs, PeftModel, RunningModel, Task, by_rows::BASE, example::Row, loss::Loss,
+};
 
 use crate::{Result, columns};
 
@@ -40,6 +42,12 @@ impl<'a> Runner<'a> {
                 Ok(running)
             }
         }
+    }
+
+    /// The loss of the labels of the batch that ran last.
+    pub(crate) fn loss_for<'l>(&'l self, task: &dyn Task, labels: &'l Labels) -> Result<Loss<'l>> {
+        let (Self::Whole(running) | Self::ByRow { running, .. }) = self;
+        Ok(running.loss_for(task, labels)?)
     }
 
     /// Runs a batch of these rows.

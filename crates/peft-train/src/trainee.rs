@@ -136,7 +136,7 @@ impl<'a> Trainee<'a> {
     }
 
     /// What the next step sees.
-    pub(crate) fn micro_batches(&mut self) -> Result<Vec<MicroBatch<'a>>> {
+    pub(crate) fn micro_batches(&mut self, model: &PeftModel) -> Result<Vec<MicroBatch<'a>>> {
         let (number, prepared) = (self.state.global_step, self.prepared);
         let epoch = number / self.plan.steps_per_epoch;
         let order = match self.order.take().filter(|(of, _)| *of == epoch) {
@@ -148,7 +148,7 @@ impl<'a> Trainee<'a> {
         for range in self.plan.batches(number) {
             let groups = order.get(range.start..range.end.min(order.len())).unwrap_or_default();
             let examples: Vec<&Example> = groups.iter().flat_map(|group| prepared.train.group(*group)).collect();
-            let weight = prepared.task.loss_weight(&collate_labels(&examples), &prepared.info)?;
+            let weight = model.loss_for(prepared.task, &collate_labels(&examples))?.weight();
             self.state.tokens += examples.iter().map(|example| example.input_ids.len() as u64).sum::<u64>();
             weighted.push((examples, weight));
         }

@@ -238,7 +238,7 @@ impl<'a> Run<'a> {
     fn step(&mut self) -> Result<Vec<(usize, Option<Tensor<1>>)>> {
         let mut work = Vec::with_capacity(self.trainees.len());
         for (at, trainee) in self.trainees.iter_mut().enumerate().filter(|(_, trainee)| !trainee.is_done()) {
-            let batches = trainee.micro_batches()?;
+            let batches = trainee.micro_batches(&self.model)?;
             work.push((at, trainee, batches));
         }
         // Of one run all steps have one number; only a killed one may go on from different steps.

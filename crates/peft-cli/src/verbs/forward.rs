@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use clap::Args;
 use peft::{
     Batch, CheckedBatch, Error, Inputs, Labels, Outputs, PeftModel,
+    batch::check_finite,
     files::{TensorFile, write_safetensors},
 };
 
@@ -49,10 +50,10 @@ impl Forward {
         }
         let outputs = model.forward(&batch.inputs)?;
         let mut tensors = BTreeMap::new();
-        keep(&mut tensors, "", &outputs);
+        keep(&mut tensors, "", &outputs)?;
         let loss = loss(&model, &outputs, &batch)?;
         if let Some(loss) = &loss {
-            tensors.insert("loss".to_owned(), as_f32(loss.clone().without_autodiff().to_data()));
+            tensors.insert("loss".to_owned(), finite("loss", loss.clone().without_autodiff().to_data())?);
         }
         if self.gradients {
             let Some(loss) = &loss else {
@@ -66,16 +67,18 @@ impl Forward {
                     Some(gradient) => tensor.oriented(gradient).to_data(),
                     None => TensorData::zeros::<f32, _>(tensor.to_file().shape()),
                 };
-                tensors.insert(format!("grad.{}", adapter.file_key(&tensor)), as_f32(gradient));
+                let name = format!("grad.{}", adapter.file_key(&tensor));
+                let gradient = finite(&name, gradient)?;
+                tensors.insert(name, gradient);
             }
         }
         // Under prompt learning the base model has outputs of other shapes.
         if model.info().virtual_tokens == 0 && !model.active().is_empty() {
             model.set_enabled(false);
             let outputs = model.forward(&batch.inputs)?;
-            keep(&mut tensors, "base.", &outputs);
+            keep(&mut tensors, "base.", &outputs)?;
             if let Some(loss) = self::loss(&model, &outputs, &batch)? {
-                tensors.insert("base.loss".to_owned(), as_f32(loss.without_autodiff().to_data()));
+                tensors.insert("base.loss".to_owned(), finite("base.loss", loss.without_autodiff().to_data())?);
             }
         }
         write_safetensors(&self.output, &tensors)?;
@@ -89,14 +92,22 @@ impl Forward {
     }
 }
 
-fn keep(tensors: &mut BTreeMap<String, TensorData>, prefix: &str, outputs: &Outputs) {
+fn keep(tensors: &mut BTreeMap<String, TensorData>, prefix: &str, outputs: &Outputs) -> Result<(), Error> {
     for (name, tensor) in outputs.iter() {
-        tensors.insert(format!("{prefix}{name}"), as_f32(tensor.without_autodiff().to_data()));
+        let name = format!("{prefix}{name}");
+        let data = finite(&name, tensor.without_autodiff().to_data())?;
+        tensors.insert(name, data);
     }
+    Ok(())
 }
 
-fn as_f32(data: TensorData) -> TensorData {
-    data.convert::<f32>()
+/// Values in single precision, all of which are numbers.
+fn finite(name: &str, data: TensorData) -> Result<TensorData, Error> {
+    let data = data.convert::<f32>();
+    match data.as_slice::<f32>() {
+        Ok(values) => check_finite(values, name).map(|()| data),
+        Err(error) => Err(Error::Data(format!("cannot read `{name}`: {error:?}"))),
+    }
 }
 
 /// The task's loss; where the model has none, the mean of the squared hidden states.

@@ -33,6 +33,12 @@ impl Merge {
             return Err(CliError::Usage("--output is the model's own folder: the base model would be lost".to_owned()));
         }
         let merged = if self.requantize { model.merge_repacked()? } else { model.merge()?.unpacked() };
+        // Computed in single precision and rounded once, to what the base model says it is.
+        let dtype = globals.dtype.is_none().then(|| checkpoint::stated_dtype(&merged.info)).flatten();
+        let merged = match dtype {
+            Some(dtype) => merged.cast(dtype),
+            None => merged,
+        };
         checkpoint::save(&merged, Some(self.model.folder()), &self.output)?;
         if self.model.tokenizer_folder() != self.model.folder() {
             copy_tokenizer(self.model.tokenizer_folder(), &self.output)?;
@@ -40,7 +46,13 @@ impl Merge {
         if globals.json {
             return terminal::json(&serde_json::json!({ "output": self.output, "merged": model.active() }));
         }
-        terminal::note(globals, format!("merged {} into {}", model.active().join(", "), self.output.display()));
+        let own = dtype.map_or_else(String::new, |dtype| {
+            format!(
+                " in {}, as the base model is (--dtype has others)",
+                checkpoint::torch_name(dtype).unwrap_or("half precision")
+            )
+        });
+        terminal::note(globals, format!("merged {} into {}{own}", model.active().join(", "), self.output.display()));
         Ok(())
     }
 }

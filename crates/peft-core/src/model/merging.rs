@@ -95,7 +95,9 @@ enum Merged {
     Repacked,
 }
 
-fn merge_one(mut value: DynTensor, tensors: &[(&str, &AdapterTensor)]) -> DynTensor {
+fn merge_one(frozen: DynTensor, tensors: &[(&str, &AdapterTensor)]) -> DynTensor {
+    let mut value = frozen.clone();
+    let mut is_first = true;
     let mut at = 0;
     while let Some((adapter, first)) = tensors.get(at) {
         let group: Vec<(Arc<str>, DynParam)> = tensors
@@ -108,8 +110,10 @@ fn merge_one(mut value: DynTensor, tensors: &[(&str, &AdapterTensor)]) -> DynTen
         value = match &first.role {
             Role::Saved | Role::Tied { .. } | Role::Bias => first.param.tensor().without_autodiff(),
             Role::Prompt => value,
-            Role::Tuned(layer) => layer.merged(&Tensors::new(&group), value),
+            Role::Tuned(layer) if is_first => layer.merged(&Tensors::new(&group), value),
+            Role::Tuned(layer) => layer.merged_onto(&Tensors::new(&group), value, &frozen),
         };
+        is_first = false;
     }
     value
 }

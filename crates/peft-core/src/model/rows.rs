@@ -99,9 +99,10 @@ impl PeftModel {
         let mut losses = Vec::new();
         for (adapter, own) in rows.by_adapter() {
             let labels = batch.labels.rows(&own, rows.count())?;
-            let weight = task.task.loss_weight(&labels, &self.info)?;
+            let loss = self.loss_for(task.task, &labels)?;
+            let weight = loss.weight();
             if weight > 0.0 {
-                let loss = task.task.loss(&outputs.rows(&own, rows.count()), &labels, &self.info)?;
+                let loss = loss.mean(&outputs.rows(&own, rows.count()))?;
                 losses.push(AdapterLoss { adapter: adapter.to_string(), loss, weight });
             }
         }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Activation, AttentionMask, AttentionSizes, CrossAttention, CrossContext, Fields, Heads, LayerNorm, Layers,
-    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, counted, dropout, past_length, run_layers,
+    Seq2SeqBackbone, Seq2SeqModel, adapted_linear, behind_prompt, clamp_f16, counted, dropout, past_length, run_layers,
     target_ids,
 };
 
@@ -180,7 +180,7 @@ impl BartEncoderLayer {
             residual(hidden, norm, self.norm_first, &self.dropout, inner)
         };
         let hidden = around(hidden, &self.self_attn_layer_norm, &|x| self.self_attn.own(x, mask, None, None));
-        around(hidden, &self.final_layer_norm, &|x| self.feed_forward.forward(x))
+        clamp_f16(around(hidden, &self.final_layer_norm, &|x| self.feed_forward.forward(x)))
     }
 }
 

@@ -65,7 +65,7 @@ impl BertSizes {
             layers: fields.size("num_hidden_layers")?,
             heads: Heads::dividing(hidden, "hidden_size", fields, "num_attention_heads")?,
             activation: fields.activation_or("hidden_act", "gelu")?,
-            epsilon: fields.float_or("layer_norm_eps", 1e-12)?,
+            epsilon: fields.epsilon_or("layer_norm_eps", 1e-12)?,
             dropout: fields.probability_or("hidden_dropout_prob", 0.1)?,
             attention_dropout: fields.probability_or("attention_probs_dropout_prob", 0.1)?,
         })

@@ -135,6 +135,15 @@ impl<'a> Fields<'a> {
         self.read(key, "a list of texts", |value| value.as_array()?.iter().map(Value::as_str).collect())
     }
 
+    /// What a norm adds to a variance before its root is taken: a number from 0 on, with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn epsilon_or(&self, key: &str, default: f64) -> Result<f64> {
+        let from_zero = |value: &Value| value.as_f64().filter(|epsilon| *epsilon >= 0.0);
+        Ok(self.read(key, "a number from 0 on, which a norm adds to a variance", from_zero)?.unwrap_or(default))
+    }
+
     /// A probability below 1, as dropout needs it, with a default.
     ///
     /// # Errors

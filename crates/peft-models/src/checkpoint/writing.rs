@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use burn::tensor::{DType, TensorData};
 use peft_core::{
-    BaseModel, Error, ModuleKind, PackedWeight, Result,
+    BaseModel, Error, ModelInfo, ModuleKind, PackedWeight, Result,
     files::{create_folder, read_bytes, write_atomically, write_safetensors},
     packed::base_value,
 };
@@ -81,7 +81,16 @@ fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
     tensors
 }
 
-fn torch_name(dtype: DType) -> Option<&'static str> {
+/// The type that the configuration says a model has: `dtype`, or `torch_dtype` of older ones; none where it says nothing or
+/// single precision, which is what models are computed in.
+pub fn stated_dtype(info: &ModelInfo) -> Option<DType> {
+    let stated = info.config.get("dtype").or_else(|| info.config.get("torch_dtype"))?.as_str()?;
+    let half = [DType::BF16, DType::F16];
+    half.into_iter().find(|dtype| torch_name(*dtype) == Some(stated.trim_start_matches("torch.")))
+}
+
+/// The name of a type in `config.json`.
+pub fn torch_name(dtype: DType) -> Option<&'static str> {
     match dtype {
         DType::F32 => Some("float32"),
         DType::F16 => Some("float16"),

@@ -28,7 +28,13 @@ impl LayerTuner for DoraLinear {
     }
 
     fn merged(&self, tensors: &Tensors<'_>, weight: DynTensor) -> DynTensor {
-        scaled(tensors, self.0.merged(tensors, weight))
+        let merged = self.0.merged(tensors, weight);
+        scaled(tensors, &merged.clone(), merged)
+    }
+
+    fn merged_onto(&self, tensors: &Tensors<'_>, running: DynTensor, frozen: &DynTensor) -> DynTensor {
+        let lengths_of = self.0.merged(tensors, frozen.clone());
+        scaled(tensors, &lengths_of, self.0.merged(tensors, running))
     }
 
     fn derived(&self, tensors: &Tensors<'_>, weight: DynTensor) -> Option<DynTensor> {
@@ -72,7 +78,13 @@ impl LayerTuner for DoraEmbedding {
     }
 
     fn merged(&self, tensors: &Tensors<'_>, weight: DynTensor) -> DynTensor {
-        scaled(tensors, self.0.merged(tensors, weight))
+        let merged = self.0.merged(tensors, weight);
+        scaled(tensors, &merged.clone(), merged)
+    }
+
+    fn merged_onto(&self, tensors: &Tensors<'_>, running: DynTensor, frozen: &DynTensor) -> DynTensor {
+        let lengths_of = self.0.merged(tensors, frozen.clone());
+        scaled(tensors, &lengths_of, self.0.merged(tensors, running))
     }
 
     fn derived(&self, tensors: &Tensors<'_>, weight: DynTensor) -> Option<DynTensor> {
@@ -128,8 +140,10 @@ fn factor(tensors: &Tensors<'_>, merged: &DynTensor) -> Option<Tensor<2>> {
     column_norms(merged).map(|norms| magnitude.unsqueeze::<2>() / norms)
 }
 
-fn scaled(tensors: &Tensors<'_>, merged: DynTensor) -> DynTensor {
-    let (Some(factor), Some(weight)) = (factor(tensors, &merged), merged.get::<2>()) else { return merged };
+/// `merged` with the lengths of columns that the magnitude gives: behind other adapters these are still those of the frozen weight
+/// and this adapter's own product, as in the forward pass.
+fn scaled(tensors: &Tensors<'_>, lengths_of: &DynTensor, merged: DynTensor) -> DynTensor {
+    let (Some(factor), Some(weight)) = (factor(tensors, lengths_of), merged.get::<2>()) else { return merged };
     let dtype = weight.dtype();
     DynTensor::R2(as_dtype(as_dtype(weight, factor.dtype()) * factor, dtype))
 }

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 
 use burn::tensor::{Tensor, TensorData};
 use peft_core::{
-    Error, Labels, Outputs, Result, TunerPlugin,
+    Error, Labels, Result, TunerPlugin,
     example::IGNORE,
-    inventory, loss,
+    inventory,
+    loss::{self, Loss},
     plan::TaskRules,
     prompt::{PromptEntry, PromptShape, PromptTuner, Words},
     tuner::{Init, TensorSpec, Tensors},
@@ -162,21 +163,20 @@ impl PromptTuner for Cpt {
     /// The mean cross-entropy of the answers in the prompt and in the text.
     ///
     /// `input_type_mask` among the labels says what the tokens of the text are; without it they are all of an answer.
-    fn loss(&self, outputs: &Outputs, labels: &Labels) -> Option<Result<Tensor<1>>> {
-        Some(self.weighted(outputs, labels))
+    fn loss<'a>(&'a self, labels: &'a Labels) -> Option<Result<Loss<'a>>> {
+        Some(self.weighted(labels))
     }
 }
 
 impl Cpt {
-    fn weighted(&self, outputs: &Outputs, labels: &Labels) -> Result<Tensor<1>> {
-        let [batch, length, _] = outputs.dims::<3>("logits")?;
+    fn weighted<'a>(&self, labels: &'a Labels) -> Result<Loss<'a>> {
         let (own, types) = (self.tokens(), self.types());
         let text = labels.integers("labels")?;
-        let width = text.len() / batch.max(1);
-        if own.len() + width != length {
-            let problem = format!("{width} labels a row and {} virtual tokens for {length} positions", own.len());
-            return Err(Error::Data(problem));
-        }
+        let [batch, width] = match labels.get("labels")?.shape().as_slice() {
+            [batch, width] => [*batch, *width],
+            shape => return Err(Error::Data(format!("`labels` should be [batch, tokens], are {shape:?}"))),
+        };
+        let length = own.len() + width;
         let kinds = match labels.0.contains_key("input_type_mask") {
             true => labels.integers("input_type_mask")?,
             false => vec![4; text.len()],
@@ -208,10 +208,19 @@ impl Cpt {
             );
             return Err(Error::Data(problem));
         }
-        let losses = loss::token_cross_entropies(outputs, "logits", &targets)?;
-        let counted = targets.iter().zip(&weights).filter(|(target, _)| **target != IGNORE);
-        let shares: Vec<f32> = counted.map(|(_, weight)| (weight / total as f64) as f32).collect();
-        let shares = Tensor::<1>::from_data(TensorData::new(shares, [total]), &losses.device());
-        Ok((losses * shares).sum())
+        Ok(Loss::of_mean(total as f64, move |outputs| {
+            let [rows, found, _] = outputs.dims::<3>("logits")?;
+            if [rows, found] != [batch, length] {
+                let virtual_tokens = length - width;
+                return Err(Error::Data(format!(
+                    "{batch} rows of {width} labels and {virtual_tokens} virtual tokens for {rows} rows of {found} positions"
+                )));
+            }
+            let losses = loss::token_cross_entropies(outputs, "logits", &targets)?;
+            let counted = targets.iter().zip(&weights).filter(|(target, _)| **target != IGNORE);
+            let shares: Vec<f32> = counted.map(|(_, weight)| (weight / total as f64) as f32).collect();
+            let shares = Tensor::<1>::from_data(TensorData::new(shares, [total]), &losses.device().inner());
+            Ok((losses * shares).sum())
+        }))
     }
 }
