@@ -90,6 +90,28 @@ fn switching_adapters_switches_outputs_and_two_active_ones_add_up() {
     assert_close("logits", &run(&twice), &run(&once));
 }
 
+/// DoRA's lengths are those of the frozen weight and its own product, whatever acts before it.
+#[test]
+fn several_adapters_are_merged_as_they_run() {
+    let device = Device::flex();
+    let lm = case("llama.CAUSAL_LM.default");
+    for kinds in [[true, true], [false, true], [true, false]] {
+        let mut model = PeftModel::from_base(base(&lm, &device), &device);
+        for (name, dora) in ["a", "b"].into_iter().zip(kinds) {
+            let config = PeftConfig::new(PeftType::LORA, Some(TaskType::CAUSAL_LM)).unwrap();
+            let config = config.with("use_dora", dora).unwrap().with("init_lora_weights", false).unwrap();
+            let config = config.with("target_modules", ["q_proj", "embed_tokens"].as_slice()).unwrap();
+            model.add_adapter(name, config, 3 + u64::from(name == "b")).unwrap();
+        }
+        model.set_active(&["a", "b"]).unwrap();
+        let batch = model.check(batch(&lm)).unwrap();
+        let run =
+            |m: &PeftModel| m.forward(&batch.inputs).unwrap().get::<3>("logits").unwrap().without_autodiff().to_data();
+        let merged = PeftModel::from_base(model.merge().unwrap(), &device);
+        assert_close(&format!("{kinds:?}"), &run(&merged), &run(&model));
+    }
+}
+
 #[test]
 fn names_that_cannot_be_folders_and_second_biases_are_refused() {
     let device = Device::flex();

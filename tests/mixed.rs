@@ -145,6 +145,50 @@ fn what_cannot_differ_by_row_says_so() {
     assert!(model.forward_by_rows(&batch.inputs, &vec![BASE; rows]).is_ok());
 }
 
+/// One adapter has a LoRA on a layer, the other a trained copy of it.
+#[test]
+fn rows_with_a_saved_module_and_rows_with_a_lora_on_it_come_out_as_alone() {
+    let device = Device::flex();
+    let golden = case("bert.SEQ_CLS.default");
+    let mut model = PeftModel::from_base(base(&golden, &device), &device);
+    let lora_on = |options: Value| lora(TaskType::SEQ_CLS, &options);
+    let random = json!({ "target_modules": ["query", "value"], "init_lora_weights": false });
+    model.add_adapter("lora", lora_on(random), 1).unwrap();
+    let saving = json!({ "target_modules": ["value"], "modules_to_save": ["query", "word_embeddings"] });
+    model.add_adapter("saved", lora_on(saving), 2).unwrap();
+    // Copies as training would leave them.
+    let moved = |(key, data): (String, TensorData)| {
+        let values =
+            floats(&data).into_iter().enumerate().map(|(at, value)| (value * 1.5 + 0.01 * (at % 7) as f64) as f32);
+        (key, TensorData::new(values.collect::<Vec<_>>(), data.shape().clone()))
+    };
+    let state = model.state_dict("saved").unwrap().into_iter().map(moved).collect();
+    model.load_state_dict("saved", state, Path::new("moved")).unwrap();
+    let batch = model.check(batch(&golden)).unwrap();
+    let rows = batch.inputs.batch().unwrap();
+    let classes = |outputs: peft::Outputs| outputs.get::<2>("logits").unwrap().without_autodiff();
+    let names: Vec<&str> = (0..rows).map(|row| ["lora", "saved", BASE][row % 3]).collect();
+    let mixed = classes(model.forward_by_rows(&batch.inputs, &names).unwrap());
+    for (row, name) in names.iter().enumerate() {
+        match *name {
+            BASE => model.set_active(&[]).unwrap(),
+            name => model.set_active(&[name]).unwrap(),
+        }
+        let alone = classes(model.forward(&batch.inputs).unwrap());
+        let of = |logits: &Tensor<2>| logits.clone().slice([row..row + 1]).into_data();
+        assert_close(&format!("row {row}, {name}"), &of(&mixed), &of(&alone));
+    }
+}
+
+#[test]
+fn an_adapter_cannot_be_called_what_stands_for_none() {
+    let device = Device::flex();
+    let golden = case("bert.SEQ_CLS.default");
+    let mut model = PeftModel::from_base(base(&golden, &device), &device);
+    let error = model.add_adapter(BASE, lora(TaskType::SEQ_CLS, &json!({})), 1).unwrap_err().to_string();
+    assert!(error.contains("`__base__` cannot name an adapter"), "{error}");
+}
+
 /// Some rows of a batch.
 fn rows_of(batch: &Batch, rows: &[usize]) -> Batch {
     let all = batch.inputs.batch().unwrap();

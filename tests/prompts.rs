@@ -201,6 +201,21 @@ fn impossible_prompts_are_refused_with_the_reason() {
     }
 }
 
+#[test]
+fn an_evaluation_has_the_loss_that_training_has() {
+    for name in ["llama.CAUSAL_LM.cpt", "gpt2.CAUSAL_LM.cpt", "llama.CAUSAL_LM.prompt_tuning"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts").join(name);
+        let model = open(&folder, &folder.join("adapter"));
+        let batch = model.check(inputs(&folder)).unwrap();
+        let trained = model.loss(&batch).unwrap().0.without_autodiff().into_data();
+        let running = model.valid();
+        let loss = running.loss_for(model.task().unwrap().unwrap().task, &batch.labels).unwrap();
+        assert_eq!(loss.weight(), model.loss_for(model.task().unwrap().unwrap().task, &batch.labels).unwrap().weight());
+        let evaluated = loss.mean(&running.forward(&batch.inputs).unwrap()).unwrap();
+        assert_close(name, &evaluated.into_data(), &trained);
+    }
+}
+
 /// The width of ELECTRA's words is not its hidden size, by which PEFT goes and fails.
 #[test]
 fn virtual_tokens_are_as_wide_as_words() {

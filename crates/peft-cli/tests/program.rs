@@ -2,12 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
+
+use burn::tensor::{DType, TensorData};
+use peft::files::{TensorFile, write_safetensors};
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize().unwrap()
@@ -297,6 +301,85 @@ fn a_dry_run_names_each_of_several_adapters_whatever_its_name() {
     let document = dry_run();
     let names: Vec<_> = document["adapters"].as_array().unwrap().iter().map(|one| &one["adapter"]).collect();
     assert_eq!(names, ["default", "other"]);
+}
+
+#[test]
+fn inputs_that_the_model_cannot_take_are_refused_by_name() {
+    let (folder, case) = (tempfile::tempdir().unwrap(), golden("bert.SEQ_CLS.default"));
+    let (model, adapter) = (case.join("model"), case.join("adapter"));
+    let integers = |values: &[i64], shape: &[usize]| TensorData::new(values.to_vec(), shape.to_vec());
+    for (name, data) in [
+        ("input_ids", integers(&[], &[0, 3])),
+        ("input_ids", integers(&[1, 2, 1 << 40], &[1, 3])),
+        ("attention_mask", integers(&[1, 1, 1 << 40], &[1, 3])),
+        ("token_type_ids", integers(&[0, 0, 9], &[1, 3])),
+        ("position_ids", integers(&[0, 1, 9000], &[1, 3])),
+        ("position_ids", TensorData::new(vec![u64::MAX; 3], [1, 3])),
+    ] {
+        let mut tensors = BTreeMap::from([("input_ids".to_owned(), integers(&[1, 2, 3], &[1, 3]))]);
+        tensors.insert(name.to_owned(), data);
+        write_safetensors(&folder.path().join("in.safetensors"), &tensors).unwrap();
+        let arguments = ["--inputs", "in.safetensors", "--output", "out.safetensors", "--model"];
+        let of = [model.to_str().unwrap(), "--adapter", adapter.to_str().unwrap()];
+        let output = run(folder.path(), &[&["forward"], &arguments[..], &of].concat());
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{message}");
+        assert!(message.contains("in.safetensors") && message.contains(name), "{message}");
+        assert!(!folder.path().join("out.safetensors").exists());
+    }
+}
+
+/// Every number of an adapter is made NaN.
+fn broken(adapter: &Path, folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    fs::copy(adapter.join("adapter_config.json"), folder.join("adapter_config.json")).unwrap();
+    let tensors = TensorFile::read(&adapter.join("adapter_model.safetensors"), "adapter").unwrap().tensors;
+    let nan = |(key, data): (String, TensorData)| (key, TensorData::full::<f32, _>(data.shape().clone(), f32::NAN));
+    let tensors: BTreeMap<_, _> = tensors.into_iter().map(nan).collect();
+    write_safetensors(&folder.join("adapter_model.safetensors"), &tensors).unwrap();
+}
+
+#[test]
+fn what_is_not_finite_is_no_answer() {
+    let (folder, case) = (tempfile::tempdir().unwrap(), golden("bert.SEQ_CLS.default"));
+    broken(&case.join("adapter"), &folder.path().join("broken"));
+    let (model, inputs) = (case.join("model"), case.join("inputs.safetensors"));
+    let of = ["--model", model.to_str().unwrap(), "--adapter", "broken"];
+    let forward = ["forward", "--inputs", inputs.to_str().unwrap(), "--output", "out.safetensors"];
+    let output = run(folder.path(), &[&forward[..], &of].concat());
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{message}");
+    assert!(message.contains("`logits` is not finite"), "{message}");
+    assert!(!folder.path().join("out.safetensors").exists());
+}
+
+#[test]
+fn a_merged_model_is_of_the_type_that_the_base_model_is_of() {
+    let (folder, case) = (tempfile::tempdir().unwrap(), golden("llama.CAUSAL_LM.default"));
+    let half = folder.path().join("half");
+    fs::create_dir(&half).unwrap();
+    let tensors = TensorFile::read(&case.join("model/model.safetensors"), "model").unwrap().tensors;
+    let tensors: BTreeMap<_, _> =
+        tensors.into_iter().map(|(key, data)| (key, data.convert_dtype(DType::BF16))).collect();
+    write_safetensors(&half.join("model.safetensors"), &tensors).unwrap();
+    let config = fs::read_to_string(case.join("model/config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["dtype"] = "bfloat16".into();
+    fs::write(half.join("config.json"), config.to_string()).unwrap();
+    let adapter = case.join("adapter");
+    let merge = ["merge", "--model", "half", "--adapter", adapter.to_str().unwrap(), "--output"];
+    for (more, dtype, name) in
+        [(&["merged"][..], DType::BF16, "bfloat16"), (&["wide", "--dtype", "f32"][..], DType::F32, "float32")]
+    {
+        let output = run(folder.path(), &[&merge[..], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let merged = folder.path().join(more[0]);
+        let tensors = TensorFile::read(&merged.join("model.safetensors"), "merged").unwrap().tensors;
+        assert!(tensors.values().all(|data| data.dtype() == dtype), "{name}");
+        let config: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(merged.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["dtype"], name);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `adapter_config.json` and its TOML twin: PEFT's keys, PEFT's defaults, and nothing lost on a round trip.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use crate::{
     error::nearest,
     registry::{find, plugins},
     task::TaskPlugin,
-    tuner::TunerPlugin,
+    tuner::{Tuner, TunerPlugin},
 };
 
 /// The PEFT release whose files are written.
@@ -238,6 +238,14 @@ impl PeftConfig {
     /// [`Error::UnknownPlugin`] if the task is not linked.
     pub fn task(&self) -> Result<Option<&'static TaskPlugin>> {
         self.task_type.as_ref().map(|task| find::<TaskPlugin>(task.as_str())).transpose()
+    }
+
+    /// The tuner with these options.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPlugin`] if it is not linked, [`Error::Config`] for an option that it cannot read.
+    pub fn tuner(&self) -> Result<Arc<dyn Tuner>> {
+        (find::<TunerPlugin>(self.peft_type.as_str())?.build)(self)
     }
 }
 

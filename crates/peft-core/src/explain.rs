@@ -7,9 +7,7 @@ use serde::Serialize;
 use crate::{
     BaseModel, ModuleTree, PeftConfig, Plan, Result,
     plan::TaskRules,
-    registry::find,
     task::{DEFAULT_WRAPPER, TaskPlugin},
-    tuner::TunerPlugin,
 };
 
 /// A candidate that is not adapted, and why.
@@ -88,7 +86,7 @@ pub fn task_rules(config: &PeftConfig) -> Result<TaskRules> {
 /// # Errors
 /// As [`Tuner::plan`](crate::Tuner::plan).
 pub fn plan(base: &BaseModel, config: &PeftConfig) -> Result<Plan> {
-    let tuner = (find::<TunerPlugin>(config.peft_type.as_str())?.build)(config)?;
+    let tuner = config.tuner()?;
     tuner.plan(config, &base.tree(), &base.info, &task_rules(config)?)
 }
 

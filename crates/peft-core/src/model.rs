@@ -21,7 +21,7 @@ use indexmap::IndexMap;
 pub use crate::adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX};
 use crate::{
     Adapter, AutoClass, BaseModel, Batch, CheckedBatch, CheckedInputs, DynModule, DynParam, DynTensor, Error,
-    Explanation, Labels, ModelInfo, ModuleTree, Outputs, PeftConfig, Result, RunningModel, Task, TaskPlugin,
+    Explanation, Labels, ModelInfo, ModuleTree, Outputs, PeftConfig, Plan, Result, RunningModel, Task, TaskPlugin,
     adapter::AdapterTensor,
     attach::Acting,
     by_rows::{AdapterRows, BASE},
@@ -121,6 +121,7 @@ impl PeftModel {
     ) -> Result<()> {
         self.check_new(name, &config)?;
         let plan = explain::plan(&self.base, &config)?;
+        self.check_biases(&plan)?;
         if plan.in_place && !self.base.packed.is_empty() {
             let problem = format!("{} trains every weight, and some of this model's are packed", config.peft_type);
             return Err(Error::config("peft_type", problem));
@@ -161,12 +162,15 @@ impl PeftModel {
         {
             return Err(Error::Adapter(format!("adapter `{name}` is for another task type than `{other}`")));
         }
-        let biased =
-            |config: &PeftConfig| config.options.get("bias").is_some_and(|bias| bias != "none" && !bias.is_null());
-        if biased(config) && self.adapters.values().any(|a| biased(&a.config)) {
-            return Err(Error::Adapter("only one adapter can train biases: they belong to the base model".to_owned()));
-        }
         Ok(())
+    }
+
+    /// Refuses a second adapter that trains biases of the base model.
+    fn check_biases(&self, plan: &Plan) -> Result<()> {
+        if plan.biases.is_empty() || self.adapters.values().all(|adapter| adapter.plan.biases.is_empty()) {
+            return Ok(());
+        }
+        Err(Error::Adapter("only one adapter can train biases: they belong to the base model".to_owned()))
     }
 
     /// Chooses which adapters act, in this order.

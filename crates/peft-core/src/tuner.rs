@@ -22,6 +22,21 @@ pub trait Tuner: Debug + Send + Sync {
     /// # Errors
     /// If nothing is selected, or something that the tuner cannot adapt.
     fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan>;
+
+    /// Whether every parameter is trained in place, so that the result is a model and no adapter.
+    fn trains_in_place(&self) -> bool {
+        false
+    }
+
+    /// Whether virtual tokens stand before the input.
+    fn is_prompt(&self) -> bool {
+        false
+    }
+
+    /// The option that a smaller adapter has a smaller number for, where one has: `r`.
+    fn rank_option(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// A tuner on one layer, its options resolved for that layer.

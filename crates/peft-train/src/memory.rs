@@ -275,9 +275,10 @@ impl Run<'_> {
         let room = self.prepared.info.room().unwrap_or(1 << 20);
         let batch = most(1 << 16, |batch| fits(Size { rows: batch * bound, ..size }));
         let length = most(room, |length| fits(Size { lengths: [length, length.min(size.lengths[1].max(1))], ..size }));
-        let rank = self.recipe.adapter.options.get("r").and_then(serde_json::Value::as_u64).and_then(|_| {
+        let option = self.recipe.adapter.tuner().ok().and_then(|tuner| tuner.rank_option());
+        let rank = option.and_then(|option| {
             most(4096, |rank| {
-                let config = self.recipe.adapter.clone().with("r", rank);
+                let config = self.recipe.adapter.clone().with(option, rank);
                 let plan = config.and_then(|config| explain::plan(&self.prepared.base, &config));
                 plan.is_ok_and(|plan| fits(Size { trained: trained(&plan, self.prepared), ..size }))
             })

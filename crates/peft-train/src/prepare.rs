@@ -471,7 +471,7 @@ fn check_packing(recipe: &Recipe, task: &TaskPlugin) -> Result<()> {
     if !task.task.packs() {
         return Err(wrong(format!("the examples of {} cannot be packed", task.name)));
     }
-    if recipe.adapter.options.contains_key("num_virtual_tokens") {
+    if recipe.adapter.tuner().map_err(|error| error.in_file(&recipe.path))?.is_prompt() {
         return Err(wrong("virtual tokens stand before a whole sequence, not before each example in it".to_owned()));
     }
     Ok(())

@@ -351,7 +351,8 @@ fn located(section: &Section, error: PeftError) -> Error {
 /// What is packed is there to stand still.
 fn check_packed(section: &Section, model: &ModelArguments, adapter: &PeftConfig) -> Result<()> {
     let Some(key) = model.quantization.packing_key().map_err(|error| located(section, error))? else { return Ok(()) };
-    let trains_all = model.init == Some(Init::Random) || adapter.peft_type.as_str() == "FULL";
+    let in_place = adapter.tuner().is_ok_and(|tuner| tuner.trains_in_place());
+    let trains_all = model.init == Some(Init::Random) || in_place;
     let problem = "this recipe trains every weight, and packed ones cannot be: take it away, or train an adapter";
     if trains_all { Err(section.error(key, problem)) } else { Ok(()) }
 }

@@ -18,6 +18,10 @@ inventory::submit! {
 pub struct Full {}
 
 impl Tuner for Full {
+    fn trains_in_place(&self) -> bool {
+        true
+    }
+
     /// Every module with parameters of its own, but those that are another one or that the model works out by itself.
     fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, _task: &TaskRules) -> Result<Plan> {
         let is_own = |name: &str| !info.is_computed(name) && !info.tied.iter().any(|(copy, _)| copy == name);

@@ -28,6 +28,10 @@ inventory::submit! { TunerPlugin::new::<Lora>("LORA", "low-rank adaptation (Hu e
 const SUPPORTED: [ModuleKind; 3] = [ModuleKind::Linear, ModuleKind::Conv1D, ModuleKind::Embedding];
 
 impl Tuner for Lora {
+    fn rank_option(&self) -> Option<&'static str> {
+        Some("r")
+    }
+
     fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan> {
         self.check()?;
         let strict = !config.inference_mode;

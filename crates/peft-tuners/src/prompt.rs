@@ -68,6 +68,10 @@ pub trait PromptMethod: PromptTuner + Clone + 'static {
 pub struct Prompting<T>(pub T);
 
 impl<T: PromptMethod> Tuner for Prompting<T> {
+    fn is_prompt(&self) -> bool {
+        true
+    }
+
     /// No module is adapted: the plan has the prompt's sizes, and the heads of the task as modules to save.
     fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan> {
         if task.task_type.is_none() {

@@ -35,6 +35,7 @@ impl PeftModel {
         let in_file = |error: Error| error.in_file(&folder.path.join(ADAPTER_CONFIG));
         let mut plan = explain::plan(&self.base, &folder.config)
             .map_err(|error| in_file(self.for_another(error, &folder.config)))?;
+        self.check_biases(&plan)?;
         let prefix = if plan.prompt.is_some() { PROMPT_KEY_PREFIX } else { KEY_PREFIX };
         let mut problems = Vec::new();
         let brought = self.brought_embeddings(prefix, &plan, &folder, &mut problems);
