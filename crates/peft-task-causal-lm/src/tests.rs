@@ -1,6 +1,6 @@
 use std::{path::Path, sync::Arc};
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{
     example::{EncodeOptions, Overflow, collate_labels},
     registry::find,
