@@ -12,8 +12,10 @@ use crate::{Error, Labels, Outputs, Result, batch::check_finite, example::IGNORE
 /// computed from the outputs. Both come from the labels in one place and so cannot tell of different rows.
 pub struct Loss<'a> {
     weight: f64,
-    mean: Box<dyn FnOnce(&Outputs) -> Result<Tensor<1>> + 'a>,
+    mean: Mean<'a>,
 }
+
+type Mean<'a> = Box<dyn FnOnce(&Outputs) -> Result<Tensor<1>> + 'a>;
 
 impl<'a> Loss<'a> {
     /// Of losses that `weight` rows, or tokens that carry a label, sum up to, `[1]`.
