@@ -42,17 +42,6 @@ pub enum Role {
     Bias,
 }
 
-impl Role {
-    /// Whether two tensors act together: both of one tuner on one layer, or neither of a tuner.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Tuned(layer), Self::Tuned(other)) => Arc::ptr_eq(layer, other),
-            (Self::Tuned(_), _) | (_, Self::Tuned(_)) => false,
-            _ => true,
-        }
-    }
-}
-
 /// A named tensor of an adapter.
 #[derive(Debug, Clone)]
 pub struct AdapterTensor {

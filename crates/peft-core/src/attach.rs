@@ -63,7 +63,7 @@ pub fn attach<M: Module>(
             let entries = sets.entry(&tensor.parameter).or_default();
             let value = (Arc::clone(&tensor.name), tensor.param.clone());
             match entries.last_mut() {
-                Some(last) if last.adapter == name && last.role.is_same(&tensor.role) => last.tensors.push(value),
+                Some(last) if last.adapter == name => last.tensors.push(value),
                 _ => {
                     entries.push(Entry { adapter: Arc::clone(&name), role: tensor.role.clone(), tensors: vec![value] })
                 }

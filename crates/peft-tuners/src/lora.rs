@@ -85,6 +85,12 @@ impl Tuner for Lora {
             adapted.push(Adapted { module: module.clone(), reason: reason.clone(), layer });
         }
 
+        let tokens = TrainableTokens::plan(self.trainable_token_indices.as_ref(), model, info)?;
+        if let Some(both) = tokens.iter().find(|table| adapted.iter().any(|adapted| adapted.module == table.module)) {
+            let problem = format!("`{}` is in target_modules as well, which is not supported together", both.module);
+            return Err(Error::config("trainable_token_indices", problem));
+        }
+
         let mut resolved = config.clone();
         let set = |resolved: &mut PeftConfig, key: &str, value: Value| resolved.options.insert(key.to_owned(), value);
         set(&mut resolved, "target_modules", to_value(&selection.target_modules));
@@ -108,7 +114,7 @@ impl Tuner for Lora {
         let mut plan = Plan {
             config: resolved,
             adapted,
-            tokens: TrainableTokens::plan(self.trainable_token_indices.as_ref(), model, info)?,
+            tokens,
             skipped: selection.skipped,
             saved: selection.saved.modules,
             biases,

@@ -103,7 +103,7 @@ fn merge_one(frozen: DynTensor, tensors: &[(&str, &AdapterTensor)]) -> DynTensor
         let group: Vec<(Arc<str>, DynParam)> = tensors
             .iter()
             .skip(at)
-            .take_while(|(name, tensor)| name == adapter && tensor.role.is_same(&first.role))
+            .take_while(|(name, _)| name == adapter)
             .map(|(_, t)| (Arc::clone(&t.name), t.param.valid()))
             .collect();
         at += group.len().max(1);
