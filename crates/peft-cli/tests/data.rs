@@ -361,3 +361,152 @@ fn empty_files_of_every_format_are_refused() {
         assert!(message.contains(&format!("{name}: ")) && message.contains(says), "{message}");
     }
 }
+
+#[test]
+fn a_file_without_the_columns_is_refused_once_with_what_to_write() {
+    let columns = json!({ "body": "fine", "category": "good" });
+    let folder = workplace("SEQ_CLS", "chatml");
+    write_rows(folder.path(), "train.jsonl", &vec![columns; 12]);
+    let message = refused(folder.path(), &[]);
+    assert_eq!(message.matches("no column").count(), 2, "{message}");
+    assert!(
+        message.contains("train.jsonl: no column `text`, no column `label` (columns: body, category)"),
+        "{message}"
+    );
+    assert!(message.contains("text = \"body\" and label = \"category\" in [data]"), "{message}");
+    let message = refused(folder.path(), &["data.text=body", "data.label=kategorie"]);
+    assert!(message.contains("no column `kategorie`") && message.contains("label = \"category\""), "{message}");
+    assert_eq!(message.matches("kategorie").count(), 1, "{message}");
+
+    let tagged = workplace("TOKEN_CLS", "chatml");
+    write_rows(tagged.path(), "train.jsonl", &[json!({ "tokens": ["Ada"], "ner_tags": ["B-PER"] })]);
+    assert!(refused(tagged.path(), &[]).contains("write tags = \"ner_tags\" in [data]"));
+    let asked = workplace("CAUSAL_LM", "chatml");
+    write_rows(asked.path(), "train.jsonl", &vec![json!({ "prompt": "a", "answer": "b" }); 12]);
+    assert_eq!(refused(asked.path(), &[]).matches("no column `completion`").count(), 1);
+}
+
+#[test]
+fn a_table_in_place_of_a_recipe_is_refused_as_such() {
+    let folder = workplace("SEQ_CLS", "chatml");
+    fs::write(folder.path().join("t.csv"), "text,label\na,b\n").unwrap();
+    for arguments in [&["train", "t.csv"][..], &["data", "show", "t.csv"]] {
+        let output = run(folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("t.csv: a file of data, no recipe"), "{}", text(&output.stderr));
+    }
+    let output = run(folder.path(), &["inspect", "t.csv"]);
+    assert!(text(&output.stderr).contains("t.csv: not a safetensors file but text"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_key_that_is_given_as_an_option_is_answered_with_how_it_is_written() {
+    let folder = workplace("SEQ_CLS", "chatml");
+    for (option, says) in [
+        (&["--lr", "1e-3"][..], "write training.learning_rate=1e-3"),
+        (&["--learning-rate=1e-3"], "write training.learning_rate=1e-3"),
+        (&["--lora_r", "8"], "write adapter.r=8"),
+        (&["--max-seq-length", "64"], "write data.max_length=64"),
+    ] {
+        let output = run(folder.path(), &[&["train", "recipe.toml"], option].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(says), "{}", text(&output.stderr));
+    }
+}
+
+/// A trained classifier of the tiny encoder, its rows (five of nine too long) and what training said.
+fn classifier_with_long_rows(overflow: &str) -> (tempfile::TempDir, Output) {
+    let folder = workplace("SEQ_CLS", "chatml");
+    let row = |at: usize| {
+        let length = if at < 4 { 1 } else { 30 };
+        json!({ "text": "fine ".repeat(length), "label": if at % 2 == 0 { "good" } else { "bad" } })
+    };
+    write_rows(folder.path(), "train.jsonl", &(0..9).map(row).collect::<Vec<_>>());
+    let overflow = format!("data.overflow={overflow}");
+    let trained = run(folder.path(), &["train", "recipe.toml", "data.max_length=12", &overflow]);
+    assert!(trained.status.success(), "{}", text(&trained.stderr));
+    (folder, trained)
+}
+
+#[test]
+fn rows_that_are_left_out_are_counted_with_the_reason() {
+    let (folder, trained) = classifier_with_long_rows("drop");
+    let says = "5 left out, longer than max_length = 12 tokens";
+    assert!(text(&trained.stderr).contains(says), "{}", text(&trained.stderr));
+    let model = root().join("examples/models/tiny-encoder").display().to_string();
+    let on = ["--model", &model, "--adapter", "out", "--data", "train.jsonl"];
+    let output = run(folder.path(), &[&["eval", "--json"], &on[..]].concat());
+    assert!(text(&output.stderr).contains(&format!("4 of 9 rows are used, {says}")), "{}", text(&output.stderr));
+    let document: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    assert_eq!((&document["rows"], &document["examples"], &document["too_long"]), (&json!(9), &json!(4), &json!(5)));
+    // Every row is answered, and those that are cut are told of.
+    let output = run(folder.path(), &[&["predict"], &on[..]].concat());
+    assert_eq!(text(&output.stdout).lines().count(), 9);
+    assert!(text(&output.stderr).contains("5 cut to max_length = 12 tokens"), "{}", text(&output.stderr));
+    let output = run(folder.path(), &[&["predict", "--overflow", "drop"], &on[..]].concat());
+    assert_eq!(output.status.code(), Some(2));
+    let output = run(folder.path(), &["train", "recipe.toml", "data.max_length=3", "data.overflow=drop"]);
+    assert!(
+        text(&output.stderr).contains("all 9 rows are longer than max_length = 3 tokens"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn rows_from_standard_input_are_answered_as_those_of_a_file() {
+    let (folder, _) = classifier_with_long_rows("truncate");
+    let model = root().join("examples/models/tiny-encoder").display().to_string();
+    let on = ["predict", "-q", "--model", &model, "--adapter", "out", "--data"];
+    let of_file = run(folder.path(), &[&on[..], &["train.jsonl"]].concat());
+    let piped = Command::new(env!("CARGO_BIN_EXE_peft"))
+        .current_dir(folder.path())
+        .args(on)
+        .arg("-")
+        .stdin(fs::File::open(folder.path().join("train.jsonl")).unwrap())
+        .output()
+        .unwrap();
+    assert!(!piped.stdout.is_empty());
+    assert_eq!(text(&piped.stdout), text(&of_file.stdout));
+    let array = run(folder.path(), &[&on[..], &["train.jsonl", "--json"]].concat());
+    let array: Vec<Value> = serde_json::from_str(&text(&array.stdout)).unwrap();
+    let lines: Vec<Value> = text(&of_file.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(array, lines);
+}
+
+#[test]
+fn a_rare_class_that_is_evaluated_alone_is_a_class_all_the_same() {
+    let folder = workplace("SEQ_CLS", "chatml");
+    let mut rows: Vec<Value> =
+        (0..8).map(|at| json!({ "text": "fine", "label": if at % 2 == 0 { "good" } else { "bad" } })).collect();
+    rows.push(json!({ "text": "so so", "label": "neutral" }));
+    write_rows(folder.path(), "train.jsonl", &rows);
+    for seed in 0..8 {
+        let seed = format!("training.seed={seed}");
+        let output = run(folder.path(), &["train", "recipe.toml", "--dry-run", "--json", "data.eval_split=0.3", &seed]);
+        let document: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+        assert_eq!(document["labels"], json!(["bad", "good", "neutral"]));
+    }
+}
+
+#[test]
+fn a_regression_is_said_to_be_one() {
+    let folder = workplace("SEQ_CLS", "chatml");
+    write_rows(
+        folder.path(),
+        "train.jsonl",
+        &[json!({ "text": "a", "label": 0.0 }), json!({ "text": "b", "label": 1.0 })],
+    );
+    let output = run(folder.path(), &["train", "recipe.toml", "--dry-run"]);
+    let shown = text(&output.stdout);
+    assert!(shown.contains("regression: the labels are numbers") && shown.contains("write 0 and 1"), "{shown}");
+}
+
+#[test]
+fn an_evaluation_in_which_nothing_counts_is_refused() {
+    let folder = workplace("CAUSAL_LM", "chatml");
+    write_rows(folder.path(), "train.jsonl", &[json!({ "prompt": "a", "completion": "b" })]);
+    write_rows(folder.path(), "ev.jsonl", &[json!({ "prompt": "a beginning that is long", "completion": "b" })]);
+    let message = refused(folder.path(), &["data.max_length=8", "data.overflow=truncate", "data.eval=ev.jsonl"]);
+    assert!(message.contains("ev.jsonl: nothing to evaluate on") && message.contains("max_length = 8"), "{message}");
+}

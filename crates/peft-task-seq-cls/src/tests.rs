@@ -131,6 +131,50 @@ fn labels_decide_the_problem() {
 }
 
 #[test]
+fn vectors_of_0_and_1_are_several_classes() {
+    let check = |rows: &[Value], problem: &str, classes: &[&str]| {
+        let found = SequenceClassification.labels(&labelled(rows), "label").unwrap().unwrap();
+        assert_eq!((found.problem_type, found.labels), (problem, classes.iter().map(|c| (*c).to_owned()).collect()));
+    };
+    let three = ["LABEL_0", "LABEL_1", "LABEL_2"];
+    let several = "multi_label_classification";
+    check(&[json!([1, 0, 1]), json!([0, 1, 0])], several, &three);
+    check(&[json!([1.0, 0.0, 1.0]), json!([0.0, 0.0, 0.0])], several, &three);
+    check(&[json!([true, false, true]), json!([false, false, true])], several, &three);
+    // As a cell of a table has it, or Python's `repr`.
+    check(&[json!("[1, 0, 1]"), json!("[0, 1, 0]")], several, &three);
+    check(&[json!("['news']"), json!("[\"news\", \"sports\"]")], several, &["news", "sports"]);
+    check(&[json!([0.5, 2.0, 1.0]), json!([0.0, 1.0, 1.0])], "regression", &three);
+    // Lists of another length each are classes by their names.
+    check(&[json!([0, 1]), json!([2])], several, &["0", "1", "2"]);
+    let message = SequenceClassification.labels(&labelled(&[json!([1, 1, 0]), json!([2])]), "label").unwrap_err();
+    assert!(
+        message.to_string().contains("class `1` stands twice") && message.to_string().contains("vector of 0 and 1")
+    );
+    let vector = label(&row(1, json!({})), &json!([1, 0, 1]), &info(&three, several));
+    assert_eq!(vector, Label::Floats(vec![1.0, 0.0, 1.0]));
+    let named = label(&row(1, json!({})), &json!([0, 1, 1]), &info(&["x", "y", "z"], several));
+    assert_eq!(named, Label::Floats(vec![0.0, 1.0, 1.0]));
+}
+
+#[test]
+fn whole_numbers_are_ids_of_classes_with_names() {
+    let names = info(&["contradiction", "neutral", "entailment"], "single_label_classification");
+    for (value, class) in [(json!(0), 0), (json!("2"), 2), (json!(1.0), 1), (json!("1.0"), 1), (json!("neutral"), 1)] {
+        assert_eq!(label(&row(1, json!({})), &value, &names), Label::Class(class));
+    }
+    // Classes that are called by numbers are meant by their names.
+    let numbered = info(&["1", "2", "3"], "single_label_classification");
+    assert_eq!(label(&row(1, json!({})), &json!(1), &numbered), Label::Class(0));
+    assert_eq!(label(&row(1, json!({})), &json!(3.0), &numbered), Label::Class(2));
+}
+
+/// What a label becomes for a model.
+fn label(row: &Row, value: &Value, info: &ModelInfo) -> Label {
+    with_context(info, |context| super::label(row, &as_list(value), context).unwrap())
+}
+
+#[test]
 fn labels_that_teach_nothing_are_refused() {
     let check = |labels: &[Value], part: &str| {
         let error = SequenceClassification.labels(&labelled(labels), "label").unwrap_err().to_string();

@@ -39,8 +39,8 @@ impl DataSummary {
     /// What became of rows that are too long, in words; none if there are none.
     pub fn long_rows(&self, options: &EncodeOptions) -> Option<String> {
         let limit = limit(options);
-        let left_out = format!("{} of {} rows left out, longer than {limit} tokens", self.too_long, self.rows);
-        let cut = format!("{} of {} rows cut to {limit} tokens", self.cut, self.rows);
+        let left_out = format!("{} left out, longer than {limit} tokens", self.too_long);
+        let cut = format!("{} cut to {limit} tokens", self.cut);
         match (self.too_long, self.cut) {
             (0, 0) => None,
             (_, 0) => Some(left_out),

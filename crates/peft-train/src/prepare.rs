@@ -501,7 +501,9 @@ fn note_on_numbers(found: &LabelSet, info: &ModelInfo) -> Option<String> {
     const SHOWN: usize = 10;
     let names = info.labels();
     let is_number = |label: &String| label.parse::<i64>().is_ok();
-    if found.labels.is_empty() || !found.labels.iter().all(is_number) || names.iter().any(is_number) {
+    // `1.0` looks like a number to predict, but not to a model with classes.
+    let are_numbers = found.labels.iter().all(is_number) || found.problem_type != problem_type(found, info);
+    if found.labels.is_empty() || !are_numbers || names.iter().any(is_number) || found.labels == names {
         return None;
     }
     let pairs: Vec<String> = names.iter().take(SHOWN).enumerate().map(|(id, name)| format!("{id} = {name}")).collect();

@@ -158,7 +158,7 @@ impl Opened {
         let summary = &self.data.summary;
         let long = summary.long_rows(&self.options).map(|long| {
             let used = summary.rows.saturating_sub(summary.too_long);
-            format!("{used} of {} rows are used: {long}", summary.rows)
+            format!("{used} of {} rows are used, {long}", summary.rows)
         });
         let without = (summary.without_loss > 0 && self.labelled).then(|| {
             format!("{} of {} examples have nothing that counts for the loss", summary.without_loss, summary.examples)

@@ -100,21 +100,21 @@ pub fn override_for(name: &str, value: &str) -> Option<String> {
 /// What is said of a key that its section does not have; `known` are those that it has.
 pub(super) fn hint(section: &str, key: &str, known: &[&str]) -> String {
     let here = match other_trainers::key(key) {
-        Some(Here::Key(of, key)) if of == section || section == "adapters" && of == "adapter" => {
+        Some(Here::Key(of, key)) if of == section || of == "adapter" && section == "adapters" => {
             return format!("it is `{key}` here");
         }
         Some(Here::Key(of, key)) => return format!("it is `{key}` in [{of}]"),
         Some(Here::Else(sentence)) => Some(sentence.to_owned()),
         None => None,
     };
+    let is_adapter = ["adapter", "adapters"].contains(&section);
     let elsewhere = || {
-        let sections: Vec<_> = sections_of(key).into_iter().filter(|other| *other != section).collect();
-        let named =
-            |sections: &[&str]| sections.iter().map(|other| format!("[{other}]")).collect::<Vec<_>>().join(" or ");
-        (!sections.is_empty()).then(|| match sections.as_slice() {
-            [other] if *other == "adapter" => "it is a key of another tuner in [adapter]".to_owned(),
-            several => format!("it stands in {}", named(several)),
-        })
+        let sections = sections_of(key);
+        if is_adapter && sections.contains(&"adapter") {
+            return Some("it is a key of another tuner".to_owned());
+        }
+        let named: Vec<_> = sections.iter().map(|other| format!("[{other}]")).collect();
+        (!named.is_empty()).then(|| format!("it stands in {}", named.join(" or ")))
     };
     let near = || nearest(key, known.iter().copied()).map(|near| format!("did you mean `{near}`?"));
     here.or_else(elsewhere).or_else(near).unwrap_or_else(|| {

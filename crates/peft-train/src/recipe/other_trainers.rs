@@ -38,7 +38,7 @@ const KEYS: &[(&[&str], Here)] = &[
     (&["rank", "lora_r", "lora_rank", "lora_dim", "lora_attention_dim"], Key("adapter", "r")),
     (&["alpha", "lora_a"], Key("adapter", "lora_alpha")),
     (&["dropout", "lora_drop", "lora_dropout_p"], Key("adapter", "lora_dropout")),
-    (&["target_module", "lora_target", "lora_target_modules", "lora_modules", "target_layers", "modules"],
+    (&["lora_target", "lora_target_modules", "lora_modules", "target_layers", "modules"],
      Key("adapter", "target_modules")),
     (&["lora_target_linear", "target_all_linear", "all_linear"],
      Else("every linear layer but the head is target_modules = \"all-linear\" in [adapter]")),
