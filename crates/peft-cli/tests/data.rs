@@ -381,9 +381,9 @@ fn a_file_without_the_columns_is_refused_once_with_what_to_write() {
     let tagged = workplace("TOKEN_CLS", "chatml");
     write_rows(tagged.path(), "train.jsonl", &[json!({ "tokens": ["Ada"], "ner_tags": ["B-PER"] })]);
     assert!(refused(tagged.path(), &[]).contains("write tags = \"ner_tags\" in [data]"));
-    let asked = workplace("CAUSAL_LM", "chatml");
-    write_rows(asked.path(), "train.jsonl", &vec![json!({ "prompt": "a", "answer": "b" }); 12]);
-    assert_eq!(refused(asked.path(), &[]).matches("no column `completion`").count(), 1);
+    let rows = "{\"prompt\": \"a\", \"answer\": \"b\"}\n".repeat(12);
+    let message = refused_file("CAUSAL_LM", "x.jsonl", &rows, &[]);
+    assert_eq!(message.matches("no column `completion`").count(), 1, "{message}");
 }
 
 #[test]
@@ -418,7 +418,7 @@ fn a_key_that_is_given_as_an_option_is_answered_with_how_it_is_written() {
 fn classifier_with_long_rows(overflow: &str) -> (tempfile::TempDir, Output) {
     let folder = workplace("SEQ_CLS", "chatml");
     let row = |at: usize| {
-        let length = if at < 4 { 1 } else { 30 };
+        let length = if at < 4 { 2 } else { 30 };
         json!({ "text": "fine ".repeat(length), "label": if at % 2 == 0 { "good" } else { "bad" } })
     };
     write_rows(folder.path(), "train.jsonl", &(0..9).map(row).collect::<Vec<_>>());
@@ -507,6 +507,9 @@ fn an_evaluation_in_which_nothing_counts_is_refused() {
     let folder = workplace("CAUSAL_LM", "chatml");
     write_rows(folder.path(), "train.jsonl", &[json!({ "prompt": "a", "completion": "b" })]);
     write_rows(folder.path(), "ev.jsonl", &[json!({ "prompt": "a beginning that is long", "completion": "b" })]);
-    let message = refused(folder.path(), &["data.max_length=8", "data.overflow=truncate", "data.eval=ev.jsonl"]);
+    let cut = ["data.max_length=8", "data.overflow=truncate", "data.eval=ev.jsonl"];
+    let output = run(folder.path(), &[&["data", "show", "recipe.toml"], &cut[..]].concat());
+    assert_eq!(output.status.code(), Some(3));
+    let message = text(&output.stderr);
     assert!(message.contains("ev.jsonl: nothing to evaluate on") && message.contains("max_length = 8"), "{message}");
 }
