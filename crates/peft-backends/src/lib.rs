@@ -9,9 +9,11 @@ mod kernel_cache;
 mod mapped_file;
 pub mod memory;
 pub mod ops;
+mod out_of_memory;
 mod recompute;
 
 pub use capture::Captured;
 pub use device::{DeviceError, DeviceReport};
 pub use mapped_file::MappedFile;
+pub use out_of_memory::ExitWhenOutOfMemory;
 pub use recompute::recomputed;

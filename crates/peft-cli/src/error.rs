@@ -12,6 +12,9 @@ pub(crate) enum CliError {
     /// From the choice of a device.
     #[error(transparent)]
     Device(#[from] peft::backends::device::DeviceError),
+    /// The machine's memory does not suffice.
+    #[error("out of memory: {0}; take a smaller batch, max_length, r or model, or pack the weights (load_in_4bit)")]
+    Memory(String),
     /// The device's memory does not suffice.
     #[error(
         "the device ran out of memory ({0}); take gradient_checkpointing, a smaller per_device_train_batch_size or max_length, \
@@ -39,7 +42,7 @@ impl CliError {
             Self::Peft(error) => error.exit_code(),
             Self::Train(error) => error.exit_code(),
             Self::Device(error) => error.exit_code(),
-            Self::DeviceMemory(_) | Self::DeviceFailed(_) => 5,
+            Self::Memory(_) | Self::DeviceMemory(_) | Self::DeviceFailed(_) => 5,
             Self::Usage(_) => 2,
             Self::Stdout(_) | Self::Internal(_) => 1,
         }

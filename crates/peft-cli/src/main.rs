@@ -3,6 +3,7 @@
 mod error;
 mod generation_args;
 mod panics;
+mod printable;
 mod quantization_args;
 mod recipe_options;
 mod session;
@@ -14,6 +15,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use error::CliError;
+
+#[global_allocator]
+static ALLOCATOR: peft::backends::ExitWhenOutOfMemory = peft::backends::ExitWhenOutOfMemory;
 
 /// Parameter-efficient fine-tuning: adapters in the files of Hugging Face PEFT, on Burn.
 #[derive(Debug, Parser)]

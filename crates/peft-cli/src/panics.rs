@@ -15,6 +15,10 @@ const RUNTIMES: [&str; 6] = ["cubecl", "wgpu", "burn-cuda", "burn-fusion", "burn
 const SHORT: [&str; 6] =
     ["out of memory", "outofmemory", "out_of_memory", "buffertoobig", "not enough memory", "out of device memory"];
 
+/// What says that the system has no memory left for a thread or a mapping, or could not hold what was asked for at all.
+const EXHAUSTED: [&str; 4] =
+    ["capacity overflow", "failed to spawn thread", "threadpoolbuilderror", "cannot allocate memory"];
+
 /// A panic of any thread.
 #[derive(Debug, Clone)]
 struct Panic {
@@ -50,6 +54,13 @@ fn error(panics: &[Panic]) -> CliError {
     };
     let is_runtime = |panic: &&Panic| RUNTIMES.iter().any(|runtime| panic.place.contains(runtime));
     let first_line = |panic: &Panic| panic.message.lines().next().unwrap_or_default().to_owned();
+    let is_exhausted = |panic: &&Panic| {
+        let message = panic.message.to_lowercase();
+        EXHAUSTED.iter().any(|word| message.contains(word))
+    };
+    if let Some(panic) = panics.iter().find(is_exhausted) {
+        return CliError::Memory(first_line(panic));
+    }
     if let Some(panic) = panics.iter().find(is_short) {
         return CliError::DeviceMemory(first_line(panic));
     }
@@ -76,6 +87,8 @@ mod tests {
             (vec![panic("wgpu error: Out of Memory\nmore", "x.rs:1:1")], 5, "smaller"),
             (vec![panic("receiver gone", "x.rs:1:1"), panic("device lost", registry)], 5, "device lost"),
             (vec![panic("index out of bounds", "crates/peft-train/src/x.rs:1:1")], 1, "x.rs:1:1"),
+            (vec![panic("capacity overflow", "alloc/src/raw_vec.rs:1:1")], 5, "out of memory"),
+            (vec![panic("failed to spawn thread: Os { code: 11 }", "x.rs:1:1")], 5, "out of memory"),
             (Vec::new(), 1, "without a message"),
         ] {
             let error = error(&panics);

@@ -1,5 +1,4 @@
 //! Terminal manners: results on stdout, everything else on stderr.
-#![expect(clippy::print_stderr, reason = "this is the one place that writes there")]
 
 use std::{
     error::Error,
@@ -9,14 +8,17 @@ use std::{
 use peft_train::{Event, Observer};
 use serde::Serialize;
 
-use crate::{CliError, Globals};
+use crate::{
+    CliError, Globals,
+    printable::{message, printable},
+};
 
 /// Prints an error and its causes.
 pub(crate) fn error(error: &CliError) {
-    eprintln!("error: {error}");
+    say(&message(&format!("error: {error}")));
     let mut source = error.source();
     while let Some(cause) = source {
-        eprintln!("  caused by: {cause}");
+        say(&format!("  caused by: {}", message(&cause.to_string())));
         source = cause.source();
     }
 }
@@ -24,12 +26,22 @@ pub(crate) fn error(error: &CliError) {
 /// Prints a remark that is no result.
 pub(crate) fn note(globals: &Globals, text: impl std::fmt::Display) {
     if !globals.quiet {
-        eprintln!("{text}");
+        say(&message(&text.to_string()));
     }
 }
 
-/// Prints a result. A reader that went away is no failure.
+/// Writes a line to stderr. That nobody can read it any more is no reason to stop what is being done.
+fn say(line: &str) {
+    let _unwritable = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Prints a result for a person, in which control characters of files are shown and do not act.
 pub(crate) fn result(text: impl std::fmt::Display) -> Result<(), CliError> {
+    verbatim(printable(&text.to_string()))
+}
+
+/// Prints a result as it is: JSON, or the words of a model. A reader that went away is no failure.
+pub(crate) fn verbatim(text: impl std::fmt::Display) -> Result<(), CliError> {
     match writeln!(std::io::stdout().lock(), "{text}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CliError::Stdout(error)),
         _ => Ok(()),
@@ -39,7 +51,7 @@ pub(crate) fn result(text: impl std::fmt::Display) -> Result<(), CliError> {
 /// Prints a machine-readable result on one line.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(|error| CliError::Stdout(error.into()))?;
-    result(text)
+    verbatim(text)
 }
 
 /// Lets ctrl-C end the program behind a whole line of results, with code 130.

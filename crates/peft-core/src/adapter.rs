@@ -13,6 +13,7 @@ use burn::{
 use crate::{
     DynParam, DynTensor, PackedWeight, PeftConfig, Plan,
     by_rows::AdapterRows,
+    module_tree::{num_values, sum_values},
     prompt::PromptPlan,
     tuner::{LayerTuner, Tensors},
 };
@@ -127,7 +128,7 @@ impl Adapter {
     /// How many values of this adapter training changes.
     pub fn num_trainable(&self) -> usize {
         let trainable = self.tensors.iter().filter(|t| t.param.is_trainable());
-        trainable.map(|t| t.param.shape().iter().product::<usize>()).sum()
+        sum_values(trainable.map(|t| num_values(&t.param.shape())))
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Error, PeftType, Result, TaskType,
-    error::nearest,
+    error::{nearest, quoted},
     registry::{find, plugins},
     task::TaskPlugin,
     tuner::{Tuner, TunerPlugin},
@@ -91,7 +91,7 @@ impl PeftConfig {
     pub fn from_map(mut keys: Map<String, Value>, unknown_keys: UnknownKeys) -> Result<Self> {
         let peft_type = match keys.remove("peft_type") {
             Some(Value::String(word)) => PeftType::from(constant(&word, "PeftType.")),
-            Some(other) => return Err(Error::config("peft_type", format!("expected a string, found {other}"))),
+            Some(other) => return Err(Error::config("peft_type", format!("expected a string, found {}", quoted(other)))),
             None => {
                 let known: Vec<_> = plugins::<TunerPlugin>().iter().map(|p| p.name).collect();
                 return Err(Error::config("peft_type", format!("missing; one of {}", known.join(", "))));
@@ -113,7 +113,7 @@ impl PeftConfig {
             None | Some(Value::Null) => false,
             Some(Value::Bool(value)) => value,
             Some(other) => {
-                return Err(Error::config("inference_mode", format!("expected true or false, found {other}")));
+                return Err(Error::config("inference_mode", format!("expected true or false, found {}", quoted(other))));
             }
         };
         // PEFT never writes it and ignores it where it is found.
@@ -258,7 +258,7 @@ fn string(keys: &mut Map<String, Value>, key: &str) -> Result<Option<String>> {
     match keys.remove(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(value)) => Ok(Some(value)),
-        Some(other) => Err(Error::config(key, format!("expected a string, found {other}"))),
+        Some(other) => Err(Error::config(key, format!("expected a string, found {}", quoted(other)))),
     }
 }
 

@@ -101,7 +101,7 @@ pub enum Error {
         supported: String,
     },
     /// Tensors in a file and slots in the model that do not correspond.
-    #[error("{origin} does not fit the model:\n  {}", problems.join("\n  "))]
+    #[error("{origin} does not fit the model:\n  {}", listed(problems))]
     Tensors {
         /// The file or folder.
         origin: String,
@@ -172,17 +172,47 @@ impl Error {
             | Self::Tensors { .. } => 4,
             Self::NotFound { .. } => 6,
             Self::NotFinite { .. } | Self::NotFiniteOutput { .. } => 7,
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => 5,
             Self::Io { .. } => 1,
         }
     }
 }
 
+/// What a file or a user gave, for a message: the beginning of what is long.
+pub fn quoted(value: impl std::fmt::Display) -> String {
+    /// Characters that a message repeats.
+    const MOST: usize = 200;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => {
+            format!("{}… ({} characters)", text.get(..end).unwrap_or_default(), text.chars().count())
+        }
+        None => text,
+    }
+}
+
+/// The first of many problems, and how many there are.
+fn listed(problems: &[String]) -> String {
+    /// Problems that a message lists.
+    const MOST: usize = 12;
+    let mut lines: Vec<String> = problems.iter().take(MOST).map(quoted).collect();
+    if let Some(left) = problems.len().checked_sub(MOST).filter(|left| *left > 0) {
+        lines.push(format!("… and {left} more, {} in all", problems.len()));
+    }
+    lines.join("\n  ")
+}
+
+/// Characters of the longest word that is compared with those that are known.
+const LONGEST_WORD: usize = 200;
+
 /// The entry of `known` that `word` was probably meant to be, if one is near enough.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // No word that is known is nearly as long, and the distance takes the product of both lengths.
+    let short = (word.len() <= LONGEST_WORD).then_some(word)?;
     known
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len()) / 3).max(1))
+        .map(|candidate| (strsim::damerau_levenshtein(short, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len().max(short.len()) / 3).max(1))
         .min()
         .map(|(_, candidate)| candidate)
 }

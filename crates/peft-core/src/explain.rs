@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     BaseModel, ModuleTree, PeftConfig, Plan, Result,
+    module_tree::{num_values, sum_values},
     plan::TaskRules,
     task::{DEFAULT_WRAPPER, TaskPlugin},
 };
@@ -102,30 +103,31 @@ impl Explanation {
 
     /// The same from a plan that was made already.
     pub fn of(plan: &Plan, tree: &ModuleTree, task: Option<&TaskPlugin>, class_name: &str) -> Self {
-        let size = |shape: &[usize]| shape.iter().product::<usize>();
         let adapted: Vec<AdaptedModule> = plan
             .tuned()
             .map(|a| AdaptedModule {
                 name: a.module.clone(),
                 reason: a.reason.clone(),
                 summary: a.layer.summary(),
-                params: a.layer.tensors().iter().filter(|t| t.trainable).map(|t| size(&t.shape)).sum(),
+                params: sum_values(a.layer.tensors().iter().filter(|t| t.trainable).map(|t| num_values(&t.shape))),
             })
             .collect();
-        let fixed: usize =
-            plan.tuned().flat_map(|a| a.layer.tensors()).filter(|t| !t.trainable).map(|t| size(&t.shape)).sum();
+        let fixed = plan.tuned().flat_map(|a| a.layer.tensors()).filter(|t| !t.trainable);
+        let fixed = sum_values(fixed.map(|t| num_values(&t.shape)));
         let saved_names: HashSet<String> = plan.saved_params(tree).into_iter().collect();
         // Each copy of a tied parameter is trained by itself, so they all count.
         let count = |wanted: &dyn Fn(&String) -> bool| {
-            tree.params().filter(|(name, _)| wanted(name)).map(|(_, param)| size(&param.shape)).sum::<usize>()
+            sum_values(tree.params().filter(|(name, _)| wanted(name)).map(|(_, param)| num_values(&param.shape)))
         };
         let copies = count(&|name| saved_names.contains(name));
-        let biases = count(&|name| plan.biases.contains(name));
+        let bias_names: HashSet<&String> = plan.biases.iter().collect();
+        let biases = count(&|name| bias_names.contains(name));
         let prompt = plan.prompt.as_ref().map(|prompt| prompt.tuner.tensors(&prompt.shape)).unwrap_or_default();
-        let of_prompt =
-            |trainable| prompt.iter().filter(|t| t.trainable == trainable).map(|t| size(&t.shape)).sum::<usize>();
-        let tuned: usize = adapted.iter().map(|a| a.params).sum::<usize>() + of_prompt(true);
-        let fixed = fixed + of_prompt(false);
+        let of_prompt = |trainable| {
+            sum_values(prompt.iter().filter(|t| t.trainable == trainable).map(|t| num_values(&t.shape)))
+        };
+        let tuned = sum_values(adapted.iter().map(|a| a.params).chain([of_prompt(true)]));
+        let fixed = fixed.saturating_add(of_prompt(false));
         Self {
             wrapper: task.map_or(DEFAULT_WRAPPER, |t| t.wrapper).to_owned(),
             tuner: plan.config.peft_type.to_string(),
@@ -139,9 +141,9 @@ impl Explanation {
                 .collect(),
             saved: plan.saved.clone(),
             biases: plan.biases.clone(),
-            trainable_params: tuned + copies + biases,
+            trainable_params: sum_values([tuned, copies, biases]),
             // Trained biases are the base's own in PEFT, so they are no addition.
-            all_params: tree.num_params() + tuned + fixed + if plan.in_place { 0 } else { copies },
+            all_params: sum_values([tree.num_params(), tuned, fixed, if plan.in_place { 0 } else { copies }]),
             adapted,
             num_transformer_submodules: plan.prompt.as_ref().map(|prompt| prompt.shape.num_transformer_submodules),
             num_virtual_tokens: plan.prompt.as_ref().map(|prompt| prompt.shape.num_virtual_tokens),

@@ -1,6 +1,9 @@
 //! The modules of a model by their checkpoint names: what target rules, `explain` and files speak of.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::OnceLock,
+};
 
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
@@ -10,6 +13,21 @@ use burn::{
 /// Whether a module or parameter is part of the module `outer`, and not `outer` itself.
 pub fn is_inside(name: &str, outer: &str) -> bool {
     name.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// How many values a tensor of this shape has; `usize::MAX` stands for more than can be counted.
+pub fn num_values(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |product, size| product.saturating_mul(*size))
+}
+
+/// The sum of such numbers.
+pub fn sum_values(numbers: impl IntoIterator<Item = usize>) -> usize {
+    numbers.into_iter().fold(0, usize::saturating_add)
+}
+
+/// A module's name and those of all that it is inside, the innermost first.
+pub fn with_outer(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(name), |name| name.rsplit_once('.').map(|(outer, _)| outer))
 }
 
 /// What a module is, as far as a tuner cares.
@@ -100,27 +118,36 @@ impl ModuleInfo {
 pub struct ModuleTree {
     /// The modules, without the model itself.
     pub modules: Vec<ModuleInfo>,
+    /// Where each stands, by name.
+    index: OnceLock<HashMap<String, usize>>,
+}
+
+impl From<Vec<ModuleInfo>> for ModuleTree {
+    fn from(modules: Vec<ModuleInfo>) -> Self {
+        Self { modules, index: OnceLock::new() }
+    }
 }
 
 impl ModuleTree {
     /// Walks a module; `rename` turns Burn's dotted paths into checkpoint names.
     pub fn of<M: Module>(module: &M, rename: &dyn Fn(&str) -> String) -> Self {
-        let mut walk = Walk { path: Vec::new(), tree: Self::default(), rename };
+        let mut walk = Walk { path: Vec::new(), modules: Vec::new(), places: HashMap::new(), rename };
         module.visit(&mut walk);
         // Dropout and other modules without parameters are nothing that a rule could speak of.
-        let mut tree = walk.tree;
-        let holds = |outer: &str| {
-            tree.modules.iter().any(|m| !m.params.is_empty() && (m.name == outer || is_inside(&m.name, outer)))
-        };
-        let kept: Vec<bool> = tree.modules.iter().map(|m| holds(&m.name)).collect();
-        let mut kept = kept.into_iter();
-        tree.modules.retain(|_| kept.next().unwrap_or(true));
-        tree
+        let mut modules = walk.modules;
+        let filled = modules.iter().filter(|module| !module.params.is_empty());
+        let holding: HashSet<String> =
+            filled.flat_map(|module| with_outer(&module.name)).map(str::to_owned).collect();
+        modules.retain(|module| holding.contains(&module.name));
+        Self::from(modules)
     }
 
     /// The module of that name.
     pub fn get(&self, name: &str) -> Option<&ModuleInfo> {
-        self.modules.iter().find(|module| module.name == name)
+        let named = |(at, module): (usize, &ModuleInfo)| (module.name.clone(), at);
+        // The first of a name counts.
+        let index = self.index.get_or_init(|| self.modules.iter().enumerate().rev().map(named).collect());
+        self.modules.get(*index.get(name)?)
     }
 
     /// All parameters with their full names.
@@ -146,16 +173,15 @@ impl ModuleTree {
     /// How many values the model has; tied parameters count once, buffers not at all.
     pub fn num_params(&self) -> usize {
         let mut seen = HashSet::new();
-        self.params()
-            .filter(|(_, p)| !p.is_buffer && seen.insert(p.id))
-            .map(|(_, p)| p.shape.iter().product::<usize>())
-            .sum()
+        let own = self.params().filter(|(_, p)| !p.is_buffer && seen.insert(p.id));
+        sum_values(own.map(|(_, p)| num_values(&p.shape)))
     }
 }
 
 struct Walk<'a> {
     path: Vec<(String, String)>,
-    tree: ModuleTree,
+    modules: Vec<ModuleInfo>,
+    places: HashMap<String, usize>,
     rename: &'a dyn Fn(&str) -> String,
 }
 
@@ -164,18 +190,29 @@ impl Walk<'_> {
         self.path.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
     }
 
+    /// The module of that name, which is added if it is not there yet.
+    fn module(&mut self, name: &str) -> Option<&mut ModuleInfo> {
+        let at = match self.places.get(name) {
+            Some(at) => *at,
+            None => {
+                let kind = ModuleKind::Other("module".to_owned());
+                self.places.insert(name.to_owned(), self.modules.len());
+                self.modules.push(ModuleInfo { name: name.to_owned(), kind, params: Vec::new() });
+                self.modules.len() - 1
+            }
+        };
+        self.modules.get_mut(at)
+    }
+
     fn param(&mut self, id: ParamId, shape: Vec<usize>) {
         let full = (self.rename)(&self.joined());
         let (module, name) = full.rsplit_once('.').unwrap_or(("", &full));
         // The container of a parameter is the type that holds it.
         let kind = ModuleKind::from_container(self.path.last().map_or("", |(_, container)| container));
         let param = ParamInfo { name: name.to_owned(), shape, id, is_buffer: false };
-        match self.tree.modules.iter_mut().find(|m| m.name == module) {
-            Some(info) => {
-                info.kind = kind;
-                info.params.push(param);
-            }
-            None => self.tree.modules.push(ModuleInfo { name: module.to_owned(), kind, params: vec![param] }),
+        if let Some(info) = self.module(module) {
+            info.kind = kind;
+            info.params.push(param);
         }
     }
 }
@@ -184,11 +221,7 @@ impl ModuleVisitor for Walk<'_> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.push((name.to_owned(), container.to_owned()));
         let name = (self.rename)(&self.joined());
-        let known = self.tree.modules.iter().any(|module| module.name == name);
-        if !known {
-            let kind = ModuleKind::Other("module".to_owned());
-            self.tree.modules.push(ModuleInfo { name, kind, params: Vec::new() });
-        }
+        self.module(&name);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
@@ -198,8 +231,9 @@ impl ModuleVisitor for Walk<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         // Entering the parameter itself left an empty module of its name behind.
         let name = (self.rename)(&self.joined());
-        if self.tree.modules.last().is_some_and(|module| module.name == name && module.params.is_empty()) {
-            self.tree.modules.pop();
+        if self.modules.last().is_some_and(|module| module.name == name && module.params.is_empty()) {
+            self.modules.pop();
+            self.places.remove(&name);
         }
         self.param(param.id, param.lazy_shape().to_vec());
     }

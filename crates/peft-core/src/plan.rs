@@ -1,8 +1,8 @@
 //! What a tuner decided about a model: which modules are adapted, which are not and by which rule, which are saved.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc};
 
-use crate::{ModuleTree, PeftConfig, module_tree::is_inside, prompt::PromptPlan, tuner::LayerTuner};
+use crate::{ModuleTree, PeftConfig, module_tree::with_outer, prompt::PromptPlan, tuner::LayerTuner};
 
 /// What the task asks of the target rules.
 #[derive(Debug, Clone, Default)]
@@ -121,7 +121,8 @@ impl Plan {
 
     /// The parameters inside the saved modules, by full name.
     pub fn saved_params(&self, tree: &ModuleTree) -> Vec<String> {
-        let saved = |name: &String| self.saved.iter().any(|module| is_inside(name, module));
+        let modules: HashSet<&str> = self.saved.iter().map(String::as_str).collect();
+        let saved = |name: &String| with_outer(name).skip(1).any(|outer| modules.contains(outer));
         tree.params().map(|(name, _)| name).filter(saved).collect()
     }
 }

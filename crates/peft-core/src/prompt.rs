@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use crate::{
     Inputs, Labels, ModelInfo, PastKeyValues, Result,
     loss::Loss,
+    module_tree::num_values,
     tokenizer::Tokenizer,
     tuner::{TensorSpec, Tensors},
 };
@@ -47,8 +48,10 @@ impl PromptShape {
     /// The table of all virtual tokens, `[rows, width]`, as files have it.
     pub fn table(&self, entry: PromptEntry) -> [usize; 2] {
         match entry {
-            PromptEntry::Embeddings => [self.num_virtual_tokens * self.num_transformer_submodules, self.token_dim],
-            PromptEntry::PastKeyValues => [self.num_virtual_tokens, 2 * self.num_layers * self.token_dim],
+            PromptEntry::Embeddings => {
+                [self.num_virtual_tokens.saturating_mul(self.num_transformer_submodules), self.token_dim]
+            }
+            PromptEntry::PastKeyValues => [self.num_virtual_tokens, num_values(&[2, self.num_layers, self.token_dim])],
         }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::{
     DynParam, DynTensor, Error, FrozenWeight, PeftConfig, Result,
     architecture::ModelInfo,
+    error::quoted,
     by_rows::{RowsPart, one_by_one},
     module_tree::ModuleTree,
     plan::{Plan, TaskRules},
@@ -285,7 +286,7 @@ fn build<T: Tuner + serde::de::DeserializeOwned + 'static>(config: &PeftConfig) 
             serde_json::from_value::<T>(Value::Object(one)).is_err()
         });
         match culprit {
-            Some((key, value)) => Error::config(key, format!("{error} (found {value})")),
+            Some((key, value)) => Error::config(key, format!("{error} (found {})", quoted(value))),
             None => Error::config("peft_type", error.to_string()),
         }
     })

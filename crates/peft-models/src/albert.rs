@@ -118,6 +118,9 @@ impl Forward for Albert {
     }
 }
 
+/// Layers of all groups together at most.
+const MOST_LAYERS: usize = 4096;
+
 fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel> {
     let fields = Fields(config);
     let layers = Layers::new(fields, device)?;
@@ -131,9 +134,11 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let is_pooled = [AutoClass::MODEL, AutoClass::SEQUENCE_CLASSIFICATION].contains(class);
     let drop = fields.probability_or("classifier_dropout_prob", 0.1)?;
     let layer = |_| albert_layer(&layers, &sizes);
-    let inner = fields.optional_size("inner_group_num")?.unwrap_or(1);
+    let inner = fields.optional_layers("inner_group_num")?.unwrap_or(1);
     let group = |_| AlbertLayerGroup { albert_layers: (0..inner).map(layer).collect() };
-    let groups = fields.optional_size("num_hidden_groups")?.unwrap_or(1);
+    let groups = fields.optional_layers("num_hidden_groups")?.unwrap_or(1);
+    // Each group has as many layers.
+    Fields::at_most("inner_group_num", groups.saturating_mul(inner), MOST_LAYERS)?;
     let model = EncoderModel {
         family: "Albert",
         backbone: Albert {

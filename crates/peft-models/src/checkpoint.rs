@@ -7,6 +7,7 @@ mod fresh;
 mod matching;
 mod packed;
 pub(crate) mod shards;
+mod sizes;
 mod values;
 mod writing;
 
@@ -14,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Error, ModelInfo, Result, files::read_text, registry, task::LabelSet,
+    ArchitecturePlugin, AutoClass, BaseModel, Error, ModelInfo, Result, error::quoted, files::read_text, registry,
+    task::LabelSet,
 };
 use serde_json::{Map, Value};
 
@@ -92,7 +94,11 @@ fn config_path(model: &Path) -> PathBuf {
 /// As [`read_config`]; [`Error::Config`] if the configuration cannot be used or the architecture has no such head;
 /// also if no architecture of its `model_type` is linked.
 pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<BaseModel> {
-    let path = gguf::file_of(folder)?.unwrap_or_else(|| config_path(folder));
+    build(folder, &configured(folder, options)?, class, device)
+}
+
+/// The configuration with what the options say.
+fn configured(folder: &Path, options: &LoadOptions) -> Result<Map<String, Value>> {
     let mut config = read_config(folder)?;
     if let Some(LabelSet { labels, problem_type }) = &options.labels {
         ModelInfo::set_labels(&mut config, labels, problem_type);
@@ -100,8 +106,14 @@ pub fn skeleton(folder: &Path, class: &AutoClass, options: &LoadOptions, device:
     if let Some(words) = options.vocab_size {
         config.insert(VOCAB_SIZE.to_owned(), words.into());
     }
-    let plugin = architecture(&path, &config)?;
-    plugin.build(&config, class, &device.clone().inner()).map_err(|error| error.in_file(&path))
+    Ok(config)
+}
+
+fn build(folder: &Path, config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel> {
+    let path = gguf::file_of(folder)?.unwrap_or_else(|| config_path(folder));
+    let plugin = architecture(&path, config)?;
+    sizes::check_labels(config).map_err(|error| error.in_file(&path))?;
+    plugin.build(config, class, &device.clone().inner()).map_err(|error| error.in_file(&path))
 }
 
 /// The architecture of a model's configuration; `path` is what messages call it.
@@ -110,7 +122,7 @@ fn architecture(path: &Path, config: &Map<String, Value>) -> Result<&'static Arc
         |problem: String| Error::Config { origin: path.display().to_string(), key: "model_type".to_owned(), problem };
     let model_type = match config.get("model_type") {
         Some(Value::String(model_type)) => model_type.as_str(),
-        Some(other) => return Err(wrong(format!("should be the name of an architecture, found {other}"))),
+        Some(other) => return Err(wrong(format!("should be the name of an architecture, found {}", quoted(other)))),
         None => return Err(wrong("missing; it names the architecture".to_owned())),
     };
     registry::find::<ArchitecturePlugin>(model_type).map_err(|error| wrong(error.to_string()))
@@ -153,9 +165,15 @@ pub fn random(config: &Path, class: &AutoClass, options: &LoadOptions, device: &
 /// As [`skeleton`]; [`Error::File`] if a file is truncated or not of its format; [`Error::Tensors`] that lists every
 /// tensor that is missing, unexpected, of the wrong shape or of a type that holds no floats.
 pub fn load(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &Device) -> Result<Loaded> {
-    let skeleton = skeleton(folder, class, options, device)?;
-    let shards = shards::Shards::open(folder)?;
-    let config = read_config(folder)?;
+    let (config, built) = (read_config(folder)?, configured(folder, options)?);
+    let shards = shards::Shards::open(folder);
+    if let Ok(shards) = &shards {
+        let path = || gguf::file_of(folder).ok().flatten().unwrap_or_else(|| config_path(folder));
+        sizes::check(&built, shards).map_err(|error| error.in_file(&path()))?;
+    }
+    // What is wrong with the configuration is said first.
+    let skeleton = build(folder, &built, class, device)?;
+    let shards = shards?;
     let leave = matching::Leave {
         saved_class: saved_class(&config).map(str::to_owned),
         mismatched_heads: options.ignore_mismatched_sizes,

@@ -187,7 +187,7 @@ fn sizes(fields: Fields<'_>) -> Result<BertSizes> {
         types: None,
         hidden,
         inner: fields.size("hidden_dim")?,
-        layers: fields.size("n_layers")?,
+        layers: fields.layers("n_layers")?,
         heads: Heads::dividing(hidden, "dim", fields, "n_heads")?,
         activation: fields.activation_or("activation", "gelu")?,
         epsilon: 1e-12,

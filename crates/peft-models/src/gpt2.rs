@@ -163,7 +163,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         ignored_tensors: &[".attn.bias", ".attn.masked_bias"],
         // What each layer adds to the sum of all: two blocks a layer.
         fresh: FreshValues {
-            others: vec![("c_proj.weight", Fresh::Normal(layers.std / (2.0 * fields.size("n_layer")? as f64).sqrt()))],
+            others: vec![("c_proj.weight", Fresh::Normal(layers.std / (2.0 * fields.layers("n_layer")? as f64).sqrt()))],
             ..FreshValues::default()
         },
         past: backbone.h.first().map(|block| block.attn.heads.past(backbone.h.len())),
@@ -219,7 +219,7 @@ fn backbone(fields: Fields<'_>, layers: &Layers<'_>) -> Result<Gpt2> {
         wte: layers.embedding(fields.size("vocab_size")?, hidden),
         wpe: layers.embedding(fields.size("n_positions")?, hidden),
         drop: layers.dropout(fields.probability_or("embd_pdrop", 0.1)?),
-        h: (0..fields.size("n_layer")?).map(block).collect(),
+        h: (0..fields.layers("n_layer")?).map(block).collect(),
         ln_f: layers.layer_norm(hidden, epsilon),
     })
 }

@@ -205,7 +205,7 @@ fn backbone(fields: Fields<'_>, layers: &Layers<'_>) -> Result<GptNeoX> {
     Ok(GptNeoX {
         embed_in: layers.embedding(fields.size("vocab_size")?, hidden),
         emb_dropout: layers.dropout(drop),
-        layers: (0..fields.size("num_hidden_layers")?).map(layer).collect(),
+        layers: (0..fields.layers("num_hidden_layers")?).map(layer).collect(),
         final_layer_norm: layers.layer_norm(hidden, epsilon),
         rotary: rotary(fields, heads.dim)?,
     })

@@ -278,7 +278,7 @@ fn fresh(fields: Fields<'_>, std: f64) -> Result<FreshValues> {
         let problem = format!("{cutoff} standard deviations cut off almost everything: it should be 0.1 at least");
         return Err(Fields::error("initializer_cutoff_factor", problem));
     }
-    let added = Fresh::Normal(std / (2.0 * fields.size("num_hidden_layers")? as f64).sqrt());
+    let added = Fresh::Normal(std / (2.0 * fields.layers("num_hidden_layers")? as f64).sqrt());
     let classifier = Fresh::Normal((fields.size("hidden_size")? as f64).powf(-0.5));
     Ok(FreshValues {
         cutoff: Some(cutoff),
@@ -290,7 +290,7 @@ fn fresh(fields: Fields<'_>, std: f64) -> Result<FreshValues> {
 fn backbone(fields: Fields<'_>, layers: &Layers<'_>) -> Result<ModernBert> {
     let width = fields.size("hidden_size")?;
     let inner = fields.size("intermediate_size")?;
-    let count = fields.size("num_hidden_layers")?;
+    let count = fields.layers("num_hidden_layers")?;
     let heads = Heads::dividing(width, "hidden_size", fields, "num_attention_heads")?;
     let reach = fields.optional_size("local_attention")?.unwrap_or(128) / 2;
     let every = fields.optional_size("global_attn_every_n_layers")?.unwrap_or(3);

@@ -224,6 +224,6 @@ fn decoder(fields: Fields<'_>, layers: &Layers<'_>) -> Result<OptDecoder> {
         project_in: (words != hidden).then(|| layers.linear(words, hidden, false)),
         project_out: (words != hidden).then(|| layers.linear(hidden, words, false)),
         final_layer_norm: (norm_before && !fields.flag_or("_remove_final_layer_norm", false)?).then(norm),
-        layers: (0..fields.size("num_hidden_layers")?).map(layer).collect(),
+        layers: (0..fields.layers("num_hidden_layers")?).map(layer).collect(),
     })
 }

@@ -401,11 +401,11 @@ impl Sizes {
             );
             return Err(Fields::error("relative_attention_num_buckets", problem));
         }
-        let encoder_layers = fields.size("num_layers")?;
+        let encoder_layers = fields.layers("num_layers")?;
         Ok(Self {
             attention: AttentionSizes { width, heads, bias: false, dropout, scale: Some(1.0) },
             encoder_layers,
-            decoder_layers: fields.optional_size("num_decoder_layers")?.unwrap_or(encoder_layers),
+            decoder_layers: fields.optional_layers("num_decoder_layers")?.unwrap_or(encoder_layers),
             inner: fields.size("d_ff")?,
             is_gated,
             activation,

@@ -6,7 +6,7 @@ use peft::{
     BaseModel, Error as PeftError, Plan,
     example::{Example, Label},
     explain,
-    module_tree::is_inside,
+    module_tree::with_outer,
     prompt::PromptEntry,
 };
 use serde::Serialize;
@@ -95,7 +95,7 @@ impl std::fmt::Display for Activations {
 fn fewest(kept: &[Kept], budget: Option<u64>) -> Activations {
     let total = |forgetful: usize| {
         let layers = kept.iter().enumerate();
-        layers.map(|(at, layer)| layer.input.filter(|_| at < forgetful).unwrap_or(layer.all)).sum::<u64>()
+        layers.map(|(at, layer)| layer.input.filter(|_| at < forgetful).unwrap_or(layer.all)).fold(0, u64::saturating_add)
     };
     let most = kept.len().saturating_sub(1);
     let fits = |forgetful: &usize| budget.is_some_and(|budget| total(*forgetful) <= budget);
@@ -122,9 +122,10 @@ pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u
     let saved = plan.saved_params(&tree);
     let trained: HashSet<&str> = plan.adapted.iter().map(|adapted| adapted.module.as_str()).collect();
     let parameters: HashSet<&str> = saved.iter().chain(&plan.biases).map(String::as_str).collect();
+    let holding_saved: HashSet<&str> = saved.iter().flat_map(|name| with_outer(name).skip(1)).collect();
     let is_half = matches!(recipe.model.dtype, Some(WeightType::Bf16 | WeightType::F16));
     let value = if is_half { 2 } else { 4 };
-    let [source, target] = tokens.map(|tokens| tokens * value);
+    let [source, target] = tokens.map(|tokens| tokens.saturating_mul(value));
 
     let gated: HashSet<&str> = tree
         .modules
@@ -160,16 +161,16 @@ pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u
         };
         let parent = module.name.rsplit_once('.').map_or("", |(parent, _)| parent);
         is_tracked[1] |= is_trained;
-        kept.all += bytes * d_out as u64;
+        kept.all = kept.all.saturating_add(bytes.saturating_mul(d_out as u64));
         let is_adapter_alone =
-            trained.contains(module.name.as_str()) && !saved.iter().any(|name| is_inside(name, &module.name));
+            trained.contains(module.name.as_str()) && !holding_saved.contains(module.name.as_str());
         let is_rebuilt = is_adapter_alone && gated.contains(layer) && !module.name.ends_with(".o_proj");
         if is_trained && !is_rebuilt && inputs.insert((parent, d_in)) {
-            kept.all += bytes * d_in as u64;
+            kept.all = kept.all.saturating_add(bytes.saturating_mul(d_in as u64));
         }
         // Every layer begins with a projection of its input.
         if is_tracked[0] && kept.input.is_none() {
-            kept.input = Some(bytes * d_in as u64);
+            kept.input = Some(bytes.saturating_mul(d_in as u64));
         }
         if let (false, Some((_, kept))) = (is_tracked[1], layers.last_mut()) {
             kept.all = 0;
@@ -194,7 +195,7 @@ fn layer_of(name: &str) -> Option<&str> {
 /// The most tokens of a batch with its padding: those that are read and those that are to be written.
 fn tokens(recipe: &Recipe, prepared: &Prepared) -> [u64; 2] {
     let data = &prepared.train;
-    let rows = (recipe.training.per_device_train_batch_size * data.bound).min(data.examples.len());
+    let rows = recipe.training.per_device_train_batch_size.saturating_mul(data.bound).min(data.examples.len());
     lengths(recipe, prepared).map(|length| (rows * length) as u64)
 }
 

@@ -11,6 +11,7 @@ use peft::{
         memory::{capacity, resident},
     },
     explain,
+    module_tree::{num_values, sum_values},
 };
 use serde::Serialize;
 
@@ -105,7 +106,7 @@ impl Memory {
         let plan = explain::plan(&prepared.base, &recipe.adapter)?;
         let data = &prepared.train;
         let size = Size {
-            rows: (recipe.training.per_device_train_batch_size * data.bound).min(data.examples.len()),
+            rows: (recipe.training.per_device_train_batch_size.saturating_mul(data.bound)).min(data.examples.len()),
             lengths: lengths(recipe, prepared),
             trained: trained(&plan, prepared),
         };
@@ -181,18 +182,25 @@ fn megabytes(bytes: u64) -> u64 {
     bytes.div_ceil(1_000_000)
 }
 
+/// A product of what may be any number that a configuration says; `u64::MAX` stands for more than there is anywhere.
+fn times(a: u64, b: u64) -> u64 {
+    a.saturating_mul(b)
+}
+
+fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
+    parts.into_iter().fold(0, u64::saturating_add)
+}
+
 /// Values that an adapter trains.
 fn trained(plan: &Plan, prepared: &Prepared) -> u64 {
     let tree = prepared.base.tree();
     let adapted = plan.adapted.iter().flat_map(|adapted| adapted.layer.tensors());
-    let adapted: usize = adapted.filter(|spec| spec.trainable).map(|spec| spec.shape.iter().product::<usize>()).sum();
     let prompt = plan.prompt.iter().flat_map(|prompt| prompt.tuner.tensors(&prompt.shape));
-    let prompt: usize = prompt.filter(|spec| spec.trainable).map(|spec| spec.shape.iter().product::<usize>()).sum();
+    let own = adapted.chain(prompt).filter(|spec| spec.trainable).map(|spec| num_values(&spec.shape));
     let copied = plan.saved_params(&tree).into_iter().chain(plan.biases.iter().cloned());
     let sizes: std::collections::HashMap<String, usize> =
-        tree.params().map(|(name, param)| (name, param.shape.iter().product())).collect();
-    let copied: usize = copied.filter_map(|name| sizes.get(&name)).sum();
-    (adapted + prompt + copied) as u64
+        tree.params().map(|(name, param)| (name, num_values(&param.shape))).collect();
+    sum_values(own.chain(copied.filter_map(|name| sizes.get(&name).copied()))) as u64
 }
 
 struct Run<'a> {
@@ -216,10 +224,10 @@ impl Run<'_> {
         let is_own =
             |name: &String| !info.tied.iter().any(|(copy, _)| copy == name) && prepared.base.packed.get(name).is_none();
         let dense = tree.params().filter(|(name, _)| is_own(name));
-        let dense: usize = dense.map(|(_, param)| param.shape.iter().product::<usize>()).sum();
-        let weights = dense as u64 * width + prepared.base.packed.bytes() as u64;
+        let dense = sum_values(dense.map(|(_, param)| num_values(&param.shape)));
+        let weights = times(dense as u64, width).saturating_add(prepared.base.packed.bytes() as u64);
 
-        let tokens = size.lengths.map(|length| (size.rows * length) as u64);
+        let tokens = size.lengths.map(|length| times(size.rows as u64, length as u64));
         let most = tokens[0].max(tokens[1]);
         let layers: Vec<LayerMemory> = kept(recipe, prepared, plan, tokens)
             .into_iter()
@@ -229,7 +237,7 @@ impl Run<'_> {
                 LayerMemory { layer, bytes }
             })
             .collect();
-        let activations = layers.iter().map(|layer| layer.bytes).sum();
+        let activations = sum(layers.iter().map(|layer| layer.bytes));
 
         let linear = tree.modules.iter().filter(|module| module.kind.is_linear());
         let dims: Vec<(String, [u64; 2])> = linear
@@ -238,18 +246,19 @@ impl Run<'_> {
             .collect();
         let is_words = |name: &String| info.output_embedding.as_ref() == Some(name);
         let vocab = dims.iter().find(|(name, _)| is_words(name)).map_or(0, |(_, [_, vocab])| *vocab);
-        let logits = (most * vocab * 4).min(if on_host { LOGITS[0] } else { LOGITS[1] });
+        let logits = times(times(most, vocab), 4).min(if on_host { LOGITS[0] } else { LOGITS[1] });
         let widest = dims.iter().filter(|(name, _)| !is_words(name)).map(|(_, dims)| dims[0].max(dims[1])).max();
         // The gradients of a layer's widest values, single precision whatever the model's.
-        let values = 4 * most * widest.unwrap_or(0) * 4;
-        let largest = dims.iter().map(|(_, [d_in, d_out])| d_in * d_out).max().unwrap_or(0);
-        let widened = if is_half && on_host { largest * 4 } else { 0 };
+        let values = times(times(most, widest.unwrap_or(0)), 16);
+        let largest = dims.iter().map(|(_, [d_in, d_out])| times(*d_in, *d_out)).max().unwrap_or(0);
+        let widened = if is_half && on_host { times(largest, 4) } else { 0 };
         let data = if on_host { data_bytes(prepared) } else { 0 };
-        let program = if on_host { resident().unwrap_or(0).saturating_sub(weights + data) } else { 0 };
-        let [adapter, optimizer] = [size.trained * 4, size.trained * 8];
-        let workspace = values + widened;
-        let recordings = recordings(&self.recorded, activations + logits + workspace, adapter);
-        let total = weights + 2 * adapter + optimizer + activations + logits + workspace + recordings + data + program;
+        let program = if on_host { resident().unwrap_or(0).saturating_sub(weights.saturating_add(data)) } else { 0 };
+        let [adapter, optimizer] = [4, 8].map(|bytes| times(size.trained, bytes));
+        let workspace = values.saturating_add(widened);
+        let recordings = recordings(&self.recorded, sum([activations, logits, workspace]), adapter);
+        let total =
+            sum([weights, adapter, adapter, optimizer, activations, logits, workspace, recordings, data, program]);
         let loading = if on_host { peak_rss_bytes().unwrap_or(0) } else { 0 };
         Memory {
             weights,
@@ -273,7 +282,7 @@ impl Run<'_> {
         let fits = |size: Size| self.of(size).total <= available;
         let bound = self.prepared.train.bound.max(1);
         let room = self.prepared.info.room().unwrap_or(1 << 20);
-        let batch = most(1 << 16, |batch| fits(Size { rows: batch * bound, ..size }));
+        let batch = most(1 << 16, |batch| fits(Size { rows: batch.saturating_mul(bound), ..size }));
         let length = most(room, |length| fits(Size { lengths: [length, length.min(size.lengths[1].max(1))], ..size }));
         let option = self.recipe.adapter.tuner().ok().and_then(|tuner| tuner.rank_option());
         let rank = option.and_then(|option| {
@@ -301,7 +310,9 @@ fn most(limit: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
 fn recordings(lengths: &BTreeSet<usize>, pass: u64, adapter: u64) -> u64 {
     let Some(longest) = lengths.last().map(|longest| (*longest).max(1) as u64) else { return 0 };
     let kept = lengths.iter().rev().take(captured_steps::MOST).map(|length| *length as u64);
-    kept.fold(0, |sum, length| sum + pass * length / longest + adapter) + adapter - pass
+    let each = kept.map(|length| u128::from(pass) * u128::from(length) / u128::from(longest) + u128::from(adapter));
+    let all = each.sum::<u128>() + u128::from(adapter);
+    u64::try_from(all.saturating_sub(u128::from(pass))).unwrap_or(u64::MAX)
 }
 
 fn data_bytes(prepared: &Prepared) -> u64 {

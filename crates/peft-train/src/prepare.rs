@@ -6,9 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use peft::{
     BadRows, BaseModel, Error as PeftError, ModelInfo, Plan, Task, TaskPlugin,
+    backends::memory::capacity,
     example::{EncodeContext, EncodeOptions, Pooling, Row},
     explain,
     models::{
@@ -181,7 +182,8 @@ pub fn prepare_all(recipe: &Recipe, device: &Device) -> Result<Vec<Prepared>> {
 /// the longest example.
 pub fn joint<'a>(recipe: &Recipe, all: &'a [Prepared]) -> (Recipe, &'a Prepared) {
     let mut whole = recipe.clone();
-    whole.training.per_device_train_batch_size *= all.len();
+    let rows = &mut whole.training.per_device_train_batch_size;
+    *rows = rows.saturating_mul(all.len());
     let longest = |prepared: &&Prepared| prepared.train.examples.iter().map(|e| e.input_ids.len()).max();
     let Some(largest) = all.iter().max_by_key(longest) else { unreachable!("a recipe has an adapter") };
     (whole, largest)
@@ -340,6 +342,7 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
     let (base, initialised, replaced) = if !weights {
         (skeleton, Vec::new(), Vec::new())
     } else if recipe.model.init == Some(Init::Random) {
+        check_size(&skeleton, &config, device)?;
         (checkpoint::random(&config, &task.auto_class, &options, device)?, Vec::new(), Vec::new())
     } else {
         let loaded = checkpoint::load(&folder, &task.auto_class, &options, device)?;
@@ -359,6 +362,17 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
         encoded(one, task, model, plan, rows.split(one)?, device)
     });
     each.collect()
+}
+
+/// That a new model, whose size only its configuration says, is no larger than what there is for it.
+fn check_size(skeleton: &BaseModel, config: &Path, device: &Device) -> Result<()> {
+    let width = DType::F32.size() as u64;
+    let bytes = (skeleton.tree().num_params() as u64).saturating_mul(width);
+    let Some(available) = capacity(device).filter(|available| bytes > *available) else { return Ok(()) };
+    let [needed, available] = [bytes, available].map(|bytes| bytes.div_ceil(1_000_000));
+    let problem = format!("a new model of these sizes takes {needed} MB, and {available} MB are there");
+    let origin = config.display().to_string();
+    Err(PeftError::Config { origin, key: String::new(), problem }.into())
 }
 
 /// A base model, what was found of it, and whether its weights are there.

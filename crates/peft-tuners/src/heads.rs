@@ -1,6 +1,5 @@
 //! What is trained in full: the task's heads and the user's `modules_to_save`.
 
-use fancy_regex::Regex;
 use peft_core::{
     Error, ModuleTree, Result,
     error::nearest,
@@ -10,7 +9,7 @@ use peft_core::{
     task::TaskPlugin,
 };
 
-use crate::pattern::{compile, is_match};
+use crate::pattern::Pattern;
 
 /// The modules that are trained in full, and the rule that keeps tuners away from them.
 #[derive(Debug)]
@@ -21,7 +20,7 @@ pub struct SavedModules {
     pub modules: Vec<String>,
     /// Entries that name nothing, for `explain`.
     pub notes: Vec<String>,
-    rules: Vec<(Regex, SkipReason)>,
+    rules: Vec<(Pattern, SkipReason)>,
 }
 
 impl SavedModules {
@@ -69,17 +68,26 @@ impl SavedModules {
                 }
                 _ => SkipReason::ModuleToSave { entry: entry.clone() },
             };
-            Ok((compile("modules_to_save", &format!(r"^(?:^|.*\.){entry}(?:$|\..*)"))?, reason))
+            Ok((Pattern::inside("modules_to_save", entry, r"^(?:^|.*\.){}(?:$|\..*)")?, reason))
         };
         let rules = entries.iter().map(rule).collect::<Result<_>>()?;
         Ok(Self { entries, modules, notes, rules })
     }
 
     /// Why a tuner must leave this module alone, if it must.
-    pub fn protects(&self, module: &str) -> Option<SkipReason> {
-        if let Some((_, reason)) = self.rules.iter().find(|(regex, _)| is_match(regex, module)) {
-            return Some(reason.clone());
+    ///
+    /// # Errors
+    /// [`Error::Config`] if whether an entry matches cannot be found out.
+    pub fn protects(&self, module: &str) -> Result<Option<SkipReason>> {
+        for (pattern, reason) in &self.rules {
+            if pattern.is_match(module)? {
+                return Ok(Some(reason.clone()));
+            }
         }
+        Ok(self.inside(module))
+    }
+
+    fn inside(&self, module: &str) -> Option<SkipReason> {
         // Saved by its ending alone (`pre_classifier`): PEFT would adapt it and then fail to copy it.
         let outer = self.modules.iter().find(|outer| module == outer.as_str() || is_inside(module, outer))?;
         let entry = self.entries.iter().find(|entry| outer.ends_with(entry.as_str()))?;

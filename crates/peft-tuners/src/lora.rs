@@ -7,16 +7,17 @@ mod config;
 mod dora;
 mod layer;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use peft_core::{
     Error, ModelInfo, ModuleKind, ModuleTree, PeftConfig, Plan, Result, Tuner, TunerPlugin, inventory,
+    error::quoted,
     plan::{Adapted, TaskRules},
     tuner::LayerTuner,
 };
 use serde_json::Value;
 
-pub use config::{Bias, InitLoraWeights, Lora};
+pub use config::{Bias, InitLoraWeights, Lora, MOST_RANK};
 pub use dora::{DoraEmbedding, DoraLinear};
 pub(crate) use layer::as_dtype;
 pub use layer::{LoraEmbedding, LoraLinear};
@@ -53,9 +54,10 @@ impl Tuner for Lora {
         let ranks = PatternMap::new("rank_pattern", &self.rank_pattern)?;
         let alphas = PatternMap::new("alpha_pattern", &self.alpha_pattern)?;
         let names: Vec<&str> = selection.adapted.iter().map(|(name, _)| name.as_str()).collect();
-        let idle_ranks = ranks.unmatched(&names).map(|key| ("rank_pattern", key));
-        for (option, key) in idle_ranks.chain(alphas.unmatched(&names).map(|key| ("alpha_pattern", key))) {
-            let problem = format!("`{key}` matches no adapted module");
+        let idle_ranks = ranks.unmatched(&names)?.into_iter().map(|key| ("rank_pattern", key));
+        let idle_alphas = alphas.unmatched(&names)?.into_iter().map(|key| ("alpha_pattern", key));
+        for (option, key) in idle_ranks.chain(idle_alphas) {
+            let problem = format!("`{}` matches no adapted module", quoted(key));
             if strict {
                 return Err(Error::config(option, problem));
             }
@@ -67,10 +69,11 @@ impl Tuner for Lora {
         for (module, reason) in &selection.adapted {
             let Some(module_info) = model.get(module) else { continue };
             let Some((rows, columns)) = module_info.weight_dims() else { continue };
-            let rank = ranks.get(module).unwrap_or(self.r);
-            let alpha = alphas.get(module).unwrap_or(self.lora_alpha);
-            if rank == 0 {
-                return Err(Error::config("rank_pattern", format!("rank 0 for `{module}`: must be at least 1")));
+            let rank = ranks.get(module)?.unwrap_or(self.r);
+            let alpha = alphas.get(module)?.unwrap_or(self.lora_alpha);
+            if rank == 0 || rank > MOST_RANK {
+                let problem = format!("rank {rank} for `{module}`: must be from 1 to {MOST_RANK}");
+                return Err(Error::config("rank_pattern", problem));
             }
             let scale = self.scale(rank, alpha);
             let init = self.init_lora_weights.clone();
@@ -123,7 +126,7 @@ impl Tuner for Lora {
             notes,
         };
         // The bias of a saved module is trained with its copy already.
-        let copied = plan.saved_params(model);
+        let copied: HashSet<String> = plan.saved_params(model).into_iter().collect();
         plan.biases.retain(|bias| !copied.contains(bias));
         Ok(plan)
     }

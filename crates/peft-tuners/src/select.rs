@@ -1,11 +1,10 @@
 //! Target selection: which modules a tuner adapts, rule by rule as PEFT applies them, and the reason for each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use fancy_regex::Regex;
 use peft_core::{
     Error, ModelInfo, ModuleKind, ModuleTree, Result,
-    error::nearest,
+    error::{nearest, quoted},
     plan::{SkipReason, Skipped, TaskRules},
 };
 use serde::{Deserialize, Serialize};
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     alternatives::{Alternative, alternatives},
     heads::SavedModules,
-    pattern::{full, is_match},
+    pattern::Pattern,
 };
 
 /// One value or a list of them, as PEFT's keys allow.
@@ -83,32 +82,45 @@ pub struct Selection {
 }
 
 enum Matcher {
-    Whole(String, Regex),
-    Endings(Vec<String>),
+    Whole(String, Pattern),
+    /// The entries, and where each stands.
+    Endings(Vec<String>, HashMap<String, usize>),
 }
 
 impl Matcher {
     fn new(key: &str, value: &OneOrMany<String>) -> Result<Self> {
         Ok(match value {
-            OneOrMany::One(pattern) => Self::Whole(pattern.clone(), full(key, pattern)?),
-            OneOrMany::Many(entries) => Self::Endings(entries.clone()),
+            OneOrMany::One(pattern) => Self::Whole(pattern.clone(), Pattern::full(key, pattern)?),
+            OneOrMany::Many(entries) => {
+                let places = entries.iter().enumerate().rev().map(|(at, entry)| (entry.clone(), at)).collect();
+                Self::Endings(entries.clone(), places)
+            }
         })
     }
 
     /// The entry that matches, and whether it is the whole name.
-    fn find(&self, name: &str) -> Option<(&str, bool)> {
-        match self {
-            Self::Whole(pattern, regex) => is_match(regex, name).then_some((pattern.as_str(), true)),
-            Self::Endings(entries) => match entries.iter().find(|entry| *entry == name) {
-                Some(entry) => Some((entry, true)),
-                None => entries.iter().find(|entry| ends_at_dot(name, entry)).map(|entry| (entry.as_str(), false)),
-            },
-        }
+    fn find(&self, name: &str) -> Result<Option<(&str, bool)>> {
+        Ok(match self {
+            Self::Whole(pattern, regex) => regex.is_match(name)?.then_some((pattern.as_str(), true)),
+            Self::Endings(entries, places) => {
+                let entry = |at: &usize| entries.get(*at).map(String::as_str);
+                match places.get(name).and_then(entry) {
+                    Some(entry) => Some((entry, true)),
+                    None => endings(name).filter_map(|ending| places.get(ending)).min().and_then(entry).map(|e| (e, false)),
+                }
+            }
+        })
     }
 }
 
-fn ends_at_dot(name: &str, ending: &str) -> bool {
-    name.strip_suffix(ending).is_some_and(|rest| rest.ends_with('.'))
+/// What follows a dot in the name, the longest first: those after a dot at its very end are none.
+fn endings(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(name.split_once('.'), |(_, rest)| rest.split_once('.')).map(|(_, rest)| rest)
+}
+
+/// The same with the name itself first.
+fn with_endings(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::once(name).chain(endings(name))
 }
 
 impl Targets {
@@ -142,7 +154,7 @@ impl Targets {
 
         let (targets, origin) = match &self.target_modules {
             Some(OneOrMany::One(word)) if word.eq_ignore_ascii_case("all-linear") => {
-                let names = all_linear(tree, info, &saved, &mut heads);
+                let names = all_linear(tree, info, &saved, &mut heads)?;
                 (OneOrMany::Many(names), Origin::AllLinear)
             }
             Some(given) => (given.clone(), Origin::Given),
@@ -172,8 +184,8 @@ impl Targets {
         let mut excluded = 0;
         for module in &tree.modules {
             let name = module.name.as_str();
-            let verdict = self.judge(name, &matcher, exclude.as_ref(), &layers, &selection.saved);
-            if let Some((entry, _)) = matcher.find(name) {
+            let verdict = self.judge(name, &matcher, exclude.as_ref(), &layers, &selection.saved)?;
+            if let Some((entry, _)) = matcher.find(name)? {
                 used.insert(entry.to_owned());
             }
             let reason = match verdict {
@@ -237,21 +249,23 @@ impl Targets {
         exclude: Option<&Matcher>,
         layers: &Layers,
         saved: &SavedModules,
-    ) -> Verdict {
-        if let Some((entry, _)) = exclude.and_then(|exclude| exclude.find(name)) {
-            return Verdict::Skip(SkipReason::Excluded { entry: entry.to_owned() });
+    ) -> Result<Verdict> {
+        if let Some(exclude) = exclude
+            && let Some((entry, _)) = exclude.find(name)?
+        {
+            return Ok(Verdict::Skip(SkipReason::Excluded { entry: entry.to_owned() }));
         }
-        if let Some(reason) = saved.protects(name) {
-            return Verdict::Skip(reason);
+        if let Some(reason) = saved.protects(name)? {
+            return Ok(Verdict::Skip(reason));
         }
-        match matcher.find(name) {
+        Ok(match matcher.find(name)? {
             None => Verdict::Skip(SkipReason::NotTargeted),
             Some((entry, true)) => Verdict::Adapt(entry.to_owned()),
-            Some((entry, false)) => match layers.refuses(name) {
+            Some((entry, false)) => match layers.refuses(name)? {
                 None => Verdict::Adapt(entry.to_owned()),
                 Some(reason) => Verdict::Skip(reason),
             },
-        }
+        })
     }
 }
 
@@ -273,7 +287,7 @@ impl Origin {
             (Self::AllLinear, _) => "all-linear".to_owned(),
             (Self::Default, _) => format!("default of the architecture: `{entry}`"),
             (Self::Given, Matcher::Whole(..)) => format!("target_modules matches: `{entry}`"),
-            (Self::Given, Matcher::Endings(_)) => format!("target_modules: `{entry}`"),
+            (Self::Given, Matcher::Endings(..)) => format!("target_modules: `{entry}`"),
         }
     }
 }
@@ -281,7 +295,7 @@ impl Origin {
 /// `layers_to_transform` and `layers_pattern`.
 struct Layers {
     wanted: Vec<usize>,
-    patterns: Vec<Regex>,
+    patterns: Vec<Pattern>,
 }
 
 impl Layers {
@@ -290,24 +304,29 @@ impl Layers {
         let given = targets.layers_pattern.as_ref().map_or(&[][..], OneOrMany::as_slice);
         let patterns = if given.is_empty() {
             // At least two parts of a name stand before the number: `model.layers.3.`
-            vec![crate::pattern::compile("layers_pattern", r"^.*?\.[^.]*\.(\d+)\.")?]
+            vec![Pattern::inside("layers_pattern", "[^.]*", r"^.*?\.{}\.(\d+)\.")?]
         } else {
-            let pattern = |p: &String| crate::pattern::compile("layers_pattern", &format!(r"^(?:^|.*?\.){p}\.(\d+)\."));
+            let pattern = |p: &String| Pattern::inside("layers_pattern", p, r"^(?:^|.*?\.){}\.(\d+)\.");
             given.iter().map(pattern).collect::<Result<_>>()?
         };
         Ok(Self { wanted, patterns })
     }
 
-    fn refuses(&self, name: &str) -> Option<SkipReason> {
+    fn refuses(&self, name: &str) -> Result<Option<SkipReason>> {
         if self.wanted.is_empty() {
-            return None;
+            return Ok(None);
         }
-        let number = |regex: &Regex| regex.captures(name).ok().flatten()?.get(1)?.as_str().parse::<usize>().ok();
-        let index = self.patterns.iter().find_map(number);
-        match index {
+        let mut index = None;
+        for pattern in &self.patterns {
+            index = pattern.first_group(name)?.and_then(|number| number.parse::<usize>().ok());
+            if index.is_some() {
+                break;
+            }
+        }
+        Ok(match index {
             Some(index) if self.wanted.contains(&index) => None,
             index => Some(SkipReason::LayerNotSelected { index }),
-        }
+        })
     }
 }
 
@@ -316,51 +335,54 @@ fn all_linear(
     info: &ModelInfo,
     saved: &SavedModules,
     heads: &mut Vec<(String, SkipReason)>,
-) -> Vec<String> {
+) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for module in tree.modules.iter().filter(|module| module.kind.is_linear()) {
         let name = &module.name;
         if info.output_embedding.as_ref() == Some(name) {
             heads.push((name.clone(), SkipReason::OutputEmbedding));
-        } else if let Some(reason) = saved.protects(name) {
+        } else if let Some(reason) = saved.protects(name)? {
             heads.push((name.clone(), reason));
         } else {
             names.push(name.clone());
         }
     }
-    names
+    Ok(names)
 }
 
 /// Replaces a long list of full names by the shortest endings that name the same modules and no others.
 fn shorten(targets: &[String], tree: &ModuleTree) -> Vec<String> {
-    let is_target = |name: &str| targets.iter().any(|t| t == name || ends_at_dot(name, t));
-    let others: Vec<&str> = tree.modules.iter().map(|m| m.name.as_str()).filter(|name| !is_target(name)).collect();
-    let endings = |name: &str| -> Vec<String> {
-        let parts: Vec<&str> = name.split('.').collect();
-        (0..parts.len()).rev().map(|from| parts.get(from..).unwrap_or_default().join(".")).collect()
+    let wanted: HashSet<&str> = targets.iter().map(String::as_str).collect();
+    let names = tree.modules.iter().map(|module| module.name.as_str());
+    let others = names.filter(|name| !with_endings(name).any(|ending| wanted.contains(ending)));
+    let of_others: HashSet<&str> = others.flat_map(with_endings).collect();
+    // By their endings, the shortest first and word by word: what is chosen covers what comes after it.
+    let by_endings = |name: &&String| {
+        let mut all: Vec<&str> = with_endings(name).collect();
+        all.reverse();
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
-    let mut ordered: Vec<(Vec<String>, &String)> = targets.iter().map(|target| (endings(target), target)).collect();
-    ordered.sort();
+    let mut ordered: Vec<&String> = targets.iter().collect();
+    ordered.sort_by_cached_key(by_endings);
     let mut chosen: Vec<String> = Vec::new();
-    for (endings, target) in ordered {
-        if chosen.iter().any(|ending| target == ending || ends_at_dot(target, ending)) {
+    let mut covered: HashSet<&str> = HashSet::new();
+    for target in ordered {
+        if with_endings(target).any(|ending| covered.contains(ending)) {
             continue;
         }
-        let fits = |ending: &&String| !others.iter().any(|other| other == ending || ends_at_dot(other, ending));
-        chosen.push(endings.iter().find(fits).unwrap_or(target).clone());
+        let all: Vec<&str> = with_endings(target).collect();
+        let shortest = all.iter().rev().find(|ending| !of_others.contains(*ending)).copied().unwrap_or(target);
+        covered.insert(shortest);
+        chosen.push(shortest.to_owned());
     }
     if chosen.len() < targets.len() { chosen } else { targets.to_vec() }
 }
 
 fn linear_words(tree: &ModuleTree) -> Vec<&str> {
-    let mut words: Vec<&str> = Vec::new();
-    for module in tree.modules.iter().filter(|m| m.kind.is_linear()) {
-        let word = module.name.rsplit('.').next().unwrap_or_default();
-        if !words.contains(&word) {
-            words.push(word);
-        }
-    }
-    words
+    let mut seen = HashSet::new();
+    let linear = tree.modules.iter().filter(|module| module.kind.is_linear());
+    let words = linear.map(|module| module.name.rsplit('.').next().unwrap_or_default());
+    words.filter(|word| seen.insert(*word)).collect()
 }
 
 fn no_default(tree: &ModuleTree, info: &ModelInfo) -> String {
@@ -378,24 +400,31 @@ fn refuse_saved(
     tree: &ModuleTree,
     selection: &Selection,
 ) -> Result<()> {
-    let is_named = |target: &str, name: &str| match matcher {
-        Matcher::Whole(..) => matcher.find(name).is_some(),
-        Matcher::Endings(_) => name == target || ends_at_dot(name, target),
-    };
     for target in targets.as_slice() {
-        let named: Vec<&str> =
-            tree.modules.iter().map(|module| module.name.as_str()).filter(|name| is_named(target, name)).collect();
-        let saved_by = |name: &&str| match selection.saved.protects(name) {
-            Some(SkipReason::ModuleToSave { entry }) => Some(entry),
-            _ => None,
-        };
-        let saved: Option<Vec<String>> = named.iter().map(saved_by).collect();
-        if let Some(entry) = saved.as_ref().and_then(|entries| entries.first()) {
+        // The reason of each module that the target names; the first that is not trained in full ends the search.
+        let mut first = None;
+        let mut are_all_saved = true;
+        for module in &tree.modules {
+            let is_named = match matcher {
+                Matcher::Whole(..) => matcher.find(&module.name)?.is_some(),
+                Matcher::Endings(..) => with_endings(&module.name).any(|ending| ending == target),
+            };
+            if !is_named {
+                continue;
+            }
+            let Some(SkipReason::ModuleToSave { entry }) = selection.saved.protects(&module.name)? else {
+                are_all_saved = false;
+                break;
+            };
+            first.get_or_insert(entry);
+        }
+        if let (true, Some(entry)) = (are_all_saved, first) {
             return Err(Error::config(
                 "modules_to_save",
                 format!(
-                    "`{entry}` names what target_modules names as well (`{target}`): a module is either trained in full or \
-                     adapted; take it out of one of the two"
+                    "`{entry}` names what target_modules names as well (`{}`): a module is either trained in full or \
+                     adapted; take it out of one of the two",
+                    quoted(target)
                 ),
             ));
         }
@@ -405,15 +434,19 @@ fn refuse_saved(
 
 /// Remarks on the alternatives of a regular expression by which no module is selected.
 fn idle_alternatives(key: &str, pattern: &str, tree: &ModuleTree) -> Vec<String> {
-    let selects = |regex: &Regex| tree.modules.iter().any(|module| is_match(regex, &module.name));
     let words = linear_words(tree);
+    // One that gives up is no finding: the whole expression did not.
+    let selects = |regex: &Pattern| tree.modules.iter().any(|module| regex.is_match(&module.name).unwrap_or(true));
     let idle =
-        alternatives(pattern).into_iter().filter(|one| full(key, &one.pattern).is_ok_and(|regex| !selects(&regex)));
+        alternatives(pattern).into_iter().filter(|one| Pattern::full(key, &one.pattern).is_ok_and(|r| !selects(&r)));
     let note = |one: Alternative| {
         let word = one.text.rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).find(|word| !word.is_empty());
         let near = word.and_then(|word| nearest(word, words.iter().copied()));
         let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-        format!("{key}: the alternative `{}` of the regular expression matches no module{hint}", one.text)
+        format!(
+            "{key}: the alternative `{}` of the regular expression matches no module{hint}",
+            quoted(&one.text)
+        )
     };
     idle.map(note).collect()
 }
@@ -421,10 +454,9 @@ fn idle_alternatives(key: &str, pattern: &str, tree: &ModuleTree) -> Vec<String>
 /// The list that a text probably should have been: the names in it, if each is the ending of a module's name.
 fn as_list(pattern: &str, tree: &ModuleTree) -> Option<String> {
     let names: Vec<&str> = pattern.split([',', '|', ' ']).map(str::trim).filter(|name| !name.is_empty()).collect();
-    let is_ending =
-        |name: &&str| tree.modules.iter().any(|module| module.name == *name || ends_at_dot(&module.name, name));
-    let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
-    (!names.is_empty() && names.iter().all(is_ending)).then(|| format!("[{}]", quoted.join(", ")))
+    let known: HashSet<&str> = tree.modules.iter().flat_map(|module| with_endings(&module.name)).collect();
+    let each: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    (!names.is_empty() && names.iter().all(|name| known.contains(name))).then(|| format!("[{}]", each.join(", ")))
 }
 
 fn nothing(targets: &OneOrMany<String>, rules: &Targets, tree: &ModuleTree, excluded: usize) -> String {
@@ -436,15 +468,16 @@ fn nothing(targets: &OneOrMany<String>, rules: &Targets, tree: &ModuleTree, excl
                 None => "target_modules = [\"NAME\"]".to_owned(),
             };
             let text = format!(
-                "target_modules \"{pattern}\" select no module of the model: a text is a regular expression for the whole name of a \
-                 module, a list holds endings of names ({hint})"
+                "target_modules \"{}\" select no module of the model: a text is a regular expression for the whole name of a \
+                 module, a list holds endings of names ({hint})",
+                quoted(pattern)
             );
             if list.is_some() && excluded == 0 {
                 return text;
             }
             text
         }
-        OneOrMany::Many(names) => format!("target_modules [{}] select no module of the model", names.join(", ")),
+        OneOrMany::Many(names) => format!("target_modules [{}] select no module of the model", quoted(names.join(", "))),
     };
     if excluded > 0 {
         text.push_str(&format!("; exclude_modules takes {excluded} away"));
@@ -462,6 +495,9 @@ fn nothing(targets: &OneOrMany<String>, rules: &Targets, tree: &ModuleTree, excl
     text
 }
 
+/// Entries that a message names.
+const MOST_NAMED: usize = 20;
+
 /// Entries of a list that match nothing: PEFT does not mention them.
 fn unmatched(
     entries: &[String],
@@ -471,9 +507,9 @@ fn unmatched(
     notes: &mut Vec<String>,
 ) -> Result<()> {
     // An entry may match only names that an earlier entry matches as well.
-    let idle = |entry: &&String| {
-        !used.contains(*entry) && !tree.modules.iter().any(|m| m.name == **entry || ends_at_dot(&m.name, entry))
-    };
+    let names = tree.modules.iter().map(|module| module.name.as_str());
+    let known: HashSet<&str> = names.flat_map(with_endings).collect();
+    let idle = |entry: &&String| !used.contains(*entry) && !known.contains(entry.as_str());
     let idle: Vec<&String> = entries.iter().filter(idle).collect();
     if idle.is_empty() {
         return Ok(());
@@ -481,10 +517,11 @@ fn unmatched(
     let words = linear_words(tree);
     let each = idle.iter().map(|entry| match nearest(entry, words.iter().copied()) {
         Some(near) => format!("`{entry}` (did you mean `{near}`?)"),
-        None => format!("`{entry}`"),
+        None => format!("`{}`", quoted(entry)),
     });
-    let problem =
-        format!("{} match no module; linear layers here: {}", each.collect::<Vec<_>>().join(", "), words.join(", "));
+    let mut each: Vec<String> = each.take(MOST_NAMED).collect();
+    each.extend(idle.len().checked_sub(MOST_NAMED).filter(|more| *more > 0).map(|more| format!("{more} more")));
+    let problem = format!("{} match no module; linear layers here: {}", each.join(", "), words.join(", "));
     if strict {
         return Err(Error::config("target_modules", problem));
     }

@@ -28,7 +28,7 @@ fn tree(layers: usize, prefix: &str, linears: &[&str], tail: &[&str]) -> ModuleT
         modules.push(module(&format!("{prefix}.{layer}.norm"), ModuleKind::Norm));
     }
     modules.extend(tail.iter().map(|name| module(name, ModuleKind::Linear)));
-    ModuleTree { modules }
+    ModuleTree::from(modules)
 }
 
 fn bert() -> ModuleTree {

@@ -1,6 +1,9 @@
 //! `peft explain`: what PEFT decides for a model and a configuration, and why.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use peft::{
@@ -226,12 +229,15 @@ pub(crate) fn prose(e: &Explanation, base: &BaseModel, config: &PeftConfig) -> R
         out.extend(e.saved.iter().map(|module| format!("  saved: {module}, trained in full")));
     }
     let modules = if e.prompt.is_empty() { base.tree().modules } else { Vec::new() };
+    let adapted: HashMap<&str, _> = e.adapted.iter().map(|a| (a.name.as_str(), a)).collect();
+    let skipped: HashMap<&str, _> = e.skipped.iter().map(|s| (s.name.as_str(), s)).collect();
+    let saved: HashSet<&str> = e.saved.iter().map(String::as_str).collect();
     for module in modules {
-        let mark = if let Some(a) = e.adapted.iter().find(|a| a.name == module.name) {
+        let mark = if let Some(a) = adapted.get(module.name.as_str()) {
             format!("adapted  {} ({})", a.summary, a.reason)
-        } else if e.saved.contains(&module.name) {
+        } else if saved.contains(module.name.as_str()) {
             "saved    trained in full".to_owned()
-        } else if let Some(s) = e.skipped.iter().find(|s| s.name == module.name) {
+        } else if let Some(s) = skipped.get(module.name.as_str()) {
             format!("skipped  {}", s.reason)
         } else if matches!(module.kind, ModuleKind::Other(_)) {
             String::new()

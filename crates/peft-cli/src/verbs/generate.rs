@@ -140,9 +140,9 @@ impl Generate {
             return terminal::json(&lines.collect::<Vec<_>>());
         }
         if self.stream {
-            return terminal::result(texts.first().and_then(|text| text.get(screen.shown..)).unwrap_or_default());
+            return terminal::verbatim(texts.first().and_then(|text| text.get(screen.shown..)).unwrap_or_default());
         }
-        texts.iter().try_for_each(terminal::result)
+        texts.iter().try_for_each(terminal::verbatim)
     }
 
     /// The prompts of the command line, or standard input.

@@ -56,6 +56,9 @@ pub enum BartPositions {
     Sinusoidal,
 }
 
+/// Positions whose sines are worked out at most: no file holds them, so that only the configuration says how many there are.
+const MOST_COMPUTED: usize = 1 << 16;
+
 /// Entries of a learned table that stand for no position.
 const OFFSET: usize = 2;
 
@@ -320,6 +323,9 @@ impl BartFamily {
         let norm = || layers.layer_norm(width, 1e-5);
         let drop = layers.dropout(fields.probability_or("dropout", 0.1)?);
         let most = fields.size("max_position_embeddings")?;
+        if self.positions == BartPositions::Sinusoidal {
+            Fields::at_most("max_position_embeddings", most, MOST_COMPUTED)?;
+        }
         let scale = if fields.flag_or("scale_embedding", false)? { (width as f64).sqrt() } else { 1.0 };
         let embeddings = |embed_tokens| BartEmbeddings {
             embed_tokens,
@@ -385,7 +391,7 @@ impl Half {
             return Err(Fields::error(&key, format!("{count} heads do not divide the d_model {width}")));
         }
         Ok(Self {
-            layers: fields.size(&format!("{half}_layers"))?,
+            layers: fields.layers(&format!("{half}_layers"))?,
             attention: AttentionSizes {
                 width,
                 heads: Heads { count, dim: width / count },

@@ -62,7 +62,7 @@ impl BertSizes {
             types: Some(fields.count_or("type_vocab_size", 2)?).filter(|types| *types > 0),
             hidden,
             inner: fields.size("intermediate_size")?,
-            layers: fields.size("num_hidden_layers")?,
+            layers: fields.layers("num_hidden_layers")?,
             heads: Heads::dividing(hidden, "hidden_size", fields, "num_attention_heads")?,
             activation: fields.activation_or("hidden_act", "gelu")?,
             epsilon: fields.epsilon_or("layer_norm_eps", 1e-12)?,

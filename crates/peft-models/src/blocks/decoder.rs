@@ -56,7 +56,7 @@ impl DecoderSizes {
             vocab: fields.size("vocab_size")?,
             hidden,
             inner: fields.size("intermediate_size")?,
-            n_layers: fields.size("num_hidden_layers")?,
+            n_layers: fields.layers("num_hidden_layers")?,
             heads: Heads { count, dim },
             key_heads: Heads { count: key_count, dim },
         })

@@ -1,9 +1,14 @@
 //! Reading `config.json`: keys with their defaults, and errors that name the key.
 
-use peft_core::{Error, Result};
+use peft_core::{Error, Result, error::quoted};
 use serde_json::{Map, Value};
 
 use super::Activation;
+
+/// The largest size that a configuration may have: beyond any model's, and products of a few of them can be counted.
+const LARGEST_SIZE: usize = 1 << 28;
+/// The most layers.
+const MOST_LAYERS: usize = 4096;
 
 /// The keys of a model configuration; `null` counts as absent, as in Transformers.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +27,7 @@ impl<'a> Fields<'a> {
 
     fn read<T>(&self, key: &str, wanted: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Result<Option<T>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| Self::error(key, format!("should be {wanted}, found {value}")))
+        read(value).map(Some).ok_or_else(|| Self::error(key, format!("should be {wanted}, found {}", quoted(value))))
     }
 
     fn required<T>(key: &str, wanted: &str, value: Option<T>) -> Result<T> {
@@ -43,7 +48,32 @@ impl<'a> Fields<'a> {
     /// [`Error::Config`].
     pub fn optional_size(&self, key: &str) -> Result<Option<usize>> {
         let whole = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
-        self.read(key, "a whole number of at least 1", whole)
+        let size = self.read(key, "a whole number of at least 1", whole)?;
+        size.map(|size| Self::at_most(key, size, LARGEST_SIZE)).transpose()
+    }
+
+    /// How many layers there are, at least 1. They are built before anything is read from a file.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn layers(&self, key: &str) -> Result<usize> {
+        Self::at_most(key, self.size(key)?, MOST_LAYERS)
+    }
+
+    /// The same of a key that may be absent.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn optional_layers(&self, key: &str) -> Result<Option<usize>> {
+        self.optional_size(key)?.map(|layers| Self::at_most(key, layers, MOST_LAYERS)).transpose()
+    }
+
+    /// The number itself, if it is no more than `most`.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn at_most(key: &str, found: usize, most: usize) -> Result<usize> {
+        if found <= most { Ok(found) } else { Err(Self::error(key, format!("should be at most {most}, found {found}"))) }
     }
 
     /// A whole number that may be 0, with a default.
@@ -52,7 +82,7 @@ impl<'a> Fields<'a> {
     /// [`Error::Config`].
     pub fn count_or(&self, key: &str, default: usize) -> Result<usize> {
         let whole = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
-        Ok(self.read(key, "a whole number", whole)?.unwrap_or(default))
+        Self::at_most(key, self.read(key, "a whole number", whole)?.unwrap_or(default), LARGEST_SIZE)
     }
 
     /// A size where -1, or anything below 1, stands for none.
@@ -61,7 +91,8 @@ impl<'a> Fields<'a> {
     /// [`Error::Config`].
     pub fn positive(&self, key: &str) -> Result<Option<usize>> {
         let number = self.read(key, "a whole number", Value::as_i64)?;
-        Ok(number.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0))
+        let size = number.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+        size.map(|size| Self::at_most(key, size, LARGEST_SIZE)).transpose()
     }
 
     /// A token's id, or the first of several, with a default.
@@ -185,7 +216,7 @@ impl<'a> Fields<'a> {
         let name = self.text_or(key, default)?;
         Activation::by_name(name).ok_or_else(|| {
             let known: Vec<_> = Activation::NAMES.iter().map(|(name, _)| *name).collect();
-            Self::error(key, format!("`{name}` is not supported (supported: {})", known.join(", ")))
+            Self::error(key, format!("`{}` is not supported (supported: {})", quoted(name), known.join(", ")))
         })
     }
 
@@ -196,7 +227,7 @@ impl<'a> Fields<'a> {
     pub fn only(&self, key: &str, only: &Value) -> Result<()> {
         match self.get(key) {
             Some(value) if value != only => {
-                Err(Self::error(key, format!("{value} is not supported (supported: {only})")))
+                Err(Self::error(key, format!("{} is not supported (supported: {only})", quoted(value))))
             }
             _ => Ok(()),
         }
@@ -213,7 +244,7 @@ mod tests {
 
     #[test]
     fn errors_name_the_key_and_what_would_be_right() {
-        let config = json!({"layers": "six", "width": 0, "drop": 1.0, "act": "mish", "none": null});
+        let config = json!({"layers": "six", "width": 0, "drop": 1.0, "act": "mish", "none": null, "huge": 1_u64 << 40, "many": 5000});
         let fields = Fields(config.as_object().unwrap());
         let check = |error: Error, parts: [&str; 2]| {
             let text = error.to_string();
@@ -222,6 +253,8 @@ mod tests {
         check(fields.size("layers").unwrap_err(), ["`layers`", "found \"six\""]);
         check(fields.size("width").unwrap_err(), ["`width`", "at least 1"]);
         check(fields.size("heads").unwrap_err(), ["`heads`", "missing"]);
+        check(fields.size("huge").unwrap_err(), ["`huge`", "at most"]);
+        check(fields.layers("many").unwrap_err(), ["`many`", "at most 4096, found 5000"]);
         check(fields.probability_or("drop", 0.0).unwrap_err(), ["`drop`", "below 1"]);
         check(fields.activation_or("act", "gelu").unwrap_err(), ["`mish`", "gelu_new"]);
         assert_eq!(fields.optional_size("none").unwrap(), None);

@@ -40,16 +40,16 @@ pub(crate) fn read(file: &GgufFile) -> Result<Map<String, Value>> {
             return Err(file.error(problem));
         }
     };
-    let own = |key: &str| file.metadata.get(&format!("{architecture}.{key}"));
+    let own = |key: &str| file.get(&format!("{architecture}.{key}"));
     let mut config = Map::new();
     for (key, name) in KEYS {
         if let Some(value) = own(key) {
-            config.insert((*name).to_owned(), value.clone());
+            config.insert((*name).to_owned(), value);
         }
     }
     for (key, name) in TOKENS {
-        if let Some(value) = file.metadata.get(&format!("tokenizer.ggml.{key}")) {
-            config.insert((*name).to_owned(), value.clone());
+        if let Some(value) = file.get(&format!("tokenizer.ggml.{key}")) {
+            config.insert((*name).to_owned(), value);
         }
     }
     let words = file.tensors.get("token_embd.weight").and_then(|table| table.shape.first().copied());
@@ -60,12 +60,12 @@ pub(crate) fn read(file: &GgufFile) -> Result<Map<String, Value>> {
     set("tie_word_embeddings", (!file.tensors.contains_key("output.weight")).into());
     set("torch_dtype", "float32".into());
     if let Some(dim) = own("rope.dimension_count").filter(|_| architecture == "llama") {
-        set("head_dim", dim.clone());
+        set("head_dim", dim);
     }
     if let Some(scaling) = scaling(file, &own)? {
         set("rope_scaling", scaling);
     }
-    let number = |value: Option<&Value>| value.and_then(Value::as_u64);
+    let number = |value: Option<Value>| value.and_then(|value| value.as_u64());
     match architecture {
         "llama" => set("attention_bias", file.tensors.contains_key("blk.0.attn_q.bias").into()),
         "gemma2" | "gemma3" => {
@@ -93,13 +93,14 @@ pub(crate) fn read(file: &GgufFile) -> Result<Map<String, Value>> {
 }
 
 /// How positions are scaled.
-fn scaling<'a>(file: &GgufFile, own: &impl Fn(&str) -> Option<&'a Value>) -> Result<Option<Value>> {
-    if let Some(kind) = own("rope.scaling.type").and_then(Value::as_str).filter(|kind| *kind != "none") {
+fn scaling(file: &GgufFile, own: &impl Fn(&str) -> Option<Value>) -> Result<Option<Value>> {
+    let kind = own("rope.scaling.type");
+    if let Some(kind) = kind.as_ref().and_then(Value::as_str).filter(|kind| *kind != "none") {
         let mut scaling = json!({ "rope_type": kind });
         let keys = [("factor", "factor"), ("original_context_length", "original_max_position_embeddings")];
         for (key, name) in keys {
             if let Some(value) = own(&format!("rope.scaling.{key}")) {
-                scaling[name] = value.clone();
+                scaling[name] = value;
             }
         }
         return Ok(Some(scaling));

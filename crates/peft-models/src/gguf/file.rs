@@ -8,7 +8,7 @@ use std::{
 
 use peft_backends::MappedFile;
 use peft_core::{Error, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::GgmlType;
 use crate::checkpoint::shards::map_file;
@@ -31,23 +31,43 @@ pub(crate) struct GgufTensor {
     pub(crate) place: Range<usize>,
 }
 
-/// The keys and values of the header.
+/// The keys and values of the header. Lists stay in the file until they are asked for: in memory they would take many times as
+/// much, and most of them nobody asks for.
 #[derive(Debug, Default)]
-pub(crate) struct Metadata(HashMap<String, Value>);
+pub(crate) struct Metadata(HashMap<String, Entry>);
+
+#[derive(Debug)]
+enum Entry {
+    One(Value),
+    List(List),
+}
+
+/// A list of values of one type, and where they are in the file.
+#[derive(Debug, Clone)]
+struct List {
+    kind: u32,
+    count: u64,
+    place: Range<usize>,
+}
 
 impl Metadata {
-    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key)
+    /// A single value.
+    fn one(&self, key: &str) -> Option<&Value> {
+        match self.0.get(key)? {
+            Entry::One(value) => Some(value),
+            Entry::List(_) => None,
+        }
     }
 
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
-        self.get(key)?.as_str()
-    }
-
-    pub(crate) fn list(&self, key: &str) -> Option<&[Value]> {
-        self.get(key)?.as_array().map(Vec::as_slice)
+        self.one(key)?.as_str()
     }
 }
+
+/// The type of texts.
+const TEXT: u32 = 8;
+/// Values of a list that are looked at where a single value should be.
+const FIRST: u64 = 100;
 
 /// Most dimensions of a tensor.
 const MOST_DIMENSIONS: u32 = 4;
@@ -68,7 +88,45 @@ impl GgufFile {
         Error::File { path: self.path.clone(), problem: problem.into() }
     }
 
-    /// The metadata as JSON, for messages and tests.
+    /// The value of a key; of a list the first ones.
+    pub(crate) fn get(&self, key: &str) -> Option<Value> {
+        match self.metadata.0.get(key)? {
+            Entry::One(value) => Some(value.clone()),
+            Entry::List(list) => Some(self.values(list).take(FIRST as usize).collect()),
+        }
+    }
+
+    /// The texts of a list; none if it is one of something else.
+    pub(crate) fn texts(&self, key: &str) -> Option<Vec<String>> {
+        let list = self.list(key).filter(|list| list.kind == TEXT)?;
+        let text = |value| match value {
+            Value::String(text) => text,
+            _ => String::new(),
+        };
+        Some(self.values(list).map(text).collect())
+    }
+
+    /// The numbers of a list; none if it is one of something else.
+    pub(crate) fn numbers(&self, key: &str) -> Option<Vec<f64>> {
+        let list = self.list(key).filter(|list| list.kind != TEXT)?;
+        Some(self.values(list).map(|value| value.as_f64().unwrap_or_default()).collect())
+    }
+
+    fn list(&self, key: &str) -> Option<&List> {
+        match self.metadata.0.get(key)? {
+            Entry::List(list) => Some(list),
+            Entry::One(_) => None,
+        }
+    }
+
+    fn values(&self, list: &List) -> impl Iterator<Item = Value> {
+        let bytes = self.bytes.as_slice().get(list.place.clone()).unwrap_or_default();
+        let mut cursor = Cursor { bytes, at: 0 };
+        // They were all there when the header was read.
+        (0..list.count).map_while(move |_| cursor.value(list.kind).ok())
+    }
+
+    /// The name of the architecture.
     pub(crate) fn architecture(&self) -> Result<&str> {
         self.metadata.text("general.architecture").ok_or_else(|| self.error("`general.architecture`: missing"))
     }
@@ -94,8 +152,8 @@ fn parse(bytes: &[u8]) -> Parsed<(Metadata, BTreeMap<String, GgufTensor>)> {
     for _ in 0..key_count {
         let key = cursor.text()?;
         let kind = cursor.u32()?;
-        let value = cursor.value(kind, true).map_err(|problem| format!("`{key}`: {problem}"))?;
-        metadata.insert(key, value);
+        let entry = cursor.entry(kind).map_err(|problem| format!("`{key}`: {problem}"))?;
+        metadata.insert(key, entry);
     }
     let mut heads = Vec::new();
     for _ in 0..tensor_count {
@@ -103,7 +161,8 @@ fn parse(bytes: &[u8]) -> Parsed<(Metadata, BTreeMap<String, GgufTensor>)> {
         let head = tensor_head(&mut cursor).map_err(|problem| format!("tensor `{name}`: {problem}"))?;
         heads.push((name, head));
     }
-    let alignment = metadata.get("general.alignment").and_then(Value::as_u64).unwrap_or(32);
+    let metadata = Metadata(metadata);
+    let alignment = metadata.one("general.alignment").and_then(Value::as_u64).unwrap_or(32);
     let alignment = usize::try_from(alignment).ok().filter(|alignment| *alignment > 0).ok_or("alignment of 0")?;
     let data = cursor.at.checked_next_multiple_of(alignment).ok_or("alignment too large")?;
     let mut tensors = BTreeMap::new();
@@ -121,7 +180,7 @@ fn parse(bytes: &[u8]) -> Parsed<(Metadata, BTreeMap<String, GgufTensor>)> {
         let place = place().ok_or_else(|| format!("tensor `{name}` {shape:?} reaches beyond the end"))?;
         tensors.insert(name, GgufTensor { kind, shape, place });
     }
-    Ok((Metadata(metadata), tensors))
+    Ok((metadata, tensors))
 }
 
 /// A tensor's type, shape and offset.
@@ -171,7 +230,30 @@ impl<'a> Cursor<'a> {
         Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
     }
 
-    fn value(&mut self, kind: u32, may_be_list: bool) -> Parsed<Value> {
+    fn entry(&mut self, kind: u32) -> Parsed<Entry> {
+        const LIST: u32 = 9;
+        if kind != LIST {
+            return self.value(kind).map(Entry::One);
+        }
+        let (kind, count) = (self.u32()?, self.u64()?);
+        let from = self.at;
+        match width(kind) {
+            Some(width) => {
+                let bytes = usize::try_from(count).ok().and_then(|count| count.checked_mul(width));
+                self.take(bytes.ok_or("a list too long")?)?;
+            }
+            None if kind == TEXT => {
+                for _ in 0..count {
+                    let length = usize::try_from(self.u64()?).map_err(|_| "a text too long".to_owned())?;
+                    self.take(length)?;
+                }
+            }
+            None => return Err(format!("a list of values of type {kind}, which is unknown here")),
+        }
+        Ok(Entry::List(List { kind, count, place: from..self.at }))
+    }
+
+    fn value(&mut self, kind: u32) -> Parsed<Value> {
         Ok(match kind {
             0 => u8::from_le_bytes(self.array()?).into(),
             1 => i8::from_le_bytes(self.array()?).into(),
@@ -181,17 +263,7 @@ impl<'a> Cursor<'a> {
             5 => i32::from_le_bytes(self.array()?).into(),
             6 => f64::from(f32::from_le_bytes(self.array()?)).into(),
             7 => (u8::from_le_bytes(self.array()?) != 0).into(),
-            8 => self.text()?.into(),
-            9 if may_be_list => {
-                let of = self.u32()?;
-                let count = self.u64()?;
-                // Grows as values are found: a count that lies ends at the end of the file, not in memory.
-                let mut values = Vec::new();
-                for _ in 0..count {
-                    values.push(self.value(of, false)?);
-                }
-                values.into()
-            }
+            TEXT => self.text()?.into(),
             10 => self.u64()?.into(),
             11 => i64::from_le_bytes(self.array()?).into(),
             12 => f64::from_le_bytes(self.array()?).into(),
@@ -200,8 +272,13 @@ impl<'a> Cursor<'a> {
     }
 }
 
-impl From<&Metadata> for Map<String, Value> {
-    fn from(metadata: &Metadata) -> Self {
-        metadata.0.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+/// Bytes of a value of a type whose values are all as long.
+fn width(kind: u32) -> Option<usize> {
+    match kind {
+        0 | 1 | 7 => Some(1),
+        2 | 3 => Some(2),
+        4..=6 => Some(4),
+        10..=12 => Some(8),
+        _ => None,
     }
 }

@@ -15,8 +15,9 @@ pub(crate) struct TokenizerDocuments {
 }
 
 /// The kinds of tokens, by `tokenizer.ggml.token_type`.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+const NORMAL: f64 = 1.0;
+const CONTROL: f64 = 3.0;
+const USER_DEFINED: f64 = 4.0;
 
 /// Where pieces of words begin and end for byte-level vocabularies of GPT-2's kind.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -31,13 +32,13 @@ const QWEN2: &str =
 pub(crate) fn read(file: &GgufFile) -> Result<TokenizerDocuments> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let missing = |name: &str| file.error(format!("`{}`: missing; the file has no tokenizer", key(name)));
-    let tokens = file.metadata.list(&key("tokens")).ok_or_else(|| missing("tokens"))?;
-    let tokens: Vec<&str> = tokens.iter().map(|token| token.as_str().unwrap_or_default()).collect();
-    let kinds = file.metadata.list(&key("token_type")).unwrap_or_default();
-    let kind = |id: usize| kinds.get(id).and_then(Value::as_i64).unwrap_or(1);
-    let flag = |name: &str, default: bool| file.metadata.get(&key(name)).and_then(Value::as_bool).unwrap_or(default);
+    let tokens = file.texts(&key("tokens")).ok_or_else(|| missing("tokens"))?;
+    let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+    let kinds = file.numbers(&key("token_type")).unwrap_or_default();
+    let kind = |id: usize| kinds.get(id).copied().unwrap_or(NORMAL);
+    let flag = |name: &str, default: bool| file.get(&key(name)).and_then(|flag| flag.as_bool()).unwrap_or(default);
     let id = |name: &str| {
-        let id = file.metadata.get(&key(name)).and_then(Value::as_u64)?;
+        let id = file.get(&key(name)).and_then(|id| id.as_u64())?;
         usize::try_from(id).ok().filter(|id| *id < tokens.len())
     };
 
@@ -50,7 +51,7 @@ pub(crate) fn read(file: &GgufFile) -> Result<TokenizerDocuments> {
             return Err(file.error(problem));
         }
     };
-    let added = tokens.iter().enumerate().filter(|(id, _)| matches!(kind(*id), CONTROL | USER_DEFINED));
+    let added = tokens.iter().enumerate().filter(|(id, _)| [CONTROL, USER_DEFINED].contains(&kind(*id)));
     let added = added.map(|(id, token)| {
         let special = kind(id) == CONTROL;
         json!({ "id": id, "content": token, "special": special, "normalized": false,
@@ -85,7 +86,7 @@ fn vocabulary(tokens: &[&str]) -> Value {
 
 /// Byte pair encoding over bytes, as GPT-2 has it.
 fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
-    let merges = file.metadata.list("tokenizer.ggml.merges");
+    let merges = file.texts("tokenizer.ggml.merges");
     let merges = merges.ok_or_else(|| file.error("`tokenizer.ggml.merges`: missing"))?;
     let split = |pattern: &str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
     let digits = json!({ "type": "Digits", "individual_digits": true });
@@ -113,9 +114,9 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Value> {
 
 /// SentencePiece's byte pair encoding, whose merges follow from the pieces' scores.
 fn sentence_piece(file: &GgufFile, tokens: &[&str], space_first: bool, unknown: Option<usize>) -> Result<Value> {
-    let scores = file.metadata.list("tokenizer.ggml.scores");
+    let scores = file.numbers("tokenizer.ggml.scores");
     let scores = scores.ok_or_else(|| file.error("`tokenizer.ggml.scores`: missing"))?;
-    let score = |id: usize| scores.get(id).and_then(Value::as_f64).unwrap_or(0.0);
+    let score = |id: usize| scores.get(id).copied().unwrap_or(0.0);
     let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
     let mut merges = Vec::new();
     for (id, token) in tokens.iter().enumerate() {

@@ -28,6 +28,11 @@ use super::bad_rows::BadRows;
 /// Where the `datasets` library describes the columns, in the file's metadata.
 const DESCRIPTION: &str = "huggingface";
 
+/// Bytes of rows that any file may unpack to, and how many times its own size beyond that: a page can say one long text a
+/// million times in a few bytes.
+const MOST_UNPACKED: u64 = 256 << 20;
+const MOST_RATIO: u64 = 1000;
+
 pub(super) fn parse(path: &Path) -> Result<Vec<Row>> {
     let io = |source: std::io::Error| match source.kind() {
         ErrorKind::NotFound => Error::NotFound { path: path.to_owned(), what: "a data file".to_owned() },
@@ -46,6 +51,8 @@ pub(super) fn parse(path: &Path) -> Result<Vec<Row>> {
 
 fn rows(path: &Path, file: File) -> Result<Vec<Row>> {
     let broken = |problem: String| Error::File { path: path.to_owned(), problem };
+    let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut room = MOST_UNPACKED.saturating_add(bytes.saturating_mul(MOST_RATIO));
     let whole = |error: ParquetError| broken(format!("not a whole Parquet file: {error}"));
     let reader = SerializedFileReader::new(file).map_err(whole)?;
     let metadata = reader.metadata().file_metadata();
@@ -63,13 +70,29 @@ fn rows(path: &Path, file: File) -> Result<Vec<Row>> {
         let mut fields = Map::new();
         for (name, field) in record.into_columns() {
             match named(value(field), features.get(&name).unwrap_or(&Value::Null)) {
-                Ok(value) => _ = fields.insert(name, value),
+                Ok(value) => {
+                    room = room.checked_sub(size(&value)).ok_or_else(|| {
+                        broken(format!("its {bytes} bytes unpack to more than {MOST_RATIO} times as much: no data set does"))
+                    })?;
+                    fields.insert(name, value);
+                }
                 Err(problem) => bad.push(number, format!("column `{name}`: {problem}")),
             }
         }
         rows.push(Row { file: Arc::clone(&file), line: number, fields });
     }
     bad.or(rows)
+}
+
+/// About how much memory a value takes.
+fn size(value: &Value) -> u64 {
+    let inside: u64 = match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(values) => values.iter().map(size).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() as u64 + size(value)).sum(),
+        _ => 0,
+    };
+    inside + size_of::<Value>() as u64
 }
 
 /// What the file says of its columns, by their names.

@@ -11,6 +11,8 @@ use crate::select::Targets;
 const LOADED: [&str; 5] = ["eva", "orthogonal", "mica", "lora_ga", "gaussian"];
 /// How the words of those begin that change the base model's weights.
 const CHANGE_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+/// The highest rank: far beyond any layer's width, and still a number whose multiples can be counted.
+pub const MOST_RANK: usize = i32::MAX as usize;
 
 /// Which biases of the base model are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -160,6 +162,9 @@ impl Lora {
     pub fn check(&self) -> Result<()> {
         if self.r == 0 {
             return Err(Error::config("r", "rank 0: must be at least 1"));
+        }
+        if self.r > MOST_RANK {
+            return Err(Error::config("r", format!("rank {}: must be at most {MOST_RANK}", self.r)));
         }
         if !self.lora_alpha.is_finite() {
             return Err(Error::config("lora_alpha", format!("{}: must be a finite number", self.lora_alpha)));

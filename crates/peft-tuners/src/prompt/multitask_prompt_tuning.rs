@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::{
     EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec,
     prompt_tuning::{PromptTuningInit, check_text, first_words, init},
+    shape::at_most,
 };
 
 inventory::submit! {
@@ -114,6 +115,7 @@ impl PromptMethod for MultitaskPromptTuning {
             let key = if self.num_ranks == 0 { "num_ranks" } else { "num_tasks" };
             return Err(Error::config(key, "must be at least 1"));
         }
+        at_most(&[("num_ranks", self.num_ranks), ("num_tasks", self.num_tasks)])?;
         check_text(self.prompt_tuning_init.of_words(), self.prompt_tuning_init_text.as_deref())?;
         if self.prompt_tuning_init.is_source() && self.prompt_tuning_init_state_dict_path.is_none() {
             let problem = "missing: this prompt_tuning_init needs the file of another prompt";

@@ -11,7 +11,9 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec, linear, linear_specs};
+use super::{
+    EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec, linear, linear_specs, shape::at_most,
+};
 
 inventory::submit! {
     TunerPlugin::new::<Prompting<PTuning>>("P_TUNING", "vectors before the input, made by a network (Liu et al. 2021)")
@@ -57,6 +59,9 @@ impl Default for PTuning {
     }
 }
 
+/// Layers of the LSTM at most.
+const MOST_LAYERS: usize = 1000;
+
 impl PTuning {
     fn is_lstm(&self) -> bool {
         self.encoder_reparameterization_type == Reparameterization::Lstm
@@ -72,6 +77,11 @@ impl PromptMethod for PTuning {
         if self.is_lstm() && self.encoder_num_layers == 0 {
             return Err(Error::config("encoder_num_layers", "must be at least 1"));
         }
+        if self.encoder_num_layers > MOST_LAYERS {
+            let problem = format!("{}: must be at most {MOST_LAYERS}", self.encoder_num_layers);
+            return Err(Error::config("encoder_num_layers", problem));
+        }
+        at_most(&[("encoder_hidden_size", self.encoder_hidden_size.unwrap_or(0))])?;
         if !(0.0..1.0).contains(&self.encoder_dropout) {
             return Err(Error::config("encoder_dropout", format!("{}: from 0 up to but not 1", self.encoder_dropout)));
         }

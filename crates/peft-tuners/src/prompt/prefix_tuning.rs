@@ -10,7 +10,7 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec, linear, linear_specs, shape::one_of};
+use super::{EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec, linear, linear_specs, shape::{at_most, one_of}};
 
 inventory::submit! {
     TunerPlugin::new::<Prompting<PrefixTuning>>(
@@ -40,6 +40,7 @@ impl PromptMethod for PrefixTuning {
     }
 
     fn check(&self, _task: &TaskRules) -> Result<()> {
+        at_most(&[("encoder_hidden_size", self.encoder_hidden_size.unwrap_or(0))])?;
         self.init_weights.as_deref().map_or(Ok(()), |word| one_of("init_weights", word, &["zero"]))
     }
 }

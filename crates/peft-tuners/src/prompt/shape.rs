@@ -44,6 +44,7 @@ pub(super) fn resolve(
         let problem = format!("{num_virtual_tokens} leave no room for text: the model has {most} positions");
         return Err(Error::config("num_virtual_tokens", problem));
     }
+    at_most(&[("num_virtual_tokens", num_virtual_tokens)])?;
     let num_transformer_submodules = options.num_transformer_submodules.unwrap_or(task.num_transformer_submodules);
     if !(1..=2).contains(&num_transformer_submodules) {
         let problem = format!("{num_transformer_submodules}: 1, or 2 for an encoder and its decoder");
@@ -129,6 +130,15 @@ pub(super) fn resolve(
             };
             Ok(Resolved { shape, num_layers: Some(layers), num_attention_heads: Some(heads), notes })
         }
+    }
+}
+
+/// Judges sizes that only the configuration says: far beyond what anyone trains, and still countable.
+pub(super) fn at_most(sizes: &[(&str, usize)]) -> Result<()> {
+    const MOST: usize = 1 << 20;
+    match sizes.iter().find(|(_, size)| *size > MOST) {
+        Some((key, size)) => Err(Error::config(*key, format!("{size}: must be at most {MOST}"))),
+        None => Ok(()),
     }
 }
 

@@ -9,6 +9,9 @@ use super::super::Fields;
 /// The scalings that are known, for messages.
 const KNOWN: &str = "default, linear, dynamic, llama3, yarn, longrope";
 
+/// The most dimensions of a head.
+const WIDEST_HEAD: usize = 1 << 14;
+
 /// One frequency for each pair of rotated dimensions.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Frequencies {
@@ -44,6 +47,8 @@ impl Frequencies {
             Some(part) => part,
             None => config.float_or("partial_rotary_factor", 1.0)?,
         };
+        // There is a frequency for every two dimensions, worked out before anything of the file is looked at.
+        let head_dim = Fields::at_most("head_dim", head_dim, WIDEST_HEAD)?;
         let dim = (head_dim as f64 * rotated) as usize;
         if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
             let problem = format!("of {head_dim} dimensions {dim} are to be rotated in pairs");
