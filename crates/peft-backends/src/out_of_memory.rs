@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// The system's allocator, which ends the process with one line on stderr and [`EXIT_CODE`] when there is no memory left.
+/// The system's allocator, which ends the process with one line on stderr and exit code 5 when there is no memory left.
 ///
 /// A program makes it its `#[global_allocator]`. Nothing is unwound and nothing is flushed: files that matter are written
 /// under another name and renamed, so that none is left half written.
@@ -13,7 +13,7 @@ use std::{
 pub struct ExitWhenOutOfMemory;
 
 /// The exit code of a device that fails or has not enough memory.
-pub const EXIT_CODE: i32 = 5;
+const EXIT_CODE: i32 = 5;
 
 // SAFETY: every call is handed on to the system's allocator as it is; where that gives nothing, nothing is returned.
 #[expect(unsafe_code, reason = "the argument stands above")]

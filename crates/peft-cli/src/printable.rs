@@ -63,7 +63,8 @@ fn without_secrets(text: &str) -> String {
     while let Some((before, after)) = rest.split_once("://") {
         shown.push_str(before);
         shown.push_str("://");
-        let end = after.find(|c: char| c.is_whitespace() || matches!(c, '/' | '`' | '"' | '?' | '#')).unwrap_or(after.len());
+        let end =
+            after.find(|c: char| c.is_whitespace() || matches!(c, '/' | '`' | '"' | '?' | '#')).unwrap_or(after.len());
         let authority = after.get(..end).unwrap_or_default();
         rest = match authority.rfind('@') {
             Some(at) => {
@@ -117,10 +118,7 @@ mod tests {
 
     #[test]
     fn passwords_are_not_repeated() {
-        assert_eq!(
-            message("http://me:secret@host/x and https://host/a@b"),
-            "http://***@host/x and https://host/a@b"
-        );
+        assert_eq!(message("http://me:secret@host/x and https://host/a@b"), "http://***@host/x and https://host/a@b");
         let token = format!("hf_{}", "aB3".repeat(11));
         assert_eq!(message(&format!("token {token}, hf_hub")), "token hf_***, hf_hub");
     }

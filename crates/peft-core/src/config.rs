@@ -113,7 +113,10 @@ impl PeftConfig {
             None | Some(Value::Null) => false,
             Some(Value::Bool(value)) => value,
             Some(other) => {
-                return Err(Error::config("inference_mode", format!("expected true or false, found {}", quoted(other))));
+                return Err(Error::config(
+                    "inference_mode",
+                    format!("expected true or false, found {}", quoted(other)),
+                ));
             }
         };
         // PEFT never writes it and ignores it where it is found.

@@ -123,9 +123,8 @@ impl Explanation {
         let bias_names: HashSet<&String> = plan.biases.iter().collect();
         let biases = count(&|name| bias_names.contains(name));
         let prompt = plan.prompt.as_ref().map(|prompt| prompt.tuner.tensors(&prompt.shape)).unwrap_or_default();
-        let of_prompt = |trainable| {
-            sum_values(prompt.iter().filter(|t| t.trainable == trainable).map(|t| num_values(&t.shape)))
-        };
+        let of_prompt =
+            |trainable| sum_values(prompt.iter().filter(|t| t.trainable == trainable).map(|t| num_values(&t.shape)));
         let tuned = sum_values(adapted.iter().map(|a| a.params).chain([of_prompt(true)]));
         let fixed = fixed.saturating_add(of_prompt(false));
         Self {

@@ -136,8 +136,7 @@ impl ModuleTree {
         // Dropout and other modules without parameters are nothing that a rule could speak of.
         let mut modules = walk.modules;
         let filled = modules.iter().filter(|module| !module.params.is_empty());
-        let holding: HashSet<String> =
-            filled.flat_map(|module| with_outer(&module.name)).map(str::to_owned).collect();
+        let holding: HashSet<String> = filled.flat_map(|module| with_outer(&module.name)).map(str::to_owned).collect();
         modules.retain(|module| holding.contains(&module.name));
         Self::from(modules)
     }

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use crate::{
     DynParam, DynTensor, Error, FrozenWeight, PeftConfig, Result,
     architecture::ModelInfo,
-    error::quoted,
     by_rows::{RowsPart, one_by_one},
+    error::quoted,
     module_tree::ModuleTree,
     plan::{Plan, TaskRules},
     registry::Plugin,

@@ -163,7 +163,10 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         ignored_tensors: &[".attn.bias", ".attn.masked_bias"],
         // What each layer adds to the sum of all: two blocks a layer.
         fresh: FreshValues {
-            others: vec![("c_proj.weight", Fresh::Normal(layers.std / (2.0 * fields.layers("n_layer")? as f64).sqrt()))],
+            others: vec![(
+                "c_proj.weight",
+                Fresh::Normal(layers.std / (2.0 * fields.layers("n_layer")? as f64).sqrt()),
+            )],
             ..FreshValues::default()
         },
         past: backbone.h.first().map(|block| block.attn.heads.past(backbone.h.len())),

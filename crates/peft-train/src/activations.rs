@@ -95,7 +95,9 @@ impl std::fmt::Display for Activations {
 fn fewest(kept: &[Kept], budget: Option<u64>) -> Activations {
     let total = |forgetful: usize| {
         let layers = kept.iter().enumerate();
-        layers.map(|(at, layer)| layer.input.filter(|_| at < forgetful).unwrap_or(layer.all)).fold(0, u64::saturating_add)
+        layers
+            .map(|(at, layer)| layer.input.filter(|_| at < forgetful).unwrap_or(layer.all))
+            .fold(0, u64::saturating_add)
     };
     let most = kept.len().saturating_sub(1);
     let fits = |forgetful: &usize| budget.is_some_and(|budget| total(*forgetful) <= budget);
@@ -162,8 +164,7 @@ pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u
         let parent = module.name.rsplit_once('.').map_or("", |(parent, _)| parent);
         is_tracked[1] |= is_trained;
         kept.all = kept.all.saturating_add(bytes.saturating_mul(d_out as u64));
-        let is_adapter_alone =
-            trained.contains(module.name.as_str()) && !holding_saved.contains(module.name.as_str());
+        let is_adapter_alone = trained.contains(module.name.as_str()) && !holding_saved.contains(module.name.as_str());
         let is_rebuilt = is_adapter_alone && gated.contains(layer) && !module.name.ends_with(".o_proj");
         if is_trained && !is_rebuilt && inputs.insert((parent, d_in)) {
             kept.all = kept.all.saturating_add(bytes.saturating_mul(d_in as u64));

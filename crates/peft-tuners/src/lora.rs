@@ -10,8 +10,9 @@ mod layer;
 use std::{collections::HashSet, sync::Arc};
 
 use peft_core::{
-    Error, ModelInfo, ModuleKind, ModuleTree, PeftConfig, Plan, Result, Tuner, TunerPlugin, inventory,
+    Error, ModelInfo, ModuleKind, ModuleTree, PeftConfig, Plan, Result, Tuner, TunerPlugin,
     error::quoted,
+    inventory,
     plan::{Adapted, TaskRules},
     tuner::LayerTuner,
 };

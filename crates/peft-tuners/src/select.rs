@@ -106,7 +106,9 @@ impl Matcher {
                 let entry = |at: &usize| entries.get(*at).map(String::as_str);
                 match places.get(name).and_then(entry) {
                     Some(entry) => Some((entry, true)),
-                    None => endings(name).filter_map(|ending| places.get(ending)).min().and_then(entry).map(|e| (e, false)),
+                    None => {
+                        endings(name).filter_map(|ending| places.get(ending)).min().and_then(entry).map(|e| (e, false))
+                    }
                 }
             }
         })
@@ -443,10 +445,7 @@ fn idle_alternatives(key: &str, pattern: &str, tree: &ModuleTree) -> Vec<String>
         let word = one.text.rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).find(|word| !word.is_empty());
         let near = word.and_then(|word| nearest(word, words.iter().copied()));
         let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-        format!(
-            "{key}: the alternative `{}` of the regular expression matches no module{hint}",
-            quoted(&one.text)
-        )
+        format!("{key}: the alternative `{}` of the regular expression matches no module{hint}", quoted(&one.text))
     };
     idle.map(note).collect()
 }
@@ -477,7 +476,9 @@ fn nothing(targets: &OneOrMany<String>, rules: &Targets, tree: &ModuleTree, excl
             }
             text
         }
-        OneOrMany::Many(names) => format!("target_modules [{}] select no module of the model", quoted(names.join(", "))),
+        OneOrMany::Many(names) => {
+            format!("target_modules [{}] select no module of the model", quoted(names.join(", ")))
+        }
     };
     if excluded > 0 {
         text.push_str(&format!("; exclude_modules takes {excluded} away"));

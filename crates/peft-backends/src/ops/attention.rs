@@ -254,7 +254,9 @@ impl Fused<3> for Attention {
         let tile_rows = self.tile_rows(key_count);
         let mut log_sums = vec![0.0; batch * heads * count];
         let output = host::written(batch * count * places.stride(), |output| {
-            let output = Shared::new(output);
+            // Zero, for a tile without any key writes nothing.
+            let memory = host::new_pieces(output, 1, |_, _| ());
+            let output = Shared::new(memory);
             let work = log_sums.par_chunks_mut(count).enumerate();
             work.for_each_init(Vec::new, |scratch, (index, log_sums)| {
                 let (row, head) = (index / heads, index % heads);
@@ -291,6 +293,7 @@ impl Fused<3> for Attention {
                     product(target, Before::Lost, 1.0, weights, values.rows(range[0], range[1]), Threads::One);
                 }
             });
+            memory
         });
         let output = places.tensor(output, batch);
         let saved = needs.contains(&true).then(|| Saved { q, k, v, output: output.clone(), log_sums });

@@ -68,7 +68,7 @@ impl Gate {
             }
         }
         host::written(gates.len(), |y| {
-            host::pieces(
+            host::new_pieces(
                 y,
                 1,
                 #[inline(always)]
@@ -80,7 +80,7 @@ impl Gate {
                         Self::GeluTanh => each(Self::GeluTanh, y, gates, ups),
                     }
                 },
-            );
+            )
         })
     }
 
@@ -136,7 +136,7 @@ impl Fused<2> for Gate {
         let dims = gate.layout().shape().as_slice().to_vec();
         // The gradient of the result becomes that of the gate in its place.
         let dup = host::written(gates.len(), |dup| {
-            host::piece_pairs(
+            host::new_pieces_beside(
                 dgate.storage_mut::<f32>(),
                 dup,
                 #[inline(always)]
@@ -160,7 +160,7 @@ impl Fused<2> for Gate {
                         }
                     }
                 },
-            );
+            )
         });
         [needs_gate.then_some(dgate), needs_up.then(|| host::tensor(dup, &dims))]
     }

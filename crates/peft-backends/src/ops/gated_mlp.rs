@@ -12,7 +12,7 @@ use super::{
     host,
     node::{Fused, Host, Input, Kept, run},
     normed::{Normed, Origin},
-    product::Before,
+    product::{Before, Output},
     projection::{Adapted, Back, Projection, SavedProjection},
 };
 
@@ -131,12 +131,14 @@ impl Fused<13> for GatedMlp {
         let [d_inner, d_out] = self.down.dims(&down);
         let tokens = grad.len() / d_out.max(1);
         let Some([mut gates, mut ups]) = middle else {
-            let Back { bias, b, .. } = self.down.back(&down, grad, None, needs.down);
+            let (Back { bias, b, .. }, _) = self.down.back(&down, grad, None, needs.down);
             return gradients(None, Layer::default(), Layer::default(), Layer { bias, a: None, b });
         };
         let mut back = Back::default();
         let mut inner = host::written(tokens * d_inner, |dinner| {
-            back = self.down.back(&down, grad, Some((dinner, Before::Lost)), needs.down);
+            let (found, dinner) = self.down.back(&down, grad, Some(Output::New(dinner)), needs.down);
+            back = found;
+            dinner
         });
         self.act.back(&mut inner, gates.storage_mut::<f32>(), ups.storage_mut::<f32>());
         let a = Needs::inner(needs.down).then(|| self.down.inner_gradient(&down, &inner, &back)).flatten();
@@ -146,15 +148,18 @@ impl Fused<13> for GatedMlp {
         let x = x.as_ref().or_else(|| origin.map(Origin::made)).map(host::values);
         let (mut of_gate, mut of_up) = (Layer::default(), Layer::default());
         let [d_in, _] = self.gate.dims(&gate);
-        let mut both = |mut dx: Option<&mut [f32]>| {
-            let to_gate = dx.as_deref_mut().map(|dx| (dx, Before::Lost));
-            of_gate = self.gate.layer(&gate, x, host::values(&gates), to_gate, needs.gate);
-            of_up = self.up.layer(&up, x, host::values(&ups), dx.map(|dx| (dx, Before::Kept)), needs.up);
-        };
         let dx = match needs.x {
-            true => Some(host::written(tokens * d_in, |dx| both(Some(dx)))),
+            true => Some(host::written(tokens * d_in, |dx| {
+                let (found, dx) = self.gate.layer(&gate, x, host::values(&gates), Some(Output::New(dx)), needs.gate);
+                of_gate = found;
+                let dx = Some(Output::Old(dx, Before::Kept));
+                let (found, dx) = self.up.layer(&up, x, host::values(&ups), dx, needs.up);
+                of_up = found;
+                dx
+            })),
             false => {
-                both(None);
+                of_gate = self.gate.layer(&gate, x, host::values(&gates), None, needs.gate).0;
+                of_up = self.up.layer(&up, x, host::values(&ups), None, needs.up).0;
                 None
             }
         };
@@ -172,17 +177,17 @@ struct Layer {
 
 impl Projection {
     /// [`back`](Self::back), and the inner factor's gradient.
-    fn layer(
+    fn layer<'m>(
         &self,
         saved: &SavedProjection,
         x: Option<&[f32]>,
         grad: &[f32],
-        dx: Option<(&mut [f32], Before)>,
+        dx: Option<Output<'m>>,
         needs: [bool; 4],
-    ) -> Layer {
-        let back = self.back(saved, grad, dx, needs);
+    ) -> (Layer, &'m mut [f32]) {
+        let (back, dx) = self.back(saved, grad, dx, needs);
         let a = x.filter(|_| Needs::inner(needs)).and_then(|x| self.inner_gradient(saved, x, &back));
-        Layer { bias: back.bias, a, b: back.b }
+        (Layer { bias: back.bias, a, b: back.b }, dx)
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn widened(tensor: &Host) -> Host {
     let wide = host::written(count, |wide| match tensor.dtype() {
         DType::BF16 => {
             let source = tensor.storage::<bf16>();
-            host::pieces(
+            host::new_pieces(
                 wide,
                 1,
                 #[inline(always)]
@@ -41,13 +41,13 @@ pub(super) fn widened(tensor: &Host) -> Host {
                         *wide = x.wide();
                     }
                 },
-            );
+            )
         }
         _ => {
             let source = tensor.storage::<f16>();
-            wide.par_chunks_mut(PIECE).zip(source.par_chunks(PIECE)).for_each(|(wide, source)| {
-                source.convert_to_f32_slice(wide);
-            });
+            host::new_pieces(wide, 1, |start, wide| {
+                source.get(start..start + wide.len()).unwrap_or_default().convert_to_f32_slice(wide);
+            })
         }
     });
     host::tensor(wide, &[count]).with_layout(tensor.layout().clone())

@@ -60,23 +60,31 @@ pub(super) fn tensor(elements: Vec<f32>, dims: &[usize]) -> Host {
     Host::from_data(TensorData::new(elements, dims.to_vec()))
 }
 
-/// Memory of that many elements, which `write` gets to fill; zeroing it first would cost as much as many an operation.
-///
-/// `write` has to write every element and to read none before.
-pub(super) fn written(elements: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
-    let mut memory: Vec<MaybeUninit<f32>> = Vec::with_capacity(elements);
-    // SAFETY: the capacity is there, and memory that may be uninitialised needs no initialisation.
+/// Memory of that many elements to which nothing was written; `write` gives it back with all of them written, which it can by
+/// [`new_pieces`] and its like, or by a product. Zeroing it first would cost as much as many an operation.
+pub(super) fn written(
+    elements: usize,
+    write: impl for<'m> FnOnce(&'m mut [MaybeUninit<f32>]) -> &'m mut [f32],
+) -> Vec<f32> {
+    let mut memory = Box::new_uninit_slice(elements);
+    let start = memory.as_ptr().cast::<f32>();
+    let filled = write(&mut memory);
+    assert!(filled.len() == elements && std::ptr::eq(filled.as_ptr(), start), "only a part of the memory was written");
+    // SAFETY: the same memory stood as a slice of numbers before us, so that all of them are initialised.
+    #[expect(unsafe_code, reason = "the argument stands above")]
+    let memory = unsafe { memory.assume_init() };
+    memory.into_vec()
+}
+
+/// The same memory, zero everywhere.
+#[inline(always)]
+pub(super) fn zeroed(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    memory.fill(MaybeUninit::new(0.0));
+    // SAFETY: each element was written just now.
     #[expect(unsafe_code, reason = "the argument stands above")]
     unsafe {
-        memory.set_len(elements);
+        memory.assume_init_mut()
     }
-    let mut memory = std::mem::ManuallyDrop::new(memory);
-    // SAFETY: same pointer, length and capacity, and a layout that `MaybeUninit` guarantees. Every bit pattern is an f32,
-    // and the callers, all in this folder, write each element before anything reads it.
-    #[expect(unsafe_code, reason = "the argument stands above")]
-    let mut memory = unsafe { Vec::from_raw_parts(memory.as_mut_ptr().cast::<f32>(), elements, memory.capacity()) };
-    write(&mut memory);
-    memory
 }
 
 /// Runs `f` as compiled for the widest vectors that the processor has; `f` and what it calls must be `#[inline(always)]`.
@@ -113,14 +121,41 @@ pub(super) fn pieces(out: &mut [f32], row: usize, f: impl Fn(usize, &mut [f32]) 
     });
 }
 
-/// Like [`pieces`], of two buffers of the same length.
-pub(super) fn piece_pairs(a: &mut [f32], b: &mut [f32], f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) {
+/// Like [`pieces`], of memory to which nothing was written: `f` finds zeros, which are written while the piece is in the cache.
+pub(super) fn new_pieces(out: &mut [MaybeUninit<f32>], row: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> &mut [f32] {
+    let piece = piece(row);
+    out.par_chunks_mut(piece).enumerate().for_each(|(index, out)| {
+        vectorised(
+            #[inline(always)]
+            || f(index * piece, zeroed(out)),
+        );
+    });
+    all_written(out)
+}
+
+/// Memory of which every piece was zeroed.
+fn all_written(out: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    // SAFETY: only the functions beside this one call it, each after it has zeroed all pieces of `out`.
+    #[expect(unsafe_code, reason = "the argument stands above")]
+    unsafe {
+        out.assume_init_mut()
+    }
+}
+
+/// Like [`new_pieces`], beside a buffer of the same length that is there already.
+pub(super) fn new_pieces_beside<'m>(
+    a: &mut [f32],
+    b: &'m mut [MaybeUninit<f32>],
+    f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) -> &'m mut [f32] {
+    assert_eq!(a.len(), b.len());
     a.par_chunks_mut(PIECE).zip(b.par_chunks_mut(PIECE)).enumerate().for_each(|(index, (a, b))| {
         vectorised(
             #[inline(always)]
-            || f(index * PIECE, a, b),
+            || f(index * PIECE, a, zeroed(b)),
         );
     });
+    all_written(b)
 }
 
 /// Like [`pieces`], of three buffers of the same length.
@@ -134,40 +169,42 @@ pub(super) fn piece_triples([a, b, c]: [&mut [f32]; 3], f: impl Fn(&mut [f32], &
     });
 }
 
-/// Like [`pieces`], with what is to be found out of each row.
-pub(super) fn pieces_and_rows<T: Send>(
-    out: &mut [f32],
+/// Like [`new_pieces`], with what is to be found out of each row.
+pub(super) fn new_pieces_and_rows<'m, T: Send>(
+    out: &'m mut [MaybeUninit<f32>],
     row: usize,
     rows: &mut [T],
     f: impl Fn(usize, &mut [f32], &mut [T]) + Sync,
-) {
-    let piece = piece(row);
-    out.par_chunks_mut(piece).zip(rows.par_chunks_mut(piece / row.max(1))).enumerate().for_each(
-        |(index, (out, rows))| {
-            vectorised(
-                #[inline(always)]
-                || f(index * piece, out, rows),
-            );
-        },
-    );
+) -> &'m mut [f32] {
+    let (piece, row) = (piece(row), row.max(1));
+    assert_eq!(out.len().div_ceil(row), rows.len());
+    out.par_chunks_mut(piece).zip(rows.par_chunks_mut(piece / row)).enumerate().for_each(|(index, (out, rows))| {
+        vectorised(
+            #[inline(always)]
+            || f(index * piece, zeroed(out), rows),
+        );
+    });
+    all_written(out)
 }
 
-/// Like [`pieces_and_rows`], of two buffers of the same length.
-pub(super) fn piece_pairs_and_rows<T: Send>(
+/// Like [`new_pieces_and_rows`], beside a buffer of the same length that is there already.
+pub(super) fn new_pieces_beside_and_rows<'m, T: Send>(
     a: &mut [f32],
-    b: &mut [f32],
+    b: &'m mut [MaybeUninit<f32>],
     row: usize,
     rows: &mut [T],
     f: impl Fn(usize, &mut [f32], &mut [f32], &mut [T]) + Sync,
-) {
-    let piece = piece(row);
-    let both = a.par_chunks_mut(piece).zip(b.par_chunks_mut(piece)).zip(rows.par_chunks_mut(piece / row.max(1)));
+) -> &'m mut [f32] {
+    let (piece, row) = (piece(row), row.max(1));
+    assert!(a.len() == b.len() && b.len().div_ceil(row) == rows.len());
+    let both = a.par_chunks_mut(piece).zip(b.par_chunks_mut(piece)).zip(rows.par_chunks_mut(piece / row));
     both.enumerate().for_each(|(index, ((a, b), rows))| {
         vectorised(
             #[inline(always)]
-            || f(index * piece, a, b, rows),
+            || f(index * piece, a, zeroed(b), rows),
         );
     });
+    all_written(b)
 }
 
 /// Changes a tensor in place, piece by piece, or a copy if others hold it.
@@ -182,7 +219,7 @@ pub(super) fn update(tensor: Host, row: usize, f: impl Fn(usize, &mut [f32]) + S
     }
     let source = values(&tensor);
     let copy = written(source.len(), |out| {
-        pieces(
+        new_pieces(
             out,
             row,
             #[inline(always)]
@@ -190,7 +227,7 @@ pub(super) fn update(tensor: Host, row: usize, f: impl Fn(usize, &mut [f32]) + S
                 out.copy_from_slice(source.get(start..start + out.len()).unwrap_or_default());
                 f(start, out);
             },
-        );
+        )
     });
     self::tensor(copy, tensor.layout().shape().as_slice())
 }

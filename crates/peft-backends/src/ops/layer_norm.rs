@@ -159,17 +159,16 @@ impl Fused<4> for LayerNorm {
         let y = host::written(elements, |y| {
             if keep.is_none() && residual.is_none() {
                 let source = host::values(&z);
-                host::pieces_and_rows(
+                return host::new_pieces_and_rows(
                     y,
                     width,
                     &mut rows,
                     #[inline(always)]
                     |start, y, rows| norm.apply(part(source, start, y.len()), y, rows),
                 );
-                return;
             }
             // z takes the place of x, which nobody looks at any more where it comes from a product.
-            host::piece_pairs_and_rows(
+            host::new_pieces_beside_and_rows(
                 z.storage_mut::<f32>(),
                 y,
                 width,
@@ -187,7 +186,7 @@ impl Fused<4> for LayerNorm {
                     }
                     norm.apply(z, y, rows);
                 },
-            );
+            )
         });
         let y = host::tensor(y, z.layout().shape().as_slice());
         let saved = needs.contains(&true).then_some(Saved { z, rows, gamma });

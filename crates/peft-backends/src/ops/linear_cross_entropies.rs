@@ -14,7 +14,7 @@ use super::{
     host::{self, lanes},
     node::{Fused, Host, Input, Kept, run},
     packed::{Frozen, HostPacked, PackedMatrix},
-    product::{Before, Matrix},
+    product::{Before, Matrix, Output},
     vector_math::{exp, tanh},
 };
 
@@ -209,7 +209,9 @@ impl Fused<2> for LinearCrossEntropies {
         let mut rows = Vec::new();
         let mut left = slopes.as_mut_slice();
         // The memory is used again for each chunk, and what it held is not asked for.
-        drop(host::written(chunk * classes, |logits| {
+        let mut memory = vec![0.0; chunk * classes];
+        {
+            let logits = memory.as_mut_slice();
             for targets in self.targets.chunks(chunk) {
                 let count = targets.len();
                 rows.clear();
@@ -218,7 +220,7 @@ impl Fused<2> for LinearCrossEntropies {
                 }
                 let states = Matrix::new(&rows, [count, width]);
                 let logits = logits.get_mut(..count * classes).unwrap_or_default();
-                weight.multiply(logits, Before::Lost, states);
+                let logits = weight.multiply(Output::Old(logits, Before::Lost), states);
                 let own = logits.par_chunks_mut(classes).zip(targets).map(|(logits, (_, target))| {
                     host::vectorised(
                         #[inline(always)]
@@ -228,11 +230,12 @@ impl Fused<2> for LinearCrossEntropies {
                 losses.par_extend(own);
                 if needs_hidden {
                     let (back, rest) = std::mem::take(&mut left).split_at_mut(count * width);
-                    weight.multiply_back(back, Before::Lost, Matrix::new(logits, [count, classes]));
+                    let to = Output::Old(back, Before::Lost);
+                    weight.multiply_back(to, Matrix::new(logits, [count, classes]));
                     left = rest;
                 }
             }
-        }));
+        }
         let count = losses.len();
         let saved = needs_hidden.then(|| Saved { slopes, shape: hidden.layout().shape().as_slice().to_vec() });
         (host::tensor(losses, &[count]), saved)

@@ -17,7 +17,7 @@ use super::{
     node::{Fused, Host, Input, Kept, run},
     normed::{Normed, Origin},
     packed::{HostPacked, PackedMatrix},
-    product::{Before, Matrix, Target, Threads, product},
+    product::{Matrix, Output, Threads},
     projection::{Adapted, Back, Projection, SavedProjection},
 };
 
@@ -196,18 +196,20 @@ impl Fused<5> for Linear {
         let needs = [needs_weight, needs_bias, needs_a, needs_b];
         let mut back = Back::default();
         let dx = needs_x.then(|| {
-            host::written(tokens * d_in, |dx| back = self.layer.back(&layer, values, Some((dx, Before::Lost)), needs))
+            host::written(tokens * d_in, |dx| {
+                let (found, dx) = self.layer.back(&layer, values, Some(Output::New(dx)), needs);
+                back = found;
+                dx
+            })
         });
         if !needs_x {
-            back = self.layer.back(&layer, values, None, needs);
+            back = self.layer.back(&layer, values, None, needs).0;
         }
         let x = x.as_ref().or_else(|| self.origin.as_ref().filter(|_| needs_a).map(Origin::made)).map(host::values);
         let da = x.filter(|_| needs_a).and_then(|x| self.layer.inner_gradient(&layer, x, &back));
         let dw = x.filter(|_| needs_weight).map(|x| {
             let (x, dy) = (Matrix::new(x, [tokens, d_in]), Matrix::new(values, [tokens, d_out]));
-            let dw = host::written(d_in * d_out, |dw| {
-                product(Target::new(dw, [d_in, d_out]), Before::Lost, 1.0, x.t(), dy, Threads::All);
-            });
+            let dw = host::written(d_in * d_out, |dw| Output::New(dw).of_product(1.0, x.t(), dy, Threads::All));
             host::tensor(dw, &[d_in, d_out])
         });
         [dx.map(|dx| host::tensor(dx, &[tokens, d_in])), dw, back.bias, da, back.b]

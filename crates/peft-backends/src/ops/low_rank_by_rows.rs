@@ -16,7 +16,7 @@ use super::{
     dropout::Keep,
     host,
     node::{Fused, Host, Input, Kept, run},
-    product::{Before, Matrix, Target, Threads, product},
+    product::{Before, Matrix, Output, Target, Threads, product},
 };
 
 /// Rows that one thread computes at a time.
@@ -221,7 +221,7 @@ impl ByRows {
             let (a, b) = (a.rows(from, from + rank), b.columns(from, from + rank));
             let input = Self::input(keep, x, *piece, scratch);
             let inner = host::written(piece.rows * rank, |inner| {
-                product(Target::new(inner, [piece.rows, rank]), Before::Lost, scale, input, a.t(), Threads::One);
+                Output::New(inner).of_product(scale, input, a.t(), Threads::One)
             });
             let left = Matrix::new(&inner, [piece.rows, rank]);
             product(Target::new(y, [piece.rows, d_out]), Before::Kept, 1.0, left, b.t(), Threads::One);

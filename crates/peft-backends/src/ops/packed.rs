@@ -233,7 +233,7 @@ impl PackedMatrix {
     pub fn dense(&self) -> Tensor<2> {
         let [d_out, d_in] = self.dims;
         let Some(packed) = HostPacked::new(self) else { return self.unpacked() };
-        let values = host::written(d_out * d_in, |out| frozen::unpack(&packed, 0, out));
+        let values = host::written(d_out * d_in, |out| frozen::unpack_new(&packed, out));
         let device = &self.codes.tensor.device();
         Tensor::<1>::from_data(TensorData::new(values, [d_out * d_in]), device).reshape([d_out, d_in]).transpose()
     }

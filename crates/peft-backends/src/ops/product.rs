@@ -1,11 +1,11 @@
 //! Products of matrices by the kernels that Flex uses, on memory that is already there.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, mem::MaybeUninit};
 
 use gemm::Parallelism;
 use half::bf16;
 
-use super::{few_rows, node::Host};
+use super::{few_rows, host, node::Host};
 
 /// A matrix somewhere in memory.
 #[derive(Debug, Clone, Copy)]
@@ -151,13 +151,87 @@ impl Target<'_> {
     fn take(self, before: Before, factor: f32, found: &[f32]) {
         let [_, columns] = self.dims;
         for (row, found) in found.chunks_exact(columns.max(1)).enumerate() {
+            let start = self.start.wrapping_add(row * self.stride);
             // SAFETY: all elements of the target were checked against its memory when it was made, and it is borrowed mutably.
+            // What was there is read only where it is kept, so that it was written.
             #[expect(unsafe_code, reason = "the argument stands above")]
-            let out = unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(row * self.stride), columns) };
-            for (out, found) in out.iter_mut().zip(found) {
-                let kept = if before == Before::Kept { *out } else { 0.0 };
-                *out = kept + factor * found;
+            unsafe {
+                match before {
+                    Before::Lost => {
+                        let out = std::slice::from_raw_parts_mut(start.cast::<MaybeUninit<f32>>(), columns);
+                        for (out, found) in out.iter_mut().zip(found) {
+                            out.write(factor * found);
+                        }
+                    }
+                    Before::Kept => {
+                        let out = std::slice::from_raw_parts_mut(start, columns);
+                        for (out, found) in out.iter_mut().zip(found) {
+                            *out += factor * found;
+                        }
+                    }
+                }
             }
+        }
+    }
+}
+
+/// Memory that a whole product goes to.
+#[derive(Debug)]
+pub(super) enum Output<'m> {
+    /// Nothing was written to it yet.
+    New(&'m mut [MaybeUninit<f32>]),
+    /// There is something in it.
+    Old(&'m mut [f32], Before),
+}
+
+impl<'m> Output<'m> {
+    /// The memory for parts of a product, and what becomes of what is there.
+    pub(super) fn shared(&mut self) -> (Shared<'_>, Before) {
+        match self {
+            Self::New(memory) => {
+                let (start, length) = (memory.as_mut_ptr().cast(), memory.len());
+                (Shared { start, length, life: PhantomData }, Before::Lost)
+            }
+            Self::Old(memory, before) => (Shared::new(memory), *before),
+        }
+    }
+
+    /// `factor · a b`, or that added to what was there.
+    pub(super) fn of_product(mut self, factor: f32, a: Matrix<'_>, b: Matrix<'_>, threads: Threads) -> &'m mut [f32] {
+        let dims = [a.dims[0], b.dims[1]];
+        let (memory, before) = self.shared();
+        // SAFETY: `self` is borrowed mutably, and this is the only part of it that is there.
+        #[expect(unsafe_code, reason = "the argument stands above")]
+        let target = unsafe { memory.part(0, dims, dims[1]) };
+        product(target, before, factor, a, b, threads);
+        // SAFETY: the target had no gaps, and a product writes all of it.
+        #[expect(unsafe_code, reason = "the argument stands above")]
+        unsafe {
+            self.written(dims[0] * dims[1])
+        }
+    }
+
+    /// The memory as numbers, with zeros where nothing was written.
+    pub(super) fn zeroed(self) -> (&'m mut [f32], Before) {
+        match self {
+            Self::New(memory) => (host::zeroed(memory), Before::Lost),
+            Self::Old(memory, before) => (memory, before),
+        }
+    }
+
+    /// The memory as numbers.
+    ///
+    /// # Safety
+    /// Its first `elements` were written.
+    #[expect(unsafe_code, reason = "the caller has to have written the elements")]
+    pub(super) unsafe fn written(self, elements: usize) -> &'m mut [f32] {
+        match self {
+            Self::New(memory) => {
+                assert_eq!(memory.len(), elements, "a product of another size than its memory");
+                // SAFETY: as the caller says.
+                unsafe { memory.assume_init_mut() }
+            }
+            Self::Old(memory, _) => memory,
         }
     }
 }

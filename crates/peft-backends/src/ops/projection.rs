@@ -13,7 +13,7 @@ use super::{
     lora_linear::{LowRank, linear, lora_linear},
     node::{Host, Input},
     packed::{Frozen, HostPacked, PackedMatrix},
-    product::{Before, Matrix, Target, Threads, product},
+    product::{Before, Matrix, Output, Target, Threads, product},
 };
 
 /// Tokens whose part of an adapter one thread computes at a time.
@@ -163,24 +163,25 @@ impl Projection {
         let tokens = x.len() / d_in.max(1);
         let mut inner = Vec::new();
         let y = host::written(tokens * d_out, |y| {
-            let before = match &bias {
+            let y = match &bias {
                 // Memory that is new has to be touched once anyway: with the bias, to which the product is added.
                 Some(bias) => {
                     let bias = host::values(bias);
-                    host::pieces(
+                    let y = host::new_pieces(
                         y,
                         d_out,
                         #[inline(always)]
                         |_, y| y.chunks_exact_mut(d_out).for_each(|row| row.copy_from_slice(bias)),
                     );
-                    Before::Kept
+                    Output::Old(y, Before::Kept)
                 }
-                None => Before::Lost,
+                None => Output::New(y),
             };
-            frozen.multiply(y, before, Matrix::new(x, [tokens, d_in]));
+            let y = frozen.multiply(y, Matrix::new(x, [tokens, d_in]));
             if let (Some(a), Some(b)) = (&a, &b) {
                 inner = self.add_low_rank(x, Matrix::of(a), Matrix::of(b), y);
             }
+            y
         });
         let low_rank = a.zip(b).map(|(a, b)| SavedLowRank { a, b, inner });
         (host::tensor(y, &[tokens, d_out]), SavedProjection { weight, low_rank })
@@ -200,42 +201,43 @@ impl Projection {
     fn add_low_rank(&self, x: &[f32], a: Matrix<'_>, b: Matrix<'_>, y: &mut [f32]) -> Vec<f32> {
         let ([rank, d_in], [d_out, _]) = (a.dims(), b.dims());
         let tokens = x.len() / d_in;
-        host::written(tokens * rank, |inner| {
-            let blocks = inner.par_chunks_mut(ROWS * rank).zip(y.par_chunks_mut(ROWS * d_out)).enumerate();
-            blocks.for_each_init(Vec::new, |scratch, (index, (inner, y))| {
-                let rows = inner.len() / rank;
-                let input = self.input(x, d_in, index * ROWS, rows, scratch);
-                product(Target::new(inner, [rows, rank]), Before::Lost, self.scale, input, a.t(), Threads::One);
-                let inner = Matrix::new(inner, [rows, rank]);
-                product(Target::new(y, [rows, d_out]), Before::Kept, 1.0, inner, b.t(), Threads::One);
-            });
-        })
+        let mut inner = vec![0.0; tokens * rank];
+        let blocks = inner.par_chunks_mut(ROWS * rank).zip(y.par_chunks_mut(ROWS * d_out)).enumerate();
+        blocks.for_each_init(Vec::new, |scratch, (index, (inner, y))| {
+            let rows = inner.len() / rank;
+            let input = self.input(x, d_in, index * ROWS, rows, scratch);
+            product(Target::new(inner, [rows, rank]), Before::Lost, self.scale, input, a.t(), Threads::One);
+            let inner = Matrix::new(inner, [rows, rank]);
+            product(Target::new(y, [rows, d_out]), Before::Kept, 1.0, inner, b.t(), Threads::One);
+        });
+        inner
     }
 
     /// The gradients of the bias and the outer factor, as far as they are needed, from that of the result; writes the input's to
-    /// `dx`, if that is there, or adds it.
-    pub(super) fn back(
+    /// `dx`, if that is there, or adds it, and gives that back, all of it written.
+    pub(super) fn back<'m>(
         &self,
         saved: &SavedProjection,
         grad: &[f32],
-        mut dx: Option<(&mut [f32], Before)>,
+        dx: Option<Output<'m>>,
         [_, needs_bias, needs_a, needs_b]: [bool; 4],
-    ) -> Back {
+    ) -> (Back, &'m mut [f32]) {
         let frozen = self.frozen(&saved.weight);
         let [d_in, d_out] = frozen.dims();
         let tokens = grad.len() / d_out.max(1);
-        if let Some((dx, before)) = &mut dx {
-            frozen.multiply_back(dx, *before, Matrix::new(grad, [tokens, d_out]));
-        }
+        let needs_x = dx.is_some();
+        let filled =
+            dx.map_or_else(Default::default, |dx| frozen.multiply_back(dx, Matrix::new(grad, [tokens, d_out])));
         let bias = needs_bias.then(|| host::tensor(host::column_sums(grad, d_out), &[d_out]));
-        let Some(SavedLowRank { a, b, inner }) = &saved.low_rank else { return Back { bias, ..Back::default() } };
+        let Some(SavedLowRank { a, b, inner }) = &saved.low_rank else {
+            return (Back { bias, ..Back::default() }, filled);
+        };
         let (a, b) = (Matrix::of(a), Matrix::of(b));
         let [rank, _] = a.dims();
         let part = part_of(tokens);
-        let mut outer = vec![0.0; if needs_a || dx.is_some() { tokens * rank } else { 0 }];
+        let mut outer = vec![0.0; if needs_a || needs_x { tokens * rank } else { 0 }];
         let count = tokens.div_ceil(part);
-        let dx = dx.map_or_else(Default::default, |(dx, _)| dx);
-        let work = split(&mut outer, part * rank, count).zip(split(dx, part * d_in, count)).enumerate();
+        let work = split(&mut outer, part * rank, count).zip(split(filled, part * d_in, count)).enumerate();
         let parts: Vec<Vec<f32>> = work
             .collect::<Vec<_>>()
             .into_par_iter()
@@ -267,7 +269,7 @@ impl Projection {
                 db
             })
             .collect();
-        Back { bias, b: needs_b.then(|| host::tensor(sum(parts), &[d_out, rank])), outer }
+        (Back { bias, b: needs_b.then(|| host::tensor(sum(parts), &[d_out, rank])), outer }, filled)
     }
 
     /// The gradient of the inner factor, from the elements of the layer's input.

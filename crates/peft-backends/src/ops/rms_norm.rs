@@ -81,7 +81,7 @@ impl Fused<2> for RmsNorm {
         let scale: Vec<f32> = host::values(&weight).iter().map(|weight| self.offset + weight).collect();
         let mut inverse = vec![0.0; source.len() / width];
         let y = host::written(source.len(), |y| {
-            host::pieces_and_rows(
+            host::new_pieces_and_rows(
                 y,
                 width,
                 &mut inverse,
@@ -96,7 +96,7 @@ impl Fused<2> for RmsNorm {
                         }
                     }
                 },
-            );
+            )
         });
         let y = host::tensor(y, x.layout().shape().as_slice());
         let saved = needs.contains(&true).then_some(Saved { x, inverse, scale });

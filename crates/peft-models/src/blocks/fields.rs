@@ -73,7 +73,11 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// [`Error::Config`].
     pub fn at_most(key: &str, found: usize, most: usize) -> Result<usize> {
-        if found <= most { Ok(found) } else { Err(Self::error(key, format!("should be at most {most}, found {found}"))) }
+        if found <= most {
+            Ok(found)
+        } else {
+            Err(Self::error(key, format!("should be at most {most}, found {found}")))
+        }
     }
 
     /// A whole number that may be 0, with a default.

@@ -7,8 +7,15 @@ use super::shards::Shards;
 use crate::blocks::Fields;
 
 /// Keys of how many layers there are.
-const LAYERS: &[&str] =
-    &["num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"];
+const LAYERS: &[&str] = &[
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+];
 
 /// Keys of sizes that are one of the dimensions of some tensor, or divide one.
 const DIMENSIONS: &[&str] = &[

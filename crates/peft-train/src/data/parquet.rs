@@ -72,7 +72,9 @@ fn rows(path: &Path, file: File) -> Result<Vec<Row>> {
             match named(value(field), features.get(&name).unwrap_or(&Value::Null)) {
                 Ok(value) => {
                     room = room.checked_sub(size(&value)).ok_or_else(|| {
-                        broken(format!("its {bytes} bytes unpack to more than {MOST_RATIO} times as much: no data set does"))
+                        broken(format!(
+                            "its {bytes} bytes unpack to more than {MOST_RATIO} times as much: no data set does"
+                        ))
                     })?;
                     fields.insert(name, value);
                 }

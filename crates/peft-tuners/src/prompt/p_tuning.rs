@@ -11,9 +11,7 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec, linear, linear_specs, shape::at_most,
-};
+use super::{EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec, linear, linear_specs, shape::at_most};
 
 inventory::submit! {
     TunerPlugin::new::<Prompting<PTuning>>("P_TUNING", "vectors before the input, made by a network (Liu et al. 2021)")

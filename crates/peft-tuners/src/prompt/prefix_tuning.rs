@@ -10,7 +10,10 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec, linear, linear_specs, shape::{at_most, one_of}};
+use super::{
+    EMBEDDING, PromptMethod, PromptOptions, Prompting, embedding_spec, linear, linear_specs,
+    shape::{at_most, one_of},
+};
 
 inventory::submit! {
     TunerPlugin::new::<Prompting<PrefixTuning>>(

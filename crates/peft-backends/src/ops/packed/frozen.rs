@@ -1,13 +1,13 @@
 //! The frozen matrix of a linear layer as the processor multiplies with it: dense, or packed and unpacked a band at a time.
 
-use std::cell::Cell;
+use std::{cell::Cell, mem::MaybeUninit};
 
 use rayon::prelude::*;
 
 use super::reader::HostPacked;
 use crate::ops::{
-    host::{lanes2, vectorised},
-    product::{Before, Matrix, Shared, Target, Threads, product},
+    host::{lanes2, new_pieces, vectorised},
+    product::{Before, Matrix, Output, Target, Threads, product},
 };
 
 /// Elements that are unpacked at a time: 4 MiB, small beside any model and large enough for the product's own blocks.
@@ -37,37 +37,55 @@ impl Frozen<'_> {
         }
     }
 
-    /// `y = x W`, or that added to it.
-    pub(in crate::ops) fn multiply(self, y: &mut [f32], before: Before, x: Matrix<'_>) {
+    /// `y = x W`, or that added to it. Gives back the memory of `y`, all of it written.
+    pub(in crate::ops) fn multiply<'m>(self, mut y: Output<'m>, x: Matrix<'_>) -> &'m mut [f32] {
         let [tokens, _] = x.dims();
         let [_, d_out] = self.dims();
         match self {
-            Self::Dense(matrix) => product(Target::new(y, [tokens, d_out]), before, 1.0, x, matrix, Threads::All),
-            Self::Packed(packed) if tokens <= FEW => few(packed, y, before, x),
+            Self::Dense(matrix) => return y.of_product(1.0, x, matrix, Threads::All),
+            Self::Packed(packed) if tokens <= FEW => {
+                let (y, before) = y.zeroed();
+                few(packed, y, before, x);
+                return y;
+            }
             Self::Packed(packed) => bands(packed, |first, band| {
                 let dims = [tokens, band.dims()[0]];
-                let y = Shared::new(y);
+                let (y, before) = y.shared();
                 // SAFETY: `y` is borrowed mutably, and this is the only part of it that is there.
                 #[expect(unsafe_code, reason = "the argument stands above")]
                 let y = unsafe { y.part(first, dims, d_out) };
                 product(y, before, 1.0, x, band.t(), Threads::All);
             }),
         }
+        // SAFETY: the bands together have all outputs, and a product writes its whole target, here every row's stretch of them.
+        #[expect(unsafe_code, reason = "the argument stands above")]
+        unsafe {
+            y.written(tokens * d_out)
+        }
     }
 
-    /// `dx = dy Wᵀ`, or that added to it.
-    pub(in crate::ops) fn multiply_back(self, dx: &mut [f32], before: Before, dy: Matrix<'_>) {
+    /// `dx = dy Wᵀ`, or that added to it. Gives back the memory of `dx`, all of it written.
+    pub(in crate::ops) fn multiply_back<'m>(self, dx: Output<'m>, dy: Matrix<'_>) -> &'m mut [f32] {
         let [tokens, _] = dy.dims();
         let [d_in, _] = self.dims();
         match self {
-            Self::Dense(matrix) => {
-                product(Target::new(dx, [tokens, d_in]), before, 1.0, dy, matrix.t(), Threads::All);
+            Self::Dense(matrix) => dx.of_product(1.0, dy, matrix.t(), Threads::All),
+            Self::Packed(packed) => {
+                let mut dx = Some(dx);
+                let mut filled: &'m mut [f32] = &mut [];
+                bands(packed, |first, band| {
+                    let dy = dy.columns(first, first + band.dims()[0]);
+                    match dx.take() {
+                        Some(dx) => filled = dx.of_product(1.0, dy, band, Threads::All),
+                        None => {
+                            let target = Target::new(filled, [tokens, d_in]);
+                            product(target, Before::Kept, 1.0, dy, band, Threads::All);
+                        }
+                    }
+                });
+                // Without outputs there is no band.
+                dx.map_or(filled, |dx| dx.zeroed().0)
             }
-            Self::Packed(packed) => bands(packed, |first, band| {
-                let before = if first == 0 { before } else { Before::Kept };
-                let dy = dy.columns(first, first + band.dims()[0]);
-                product(Target::new(dx, [tokens, d_in]), before, 1.0, dy, band, Threads::All);
-            }),
         }
     }
 }
@@ -90,8 +108,19 @@ fn bands(packed: &HostPacked, mut f: impl FnMut(usize, Matrix<'_>)) {
     SCRATCH.set(scratch);
 }
 
+/// All elements, on all threads, in memory to which nothing was written.
+pub(super) fn unpack_new<'m>(packed: &HostPacked, out: &'m mut [MaybeUninit<f32>]) -> &'m mut [f32] {
+    let reader = packed.reader();
+    new_pieces(
+        out,
+        1,
+        #[inline(always)]
+        |start, out| reader.read(start, out),
+    )
+}
+
 /// Elements from `start` on, on all threads.
-pub(super) fn unpack(packed: &HostPacked, start: usize, out: &mut [f32]) {
+fn unpack(packed: &HostPacked, start: usize, out: &mut [f32]) {
     /// Elements that one thread takes at a time.
     const PIECE: usize = 1 << 14;
     let reader = packed.reader();
