@@ -6,6 +6,7 @@ mod adapters;
 mod captured_steps;
 mod chat_templates;
 mod config;
+mod damage;
 mod docs;
 mod files;
 mod fixture;

@@ -575,3 +575,48 @@ fn explain_of_a_model_alone_and_of_a_recipe_says_what_can_be_adapted() {
     let message = text(&neither.stderr);
     assert!(message.contains("--model"), "{message}");
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn running_out_of_memory_is_one_line_and_exit_code_5() {
+    let folder = workplace();
+    let command = format!(
+        "ulimit -v 3000000; exec '{}' train recipe.toml adapter.r=2000000000 --no-memory-check -q",
+        env!("CARGO_BIN_EXE_peft")
+    );
+    let output = Command::new("bash").current_dir(folder.path()).args(["-c", &command]).output().unwrap();
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{message}");
+    assert!(message.starts_with("error: out of memory") && message.lines().count() == 1, "{message}");
+}
+
+#[test]
+fn what_a_file_holds_does_not_talk_to_the_terminal() {
+    let folder = workplace();
+    fs::write(folder.path().join("train.tsv"), "text\t\u{1b}]0;owned\u{7}\u{1b}[31mlabel\nx\ty\tz\n").unwrap();
+    let output = run(folder.path(), &["train", "recipe.toml", "--dry-run"]);
+    let message = text(&output.stderr);
+    assert!(message.contains("train.tsv") && message.contains("\\u{1b}"), "{message}");
+    assert!(!message.chars().any(|c| c.is_control() && c != '\n'), "{message:?}");
+}
+
+#[test]
+fn a_long_value_is_quoted_in_part() {
+    let folder = workplace();
+    let config =
+        format!(r#"{{"peft_type": "LORA", "task_type": "SEQ_CLS", "target_modules": "{}"}}"#, "x".repeat(200_000));
+    fs::write(folder.path().join("c.json"), config).unwrap();
+    let model = examples().join("models/tiny-encoder");
+    let output = run(folder.path(), &["explain", "--model", &model.display().to_string(), "--config", "c.json"]);
+    let message = text(&output.stderr);
+    assert!(!output.status.success() && message.contains("xxx") && message.len() < 2500, "{message}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_stderr_does_not_end_a_training() {
+    let folder = workplace();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = peft(folder.path(), &["train", "recipe.toml"]).stderr(full).status().unwrap();
+    assert!(status.success() && folder.path().join("out/adapter_model.safetensors").exists());
+}

@@ -91,7 +91,9 @@ impl PeftConfig {
     pub fn from_map(mut keys: Map<String, Value>, unknown_keys: UnknownKeys) -> Result<Self> {
         let peft_type = match keys.remove("peft_type") {
             Some(Value::String(word)) => PeftType::from(constant(&word, "PeftType.")),
-            Some(other) => return Err(Error::config("peft_type", format!("expected a string, found {}", quoted(other)))),
+            Some(other) => {
+                return Err(Error::config("peft_type", format!("expected a string, found {}", quoted(other))));
+            }
             None => {
                 let known: Vec<_> = plugins::<TunerPlugin>().iter().map(|p| p.name).collect();
                 return Err(Error::config("peft_type", format!("missing; one of {}", known.join(", "))));

@@ -194,7 +194,7 @@ fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
 /// Values that an adapter trains.
 fn trained(plan: &Plan, prepared: &Prepared) -> u64 {
     let tree = prepared.base.tree();
-    let adapted = plan.adapted.iter().flat_map(|adapted| adapted.layer.tensors());
+    let adapted = plan.tuned().flat_map(|adapted| adapted.layer.tensors());
     let prompt = plan.prompt.iter().flat_map(|prompt| prompt.tuner.tensors(&prompt.shape));
     let own = adapted.chain(prompt).filter(|spec| spec.trainable).map(|spec| num_values(&spec.shape));
     let copied = plan.saved_params(&tree).into_iter().chain(plan.biases.iter().cloned());
