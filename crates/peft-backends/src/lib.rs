@@ -11,6 +11,7 @@ pub mod memory;
 pub mod ops;
 mod out_of_memory;
 mod recompute;
+pub mod signals;
 
 pub use capture::Captured;
 pub use device::{DeviceError, DeviceReport};

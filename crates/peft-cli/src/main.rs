@@ -63,6 +63,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     peft::backends::memory::keep_freed();
+    peft::backends::signals::fail_beyond_the_file_size_limit();
     let Cli { verb, globals } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -1,8 +1,9 @@
-//! Terminal manners: results on stdout, everything else on stderr.
+//! Terminal manners: results on stdout, everything else on stderr. Nothing ends because nobody is there to read it.
 
 use std::{
     error::Error,
-    io::{ErrorKind, Write},
+    fmt::Display,
+    io::{self, ErrorKind, Write},
 };
 
 use peft_train::{Event, Observer};
@@ -24,28 +25,47 @@ pub(crate) fn error(error: &CliError) {
 }
 
 /// Prints a remark that is no result.
-pub(crate) fn note(globals: &Globals, text: impl std::fmt::Display) {
+pub(crate) fn note(globals: &Globals, text: impl Display) {
     if !globals.quiet {
         say(&message(&text.to_string()));
     }
 }
 
-/// Writes a line to stderr. That nobody can read it any more is no reason to stop what is being done.
+/// Writes a line to stderr, lost if it cannot be written: the terminal was closed, or a pipe's reader has seen enough.
 fn say(line: &str) {
-    let _unwritable = writeln!(std::io::stderr().lock(), "{line}");
+    let _lost = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// Prints a result for a person, in which control characters of files are shown and do not act.
-pub(crate) fn result(text: impl std::fmt::Display) -> Result<(), CliError> {
+pub(crate) fn result(text: impl Display) -> Result<(), CliError> {
     verbatim(printable(&text.to_string()))
 }
 
 /// Prints a result as it is: JSON, or the words of a model. A reader that went away is no failure.
-pub(crate) fn verbatim(text: impl std::fmt::Display) -> Result<(), CliError> {
-    match writeln!(std::io::stdout().lock(), "{text}") {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CliError::Stdout(error)),
+pub(crate) fn verbatim(text: impl Display) -> Result<(), CliError> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if !is_gone(&error) => Err(CliError::Stdout(error)),
         _ => Ok(()),
     }
+}
+
+/// Whether nobody can read what was to be written: a pipe without a reader, a terminal that was closed.
+fn is_gone(error: &io::Error) -> bool {
+    /// `EIO`, which has no name in the standard library.
+    const INPUT_OUTPUT: i32 = 5;
+    error.kind() == ErrorKind::BrokenPipe || error.raw_os_error() == Some(INPUT_OUTPUT) && !is_file(&io::stdout())
+}
+
+/// Whether a stream was sent into a file, whose errors are those of a disk.
+#[cfg(unix)]
+fn is_file(stream: &impl std::os::fd::AsFd) -> bool {
+    let file = stream.as_fd().try_clone_to_owned().map(std::fs::File::from);
+    file.and_then(|file| file.metadata()).is_ok_and(|found| found.is_file())
+}
+
+#[cfg(not(unix))]
+fn is_file(_stream: &io::Stdout) -> bool {
+    true
 }
 
 /// Prints a machine-readable result on one line.

@@ -64,6 +64,14 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A folder or file that must not be written to.
+    #[error("{}: {problem}", path.display())]
+    Output {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// A file whose contents are broken.
     #[error("{}: {problem}", path.display())]
     File {
@@ -164,7 +172,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::InFile { error, .. } => error.exit_code(),
-            Self::UnknownPlugin { .. } | Self::DuplicatePlugin { .. } | Self::Config { .. } | Self::Adapter(_) => 2,
+            Self::UnknownPlugin { .. }
+            | Self::DuplicatePlugin { .. }
+            | Self::Config { .. }
+            | Self::Output { .. }
+            | Self::Adapter(_) => 2,
             Self::File { .. } | Self::Data(_) => 3,
             Self::NoSuchHead { .. }
             | Self::NothingTargeted(_)

@@ -2,7 +2,11 @@
 
 mod adapter_folder;
 mod atomic;
+mod disk;
+mod manifest;
 mod model_card;
+mod output_file;
+mod output_folder;
 mod pytorch_file;
 mod safetensors_file;
 mod signature;
@@ -14,8 +18,12 @@ use crate::{Error, Result};
 pub use adapter_folder::{
     ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder, PROMPT_ENCODER_WEIGHTS,
 };
-pub use atomic::{create_folder, write_atomically};
-pub use model_card::model_card;
+pub use atomic::write_atomically;
+pub use disk::{append, create_folder, remove_file, remove_folder, rename, stop_after, sync_folder};
+pub use manifest::{MANIFEST, Manifest};
+pub use model_card::{is_own_model_card, model_card};
+pub use output_file::check_output_file;
+pub use output_folder::{Clears, OutputFolder};
 pub use pytorch_file::{PytorchFile, PytorchTensor};
 pub use safetensors_file::{TensorFile, from_view, write_safetensors};
 pub use signature::{not_a, recognise, refuse_lfs_pointer};

@@ -34,6 +34,7 @@ pub mod past;
 pub mod plan;
 pub mod prompt;
 mod prompted;
+pub mod random;
 pub mod registry;
 pub mod running_model;
 pub mod shift_right;

@@ -1,7 +1,6 @@
 //! Beam search: the most probable whole answers among several that are followed at once, or some that are drawn.
 
-use peft_core::{Error, Result};
-use rand::rngs::StdRng;
+use peft_core::{Error, Result, random::ChaCha12Rng};
 
 use crate::{
     EarlyStopping, Generated, Watch, Written,
@@ -99,7 +98,7 @@ impl Hypotheses {
         prompt: usize,
         scores: &mut [Vec<f32>],
         new: usize,
-        draw: &mut StdRng,
+        draw: &mut ChaCha12Rng,
     ) -> Result<()> {
         let (config, beams) = (run.config, run.config.num_beams);
         let read = run.read.get(prompt).map(Vec::as_slice).unwrap_or_default();
@@ -172,7 +171,7 @@ impl Hypotheses {
 /// Draws `count` candidates without putting any back, by the probabilities that their scores are the logarithms of.
 ///
 /// The largest of `score + G`, where each `G` is Gumbel distributed, are such a draw.
-fn drawn(candidates: Vec<(f32, usize, usize)>, count: usize, draw: &mut StdRng) -> Vec<(f32, usize, usize)> {
+fn drawn(candidates: Vec<(f32, usize, usize)>, count: usize, draw: &mut ChaCha12Rng) -> Vec<(f32, usize, usize)> {
     let lots = candidates.into_iter().map(|one| (f64::from(one.0) - (-uniform(draw).ln()).ln(), one));
     let mut lots: Vec<_> = lots.collect();
     lots.sort_by(|a, b| b.0.total_cmp(&a.0));

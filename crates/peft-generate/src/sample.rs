@@ -1,7 +1,11 @@
 //! One token after the other: the most probable one, or one that is drawn.
 
-use peft_core::{Error, Result, metrics::classification::argmax};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use peft_core::{
+    Error, Result,
+    metrics::classification::argmax,
+    random::{ChaCha12Rng, seeded},
+};
+use rand::Rng;
 
 use crate::{
     Generated, Watch, Written,
@@ -59,7 +63,7 @@ pub(crate) fn search(
     }
 }
 
-fn pick(scores: &[f32], draw: Option<&mut StdRng>) -> Result<u32> {
+fn pick(scores: &[f32], draw: Option<&mut ChaCha12Rng>) -> Result<u32> {
     let unfit = || match scores.iter().any(|score| score.is_nan()) {
         true => Error::NotFiniteOutput { output: "logits".to_owned() },
         false => Error::Data("all tokens are forbidden, so that none can be the next".to_owned()),
@@ -82,12 +86,12 @@ fn pick(scores: &[f32], draw: Option<&mut StdRng>) -> Result<u32> {
 }
 
 /// Random numbers for each of `count` rows.
-pub(crate) fn draws(seed: u64, count: usize) -> Vec<StdRng> {
-    (0_u64..).take(count).map(|row| StdRng::seed_from_u64(seed ^ row.rotate_left(32))).collect()
+pub(crate) fn draws(seed: u64, count: usize) -> Vec<ChaCha12Rng> {
+    (0_u64..).take(count).map(|row| seeded(seed ^ row.rotate_left(32))).collect()
 }
 
 /// A number in [0, 1).
-pub(crate) fn uniform(draw: &mut StdRng) -> f64 {
+pub(crate) fn uniform(draw: &mut ChaCha12Rng) -> f64 {
     // 53 random bits.
     (draw.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }

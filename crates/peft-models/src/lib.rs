@@ -43,4 +43,4 @@ pub use gguf::{GgufEntry, gguf_entries};
 pub use model_class::{ClassSource, ModelClass};
 pub use quantization::QuantizationConfig;
 pub use tokenizer::HfTokenizer;
-pub use tokenizer_files::copy_tokenizer;
+pub use tokenizer_files::{FILES as TOKENIZER_FILES, copy_tokenizer};

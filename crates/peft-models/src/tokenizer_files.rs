@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{chat_template, gguf};
 
 /// Their names, in the folder of a model.
-pub(crate) const FILES: &[&str] = &[
+pub const FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -1,16 +1,14 @@
 //! Encoded rows: the examples of a data file, their order in an epoch and their batches.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    ops::Range,
-};
+use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
 use peft::{
     BadRows, CheckedBatch, Error as PeftError, ModelInfo, Task,
     example::{EncodeContext, EncodeOptions, Example, Label, Padding, Row, collate_labels, collate_to},
+    random,
 };
-use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, columns, packing::pack, seeds};
@@ -201,7 +199,7 @@ impl Dataset {
     /// The groups in the order of an epoch: another one in each, the same for the same seed.
     pub fn epoch_order(&self, seed: u64, epoch: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.groups()).collect();
-        order.shuffle(&mut StdRng::seed_from_u64(seeds::derive(seed, &[ORDER, epoch as u64])));
+        order.shuffle(&mut random::seeded(seeds::derive(seed, &[ORDER, epoch as u64])));
         order
     }
 
@@ -216,26 +214,6 @@ impl Dataset {
     pub(crate) fn examples_of(&self, rows: &Range<usize>) -> Range<usize> {
         let before = |row: usize| self.examples.partition_point(|example| example.row < row);
         before(rows.start)..before(rows.end)
-    }
-
-    /// A number that changes with any token or label.
-    pub fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for example in &self.examples {
-            example.input_ids.hash(&mut hasher);
-            example.type_ids.hash(&mut hasher);
-            example.parts.hash(&mut hasher);
-            for (name, label) in &example.labels {
-                name.hash(&mut hasher);
-                match label {
-                    Label::Class(class) => class.hash(&mut hasher),
-                    Label::Float(value) => value.to_bits().hash(&mut hasher),
-                    Label::Floats(values) => values.iter().for_each(|value| value.to_bits().hash(&mut hasher)),
-                    Label::Tokens(tokens) => tokens.hash(&mut hasher),
-                }
-            }
-        }
-        hasher.finish()
     }
 }
 
@@ -300,7 +278,7 @@ pub fn split(rows: Vec<Row>, share: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row
         return Err(PeftError::Data(problem).into());
     }
     let mut order: Vec<usize> = (0..total).collect();
-    order.shuffle(&mut StdRng::seed_from_u64(seeds::derive(seed, &[SPLIT])));
+    order.shuffle(&mut random::seeded(seeds::derive(seed, &[SPLIT])));
     let mut is_eval = vec![false; total];
     for index in order.into_iter().take(taken) {
         if let Some(mark) = is_eval.get_mut(index) {
@@ -415,16 +393,6 @@ mod tests {
         lines.sort_unstable();
         assert_eq!(lines, (0..10).collect::<Vec<_>>());
         assert!(split(rows(1), 0.5, 0).is_err());
-    }
-
-    #[test]
-    fn the_fingerprint_sees_tokens_and_labels() {
-        let mut data = dataset(3, 1);
-        let before = data.fingerprint();
-        data.examples[1].labels.insert("labels", Label::Class(1));
-        let labelled = data.fingerprint();
-        data.examples[1].input_ids[0] = 2;
-        assert!(before != labelled && labelled != data.fingerprint());
     }
 
     #[test]

@@ -230,10 +230,29 @@ impl Recipe {
 
     /// Every key that decides the numbers, as `section.key`: what must not change when a run is resumed.
     pub(crate) fn decisive(&self) -> Map<String, Value> {
-        let mut flat = Map::new();
+        let mut flat = self.deciding_keys();
         // A branch of the Hub may have moved on.
         let commit = hub_id(&self.path, &self.model.model_name_or_path).and_then(|id| Hub::from_env().commit(&id));
         flat.extend(commit.map(|commit| ("model.commit".to_owned(), commit.into())));
+        flat
+    }
+
+    /// What the same keys are where a recipe says nothing of them: an earlier version may not have had them all.
+    pub(crate) fn default_decisions(&self) -> Map<String, Value> {
+        let adapter = PeftConfig::new(self.adapter.peft_type.clone(), self.adapter.task_type.clone());
+        let silent = Self {
+            path: self.path.clone(),
+            model: ModelArguments::default(),
+            adapter: adapter.unwrap_or_else(|_| self.adapter.clone()),
+            data: DataArguments::default(),
+            training: TrainingArguments::default(),
+            adapters: Vec::new(),
+        };
+        silent.deciding_keys()
+    }
+
+    fn deciding_keys(&self) -> Map<String, Value> {
+        let mut flat = Map::new();
         for (section, keys) in self.to_map() {
             let Value::Object(keys) = keys else { continue };
             for (key, value) in keys {

@@ -1,36 +1,31 @@
 //! An adapter that is trained: all that it has for itself, whether others are trained beside it or not.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::PathBuf, time::Instant};
 
 use burn::tensor::{Tensor, TensorData};
 use peft::{
     Error as PeftError, PeftModel,
     example::{Example, collate_labels},
-    files::{ADAPTER_CONFIG, AdapterFolder, create_folder, write_atomically},
+    files::AdapterFolder,
     model::DEFAULT_ADAPTER,
-    models::{
-        checkpoint::{CONFIG, save as save_model},
-        copy_tokenizer,
-    },
+    models::{checkpoint::save as save_model, copy_tokenizer},
     task::Metrics,
 };
 
 use crate::{
     Error, Event, Observer, Optimizer, Prepared, Recipe, Result, TrainReport,
-    best_metric::chosen_metric,
-    checkpoint::{self, BestEvaluation, Checkpoint, Identity, Snapshot, TrainerState},
+    best_model::{BestEvaluation, BestModel},
+    checkpoint::{self, Checkpoint, Snapshot, TrainerState},
     evaluate::evaluate,
     exact::Exact,
+    identity::Identity,
     labels,
-    recipe::{RECIPE_FILE, Strategy},
+    recipe::Strategy,
     report::peak_rss_bytes,
+    run_directory::RunDirectory,
     schedule::Schedule,
     step_plan::StepPlan,
-    trainer_log::{EvalLine, TrainLine, TrainerLog},
+    trainer_log::{EvalLine, TrainLine},
 };
 
 /// Most steps whose losses stay unread: each read waits for the device.
@@ -59,23 +54,22 @@ pub(crate) struct Trainee<'a> {
     unread: Vec<Tensor<1>>,
     /// An epoch and its order.
     order: Option<(usize, Vec<usize>)>,
-    /// The adapter of the best evaluation, where it is to be the result.
-    best_tensors: Option<BTreeMap<String, TensorData>>,
+    best: Option<BestModel>,
     /// The last evaluation.
     metrics: Option<Metrics>,
     trainable_params: usize,
-    output_dir: PathBuf,
-    log: TrainerLog,
+    run: RunDirectory,
 }
 
 impl<'a> Trainee<'a> {
-    /// At its first step, or where its last checkpoint was written; its output folder is made ready.
+    /// At its first step, or after that whose checkpoint it goes on from; its output folder is made ready.
     pub(crate) fn new(
         name: Option<&'a str>,
         recipe: &'a Recipe,
         prepared: &'a Prepared,
         model: &mut PeftModel,
-        resume: bool,
+        mut run: RunDirectory,
+        from: Option<usize>,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let trained = model.trainable_of(name.unwrap_or(DEFAULT_ADAPTER))?;
@@ -83,39 +77,42 @@ impl<'a> Trainee<'a> {
         let trainable_params = trained.iter().map(|tensor| tensor.param.shape().iter().product::<usize>()).sum();
         drop(trained);
         let plan = StepPlan::new(&recipe.training, &prepared.train);
-        let identity = Identity {
-            recipe: recipe.decisive(),
-            data: prepared.train.summary.clone(),
-            fingerprint: prepared.train.fingerprint(),
-        };
+        let identity = Identity::new(recipe, prepared);
         let mut state = TrainerState { max_steps: plan.total, identity, ..TrainerState::default() };
-        let output_dir = recipe.output_dir();
-        let mut best_tensors = None;
-        if let Some(checkpoint) = last_checkpoint(name, &output_dir, model, resume, observer)? {
+        let mut best = None;
+        if let Some(step) = from {
             let name = name.unwrap_or(DEFAULT_ADAPTER);
-            checkpoint.check(&state.identity)?;
+            let checkpoint = checkpoint::read(&run.checkpoint(step))?;
+            check(&checkpoint, &state, recipe, prepared)?;
+            best = best_of(&checkpoint, recipe, &run)?;
             model.load_state_dict(name, checkpoint.adapter, &checkpoint.folder)?;
             optimizer.restore(&checkpoint.optimizer, model.adapter(name)?)?;
-            state = checkpoint.state;
-            best_tensors = checkpoint.best;
+            // What it was begun with does not count any more.
+            state = TrainerState { identity: state.identity, ..checkpoint.state };
         }
-        write_atomically(&output_dir.join(RECIPE_FILE), recipe.to_toml().as_bytes())?;
+        run.begin(recipe, state.global_step)?;
+        if run.replaces() {
+            let note = format!(
+                "{}: replacing the finished run there, as soon as this one has a checkpoint or its result",
+                run.path().display()
+            );
+            observer.observe(&Event::Note(&note));
+        }
         Ok(Self {
             name,
             recipe,
             prepared,
             schedule: Schedule::new(&recipe.training, plan.total),
-            log: TrainerLog::open(&output_dir, state.global_step)?,
             plan,
             optimizer,
             state,
             loss: None,
             unread: Vec::new(),
             order: None,
-            best_tensors,
+            best,
             metrics: None,
             trainable_params,
-            output_dir,
+            run,
         })
     }
 
@@ -186,34 +183,38 @@ impl<'a> Trainee<'a> {
         self.is_done() || self.state.global_step.is_multiple_of(self.recipe.training.logging_steps)
     }
 
-    /// What follows a step: its line of the log, an evaluation, a checkpoint; `over` says that nobody has another. Returns the checkpoint's folder.
+    /// What follows a step: its line of the log, an evaluation.
     pub(crate) fn after_step(
         &mut self,
         model: &mut PeftModel,
         norm: Option<Tensor<1>>,
-        over: bool,
-        stops: bool,
         observer: &mut dyn Observer,
-    ) -> Result<Option<PathBuf>> {
-        let (arguments, step, last) = (&self.recipe.training, self.state.global_step, self.is_done());
+    ) -> Result<()> {
+        let (arguments, step) = (&self.recipe.training, self.state.global_step);
         let (eval_strategy, eval_steps) = arguments.evaluation();
-        let due = |strategy, steps| match strategy {
-            Strategy::No => false,
-            Strategy::Steps => step.is_multiple_of(steps),
-            Strategy::Epoch => last || step.is_multiple_of(self.plan.steps_per_epoch),
-        };
-        let evaluates = last || due(eval_strategy, eval_steps);
-        // Whoever is done before the others need not begin again if these are interrupted.
-        let saves = stops || last && !over || due(arguments.save_strategy, arguments.save_steps);
+        let evaluates = self.is_done() || self.is_due(eval_strategy, eval_steps);
         if self.logs() {
             let line = self.train_line(step - 1, norm)?;
-            self.log.write(&line)?;
+            self.run.log(&line)?;
             observer.observe(&Event::Logged(&line));
         }
-        if evaluates {
-            self.evaluate(model, observer)?;
+        if evaluates { self.evaluate(model, observer) } else { Ok(()) }
+    }
+
+    /// Whether the step that was done has a checkpoint; `over` says that nobody has another step, `stops` that the run ends here.
+    pub(crate) fn saves(&self, over: bool, stops: bool) -> bool {
+        let arguments = &self.recipe.training;
+        // Whoever is done before the others need not begin again if these are interrupted.
+        stops || self.is_done() && !over || self.is_due(arguments.save_strategy, arguments.save_steps)
+    }
+
+    fn is_due(&self, strategy: Strategy, steps: usize) -> bool {
+        let step = self.state.global_step;
+        match strategy {
+            Strategy::No => false,
+            Strategy::Steps => step.is_multiple_of(steps),
+            Strategy::Epoch => self.is_done() || step.is_multiple_of(self.plan.steps_per_epoch),
         }
-        if saves { self.save(model, observer).map(Some) } else { Ok(None) }
     }
 
     /// Reads the losses that are still on the device.
@@ -269,36 +270,23 @@ impl<'a> Trainee<'a> {
         let Some(metrics) = self.measure(model, observer)? else { return Ok(()) };
         let step = self.state.global_step;
         let eval_seconds = started.elapsed().as_secs_f64();
-        self.log.write(&EvalLine { step, epoch: self.plan.epochs(step), metrics: &metrics, eval_seconds })?;
-        let best = self.is_best(&metrics)?;
-        if best && self.recipe.training.load_best_model_at_end {
-            self.best_tensors = Some(model.state_dict(self.adapter())?);
+        self.run.log(&EvalLine { step, epoch: self.plan.epochs(step), metrics: &metrics, eval_seconds })?;
+        let arguments = &self.recipe.training;
+        let before = self.best.as_ref().map(|best| &best.evaluation);
+        let better = BestEvaluation::better(&metrics, step, arguments, before)?;
+        let best = better.is_some();
+        if let Some(evaluation) = better {
+            let kept = arguments.load_best_model_at_end;
+            let adapter = if kept { Some(model.state_dict(self.adapter())?) } else { None };
+            self.best = Some(BestModel { evaluation, adapter });
         }
         observer.observe(&Event::Evaluated { adapter: self.name, step, metrics: &metrics, best });
         self.metrics = Some(metrics);
         Ok(())
     }
 
-    /// Remembers the evaluation if it is the best so far.
-    fn is_best(&mut self, metrics: &Metrics) -> Result<bool> {
-        let arguments = &self.recipe.training;
-        let (name, value) = chosen_metric(metrics, arguments.metric_for_best_model.as_deref())?;
-        let greater = arguments.greater_is_better.unwrap_or_else(|| peft::metrics::greater_is_better(name));
-        let better = match &self.state.best {
-            _ if value.is_nan() => false,
-            None => true,
-            Some(best) if greater => value > best.value.0,
-            Some(best) => value < best.value.0,
-        };
-        if better {
-            let metrics = metrics.iter().map(|(name, value)| (name.clone(), Exact(*value))).collect();
-            let step = self.state.global_step;
-            self.state.best = Some(BestEvaluation { step, metric: name.to_owned(), value: Exact(value), metrics });
-        }
-        Ok(better)
-    }
-
-    fn save(&mut self, model: &mut PeftModel, observer: &mut dyn Observer) -> Result<PathBuf> {
+    /// Writes a checkpoint, and says where.
+    pub(crate) fn save(&mut self, model: &mut PeftModel, observer: &mut dyn Observer) -> Result<PathBuf> {
         // A checkpoint of a run that has diverged is worth nothing.
         self.read_losses()?;
         let adapter = model.state_dict(self.adapter())?;
@@ -308,14 +296,16 @@ impl<'a> Trainee<'a> {
             config: &whole.config,
             adapter: &adapter,
             optimizer: &self.optimizer.state(whole),
-            best: self.best_tensors.as_ref(),
+            best: self.best.as_ref(),
         };
-        let folder = checkpoint::write(&self.output_dir, &snapshot)?;
-        if let Some(limit) = self.recipe.training.save_total_limit {
-            checkpoint::prune(&self.output_dir, limit)?;
-        }
+        let folder = self.run.save(&snapshot)?;
         observer.observe(&Event::Saved(&folder));
         Ok(folder)
+    }
+
+    /// Removes the checkpoints beyond `save_total_limit`.
+    pub(crate) fn prune(&self) -> Result<()> {
+        self.recipe.training.save_total_limit.map_or(Ok(()), |limit| self.run.prune(limit))
     }
 
     /// Writes the result.
@@ -324,9 +314,9 @@ impl<'a> Trainee<'a> {
         if self.metrics.is_none() {
             self.metrics = self.measure(model, observer)?;
         }
-        let best = self.state.best.take().filter(|_| self.recipe.training.load_best_model_at_end);
-        let (written_step, metrics, tensors) = match (best, self.best_tensors.take()) {
-            (Some(best), Some(tensors)) => (best.step, best.metrics(), tensors),
+        let best = self.best.take().filter(|_| self.recipe.training.load_best_model_at_end);
+        let (written_step, metrics, tensors) = match best {
+            Some(BestModel { evaluation, adapter: Some(tensors) }) => (evaluation.step, evaluation.metrics(), tensors),
             _ => {
                 let metrics = self.metrics.take().unwrap_or_default();
                 (self.state.global_step, metrics, model.state_dict(self.adapter())?)
@@ -335,18 +325,23 @@ impl<'a> Trainee<'a> {
         if let Some(key) = tensors.iter().find(|(_, data)| !is_finite(data)).map(|(key, _)| key.clone()) {
             return Err(Error::NotFinite { step: written_step, key });
         }
-        copy_tokenizer(&self.recipe.tokenizer(), &self.output_dir)?;
-        if let Some(found) = &self.prepared.labels {
-            labels::write(&self.output_dir, found)?;
-        }
-        let adapter = model.adapter(self.adapter())?;
-        if adapter.plan.in_place {
-            model.load_state_dict(DEFAULT_ADAPTER, tensors, &self.output_dir)?;
-            save_model(&model.merge()?, None, &self.output_dir)?;
-        } else {
-            let config = adapter.config.clone();
-            AdapterFolder::write(&self.output_dir, DEFAULT_ADAPTER, &config, &tensors)?;
-        }
+        let (name, recipe, prepared, output_dir) =
+            (self.adapter(), self.recipe, self.prepared, self.run.path().to_owned());
+        self.run.finish(|folder| {
+            copy_tokenizer(&recipe.tokenizer(), folder)?;
+            if let Some(found) = &prepared.labels {
+                labels::write(folder, found)?;
+            }
+            let adapter = model.adapter(name)?;
+            if adapter.plan.in_place {
+                model.load_state_dict(DEFAULT_ADAPTER, tensors, &output_dir)?;
+                save_model(&model.merge()?, None, folder)?;
+            } else {
+                let config = adapter.config.clone();
+                AdapterFolder::write(folder, DEFAULT_ADAPTER, &config, &tensors)?;
+            }
+            Ok(())
+        })?;
         let steps = self.state.global_step;
         Ok(TrainReport {
             adapter: self.name.map(str::to_owned),
@@ -360,45 +355,51 @@ impl<'a> Trainee<'a> {
             train: Some(self.prepared.train.summary.clone()),
             eval: self.prepared.eval.as_ref().map(|eval| eval.summary.clone()),
             written_step,
-            output_dir: self.output_dir,
+            output_dir,
             adapters: Vec::new(),
         })
     }
 }
 
-/// Makes an output folder ready: the last checkpoint in it to go on from, or none, and it is empty of an earlier run.
-fn last_checkpoint(
-    name: Option<&str>,
-    output_dir: &Path,
-    model: &mut PeftModel,
-    resume: bool,
-    observer: &mut dyn Observer,
-) -> Result<Option<Checkpoint>> {
-    create_folder(output_dir)?;
-    checkpoint::sweep(output_dir)?;
-    let last = checkpoint::list(output_dir)?.pop();
-    let in_place = model.adapter(name.unwrap_or(DEFAULT_ADAPTER))?.plan.in_place;
-    let finished = output_dir.join(if in_place { CONFIG } else { ADAPTER_CONFIG });
-    match last {
-        Some((_, folder)) if resume => return checkpoint::read(&folder).map(Some),
-        Some((step, _)) if !finished.exists() => {
-            let problem = format!(
-                "holds a run that stopped after step {step}; go on with --resume, or remove its checkpoints to start anew"
-            );
-            return Err(Error::Resume { folder: output_dir.to_owned(), problem });
+/// Refuses a checkpoint that is not of this run.
+fn check(checkpoint: &Checkpoint, now: &TrainerState, recipe: &Recipe, prepared: &Prepared) -> Result<()> {
+    let (then, folder) = (&checkpoint.state, &checkpoint.folder);
+    now.identity.check(&then.identity, folder, checkpoint.best.is_some(), recipe, prepared)?;
+    if then.max_steps != now.max_steps {
+        let problem = format!("of a run of {} steps, and the recipe has {}", then.max_steps, now.max_steps);
+        return Err(Error::Resume { folder: folder.clone(), problem });
+    }
+    Ok(())
+}
+
+/// The best so far of a run that goes on, if the recipe still means the same by it.
+fn best_of(checkpoint: &Checkpoint, recipe: &Recipe, run: &RunDirectory) -> Result<Option<BestModel>> {
+    let Some(best) = &checkpoint.best else { return Ok(None) };
+    let refuse = |problem: String| Err(Error::Resume { folder: checkpoint.folder.clone(), problem });
+    let (arguments, step) = (&recipe.training, best.evaluation.step);
+    if let Some((key, now, then)) = best.evaluation.other_choice(arguments) {
+        return refuse(format!(
+            "`training.{key}` is {now} now and was {then} when this was written, and the best value so far cannot be compared with \
+             those to come; resume with the same value, or start anew in another output_dir"
+        ));
+    }
+    let mut evaluation = best.evaluation.clone();
+    evaluation.is_kept = Some(arguments.load_best_model_at_end);
+    if !arguments.load_best_model_at_end {
+        return Ok(Some(BestModel { evaluation, adapter: None }));
+    }
+    let of_its_step = run.checkpoint(step);
+    let adapter = match &best.adapter {
+        Some(adapter) => adapter.clone(),
+        None if of_its_step.is_dir() => checkpoint::adapter(&of_its_step)?,
+        None => {
+            return refuse(format!(
+                "`training.load_best_model_at_end` is true now and was false when this was written, and the best adapter so far, of step \
+                 {step}, was not kept; resume with false, or start anew in another output_dir"
+            ));
         }
-        None if resume => observer.observe(&Event::Note("no checkpoint to resume from: starting at step 0")),
-        _ => {}
-    }
-    if finished.exists() {
-        let note = format!("{}: replacing the finished run there", output_dir.display());
-        observer.observe(&Event::Note(&note));
-        let io = |source| PeftError::Io { path: finished.clone(), action: "remove", source };
-        // Without its configuration a folder is no adapter and no model: what lies there is not the result of this run.
-        std::fs::remove_file(&finished).map_err(io)?;
-    }
-    checkpoint::prune(output_dir, 0)?;
-    Ok(None)
+    };
+    Ok(Some(BestModel { evaluation, adapter: Some(adapter) }))
 }
 
 fn is_finite(data: &TensorData) -> bool {

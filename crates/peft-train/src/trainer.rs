@@ -26,7 +26,9 @@ use crate::{
     memory::Memory,
     prepare::{joint, prepare_all, prompt_tokenizer},
     report::{median, peak_rss_bytes},
+    run_directory::{RunDirectory, common_steps},
     seeds,
+    step_plan::StepPlan,
     trainee::{MicroBatch, Trainee},
 };
 
@@ -59,6 +61,8 @@ impl TrainOptions {
 /// Whatever is wrong with recipe, data or model, before the first step; [`Error::Interrupted`] after a checkpoint when
 /// `stop` was set; [`Error::Diverged`] or [`Error::NotFinite`] if the loss or the result is no number any more.
 pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observer) -> Result<TrainReport> {
+    let apart = recipe.apart();
+    let runs = apart.iter().map(|(_, one)| RunDirectory::open(one, options.resume)).collect::<Result<Vec<_>>>()?;
     let prepared = prepare_all(recipe, &options.device)?;
     let (whole, largest) = joint(recipe, &prepared);
     let activations = Activations::choose(&whole, largest)?;
@@ -71,7 +75,6 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
         observer.observe(&Event::Note(&format!("memory may not do: {warning}")));
     }
     let mut model = PeftModel::from_base(largest.base.clone(), &options.device);
-    let apart = recipe.apart();
     for ((name, recipe), prepared) in apart.iter().zip(&prepared) {
         let tokenizer = prompt_tokenizer(recipe)?;
         let tokenizer = tokenizer.as_deref().unwrap_or(&*prepared.tokenizer);
@@ -105,10 +108,12 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     let forgetful_layers = activations.map_or(0, |activations| activations.forgetful_layers);
     let captured = capture(recipe, &prepared, &mut model, forgetful_layers, observer);
     let several = !recipe.adapters.is_empty();
-    let each = apart.into_iter().zip(&prepared).map(|((name, recipe), prepared)| {
-        Trainee::new(several.then_some(name), recipe, prepared, &mut model, options.resume, &mut *observer)
-    });
-    let trainees = each.collect::<Result<Vec<_>>>()?;
+    let from = if options.resume { resumed_steps(&apart, &prepared, &runs, observer)? } else { None };
+    let mut trainees = Vec::with_capacity(apart.len());
+    for (at, (((name, recipe), prepared), run)) in apart.into_iter().zip(&prepared).zip(runs).enumerate() {
+        let (name, from) = (several.then_some(name), from.as_ref().and_then(|steps| steps.get(at).copied()));
+        trainees.push(Trainee::new(name, recipe, prepared, &mut model, run, from, observer)?);
+    }
     let mut run = Run {
         seed: recipe.training.seed,
         trainees,
@@ -123,6 +128,23 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     };
     run.all_steps(options, observer)?;
     run.finish(observer)
+}
+
+/// The step that each adapter goes on after; none, and a note, if there is no checkpoint.
+fn resumed_steps(
+    apart: &[(&str, &Recipe)],
+    prepared: &[Prepared],
+    runs: &[RunDirectory],
+    observer: &mut dyn Observer,
+) -> Result<Option<Vec<usize>>> {
+    let total =
+        |((_, recipe), prepared): (&(&str, &Recipe), &Prepared)| StepPlan::new(&recipe.training, &prepared.train).total;
+    let totals: Vec<usize> = apart.iter().zip(prepared).map(total).collect();
+    let steps = common_steps(runs, &totals)?;
+    if steps.is_none() {
+        observer.observe(&Event::Note("no checkpoint to resume from: starting at step 0"));
+    }
+    Ok(steps)
 }
 
 /// What records the passes, where the recipe asks for it; a note if that cannot be, or will not pay.
@@ -211,13 +233,21 @@ impl<'a> Run<'a> {
             let over = self.trainees.iter().all(Trainee::is_done);
             // After the last step a checkpoint would only repeat the result.
             let stops = !over && options.stop.load(Ordering::Relaxed);
-            let mut last = None;
+            let mut saving = Vec::new();
             for (at, norm) in stepped {
                 let Some(trainee) = self.trainees.get_mut(at) else { continue };
                 trainee.state.seconds += seconds;
-                let saved = trainee.after_step(&mut self.model, norm, over, stops, observer)?;
-                last = last.or(saved);
+                trainee.after_step(&mut self.model, norm, observer)?;
+                saving.extend(trainee.saves(over, stops).then_some(at));
             }
+            let mut last = None;
+            for at in &saving {
+                let Some(trainee) = self.trainees.get_mut(*at) else { continue };
+                let saved = trainee.save(&mut self.model, observer)?;
+                last = last.or(Some(saved));
+            }
+            // Not before all have theirs: a kill must leave one that all have.
+            saving.iter().filter_map(|at| self.trainees.get(*at)).try_for_each(Trainee::prune)?;
             if let Some(own) = last.filter(|_| stops) {
                 let checkpoint = if self.are_several() { self.output_dir.clone() } else { own };
                 return Err(Error::Interrupted { step, checkpoint });
@@ -241,7 +271,7 @@ impl<'a> Run<'a> {
             let batches = trainee.micro_batches(&self.model)?;
             work.push((at, trainee, batches));
         }
-        // Of one run all steps have one number; only a killed one may go on from different steps.
+        // All steps of a run have one number.
         let number = work.iter().map(|(_, trainee, _)| trainee.state.global_step).max().unwrap_or_default();
         for index in 0..work.iter().map(|(.., batches)| batches.len()).max().unwrap_or_default() {
             let parts: Parts<'_, 'a> = work

@@ -1,14 +1,9 @@
 //! `trainer_log.jsonl`: one object for each logged step and each evaluation.
 
-use std::{
-    fs::OpenOptions,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use peft::{
-    Error as PeftError,
-    files::{read_text, write_atomically},
+    files::{append, read_text, write_atomically},
     task::Metrics,
 };
 use serde::Serialize;
@@ -62,19 +57,32 @@ pub struct TrainerLog {
 }
 
 impl TrainerLog {
-    /// The log in a folder, with the lines of the first `keep` steps.
+    /// The lines of the first `keep` steps of the log in a folder.
     ///
     /// # Errors
-    /// If the file cannot be read or written.
-    pub fn open(folder: &Path, keep: usize) -> Result<Self> {
+    /// If the file cannot be read.
+    pub fn lines_until(folder: &Path, keep: usize) -> Result<String> {
         let path = folder.join(LOG_FILE);
         let text = if keep > 0 && path.exists() { read_text(&path, "the log")? } else { String::new() };
         // A line that was being written when the run was killed is no JSON.
         let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
         let kept = text.lines().filter(|line| step(line).is_some_and(|step| step <= keep as u64));
-        let text: String = kept.flat_map(|line| [line, "\n"]).collect();
-        write_atomically(&path, text.as_bytes())?;
+        Ok(kept.flat_map(|line| [line, "\n"]).collect())
+    }
+
+    /// A log in a folder that begins with these lines.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn begin(folder: &Path, lines: &str) -> Result<Self> {
+        let path = folder.join(LOG_FILE);
+        write_atomically(&path, lines.as_bytes())?;
         Ok(Self { path })
+    }
+
+    /// Goes on in another folder, where the file was moved to.
+    pub fn moved_to(&mut self, folder: &Path) {
+        self.path = folder.join(LOG_FILE);
     }
 
     /// Adds a line.
@@ -84,9 +92,7 @@ impl TrainerLog {
     pub fn write(&self, line: &impl Serialize) -> Result<()> {
         let mut text = serde_json::to_string(line).unwrap_or_default();
         text.push('\n');
-        let io = |source| PeftError::Io { path: self.path.clone(), action: "write", source };
-        let mut file = OpenOptions::new().append(true).create(true).open(&self.path).map_err(io)?;
-        Ok(file.write_all(text.as_bytes()).map_err(io)?)
+        Ok(append(&self.path, text.as_bytes())?)
     }
 }
 
@@ -100,16 +106,12 @@ mod tests {
     #[test]
     fn a_resumed_log_ends_at_its_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
-        let log = TrainerLog::open(folder.path(), 0).unwrap();
+        let log = TrainerLog::begin(folder.path(), "").unwrap();
         for step in 1..=4 {
             log.write(&json!({ "step": step })).unwrap();
         }
-        let file = folder.path().join(LOG_FILE);
-        let mut broken = OpenOptions::new().append(true).open(&file).unwrap();
-        broken.write_all(b"{\"step\": 1, \"lo").unwrap();
-        TrainerLog::open(folder.path(), 2).unwrap();
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
-        TrainerLog::open(folder.path(), 0).unwrap();
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
+        append(&folder.path().join(LOG_FILE), b"{\"step\": 1, \"lo").unwrap();
+        let kept = |steps| TrainerLog::lines_until(folder.path(), steps).unwrap();
+        assert_eq!((kept(2), kept(0)), ("{\"step\":1}\n{\"step\":2}\n".to_owned(), String::new()));
     }
 }

@@ -10,7 +10,7 @@ use clap::Args;
 use peft::{
     Batch, CheckedBatch, Error, Inputs, Labels, Outputs, PeftModel,
     batch::check_finite,
-    files::{TensorFile, write_safetensors},
+    files::{TensorFile, check_output_file, write_safetensors},
 };
 
 use crate::{CliError, Globals, session::ModelArgs, terminal};
@@ -42,6 +42,7 @@ impl Forward {
         if self.gradients && self.model.adapters().is_empty() {
             return Err(CliError::Usage("--gradients needs an adapter: give --adapter ADAPTER".to_owned()));
         }
+        check_output_file(&self.output, std::slice::from_ref(&self.inputs))?;
         let mut model = self.model.open(globals)?;
         let file = TensorFile::read(&self.inputs, "the model's inputs")?;
         let batch = model.check(batch(file)?).map_err(|error| in_file(error, &self.inputs))?;

@@ -12,10 +12,11 @@ use std::{
 use burn::tensor::Device;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use peft::{Explanation, models::hub::Needed, task::Metrics};
+use peft::{Explanation, backends::signals::Hangup, models::hub::Needed, task::Metrics};
 use peft_train::{
     Event, Observer, Prepared, Recipe, TrainOptions, TrainReport,
     activations::Activations,
+    check_output_dir,
     dataset::DataSummary,
     memory::Memory,
     prepare::{joint, prepare_all},
@@ -37,7 +38,8 @@ Examples:
   peft train recipe.toml --resume
 
 Paths in a recipe are looked for beside it first, then in the working directory; output_dir is relative to the working
-directory. Ctrl-C finishes the step, writes a checkpoint and ends with code 130; a second one ends at once.")]
+directory. Ctrl-C finishes the step, writes a checkpoint and ends with code 130; a second one ends at once. So does the end of the
+terminal, unless nohup has it ignored.")]
 pub(crate) struct Train {
     /// The recipe, in TOML.
     #[arg(value_name = "RECIPE.toml")]
@@ -68,7 +70,7 @@ impl Train {
             return dry_run(&recipe, &device, globals);
         }
         let options =
-            TrainOptions { resume: self.resume, device, check_memory: !self.no_memory_check, stop: stop_on_ctrl_c()? };
+            TrainOptions { resume: self.resume, device, check_memory: !self.no_memory_check, stop: stop_on_signals()? };
         let mut progress = Progress { globals, bar: None };
         let report = peft_train::train(&recipe, &options, &mut progress);
         progress.clear();
@@ -77,9 +79,10 @@ impl Train {
     }
 }
 
-/// A flag that ctrl-C sets; a second ctrl-C ends the program.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, CliError> {
+/// A flag that ctrl-C, a request to end and the end of the terminal set; a second ctrl-C ends the program.
+fn stop_on_signals() -> Result<Arc<AtomicBool>, CliError> {
     let stop = Arc::new(AtomicBool::new(false));
+    let hangup = Hangup::inherited();
     let flag = Arc::clone(&stop);
     let handler = move || {
         if flag.swap(true, Ordering::Relaxed) {
@@ -87,10 +90,13 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>, CliError> {
         }
     };
     ctrlc::set_handler(handler).map_err(|error| CliError::Usage(format!("cannot listen for ctrl-C: {error}")))?;
+    // A terminal that goes away says so more than once, which is no second ctrl-C.
+    hangup.sets(Arc::clone(&stop));
     Ok(stop)
 }
 
 fn dry_run(recipe: &Recipe, device: &Device, globals: &Globals) -> Result<(), CliError> {
+    check_output_dir(recipe)?;
     let all = prepare_all(recipe, device)?;
     let (whole, largest) = joint(recipe, &all);
     let activations = Activations::choose(&whole, largest)?;

@@ -7,7 +7,7 @@ use std::{
 
 use burn::tensor::TensorData;
 
-use super::{TensorFile, create_folder, model_card, write_atomically, write_safetensors};
+use super::{TensorFile, create_folder, model_card, remove_file, write_atomically, write_safetensors};
 use crate::{
     Error, PeftConfig, Result,
     adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX},
@@ -145,7 +145,7 @@ impl AdapterFolder {
             write_safetensors(&path, &own)?;
         } else if path.exists() {
             // Of another adapter that stood here before.
-            std::fs::remove_file(&path).map_err(|source| Error::Io { path, action: "remove", source })?;
+            remove_file(&path)?;
         }
         let published = published.map(|(key, data)| (key.clone(), data.clone())).collect();
         write_safetensors(&place.join(ADAPTER_WEIGHTS), &published)?;

@@ -2,6 +2,14 @@
 
 use crate::{PeftConfig, config::PEFT_VERSION};
 
+/// What every card of ours says of who wrote it.
+const MADE_BY: &str = "- Made by `peft` (Rust) in the file format of PEFT";
+
+/// Whether this program wrote the card.
+pub fn is_own_model_card(text: &str) -> bool {
+    text.contains(MADE_BY)
+}
+
 /// A model card with the front matter that model hubs read.
 pub fn model_card(config: &PeftConfig) -> String {
     let base = config.base_model_name_or_path.as_deref().unwrap_or("");
@@ -17,7 +25,7 @@ pub fn model_card(config: &PeftConfig) -> String {
     }
     let task = config.task_type.as_ref().map_or("none: the default wrapper", |task| task.as_str());
     format!(
-        "{front}---\n\n# {} adapter\n\n- Base model: {}\n- Task type: {task}\n- Made by `peft` (Rust) in the file format of PEFT {PEFT_VERSION}\n",
+        "{front}---\n\n# {} adapter\n\n- Base model: {}\n- Task type: {task}\n{MADE_BY} {PEFT_VERSION}\n",
         config.peft_type,
         if base.is_empty() { "not named".to_owned() } else { scalar(base) },
     )

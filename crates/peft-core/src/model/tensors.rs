@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
@@ -10,7 +9,6 @@ use burn::{
     module::ParamId,
     tensor::{DType, Distribution, TensorData},
 };
-use rand::{SeedableRng, rngs::StdRng};
 
 use super::PeftModel;
 use crate::{
@@ -21,6 +19,7 @@ use crate::{
     packed::base_value,
     plan::Adapted,
     prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER, PromptPlan, PromptShape, PromptTuner, StoredPrompt, Words},
+    random::{hash_of, seeded_for},
     tokenizer::Tokenizer,
     tuner::{Init, TensorSpec, Tensors},
 };
@@ -292,14 +291,7 @@ pub(super) fn is_stored_transposed(tree: &ModuleTree, parameter: &str) -> bool {
 
 /// A parameter's identity follows from its name, so that optimiser state fits after a restart.
 fn param_id(adapter: &str, key: &str) -> ParamId {
-    ParamId::from(stable_hash(&(adapter, key)))
-}
-
-// `DefaultHasher::new` has fixed keys: the same value on every run of the same toolchain.
-fn stable_hash(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
+    ParamId::from(hash_of(adapter, key))
 }
 
 /// The first value of a tensor: it depends on the seed and the key, not on the order of creation or the device.
@@ -310,6 +302,6 @@ pub(super) fn initial(key: &str, spec: &TensorSpec, seed: u64) -> TensorData {
         Init::Normal { std } => Distribution::Normal(0.0, std),
         Init::Uniform { bound } => Distribution::Uniform(-bound, bound),
     };
-    let mut rng = StdRng::seed_from_u64(stable_hash(&(seed, key)));
+    let mut rng = seeded_for(seed, key);
     TensorData::random::<f32, _, _>(spec.shape.clone(), distribution, &mut rng)
 }

@@ -1,10 +1,7 @@
 //! Parameters that a checkpoint lacks: drawn on the host, so that they are the same on every device.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use burn::tensor::{Distribution, TensorData};
-use peft_core::{Fresh, ModelInfo, ModuleKind};
-use rand::{SeedableRng, rngs::StdRng};
+use peft_core::{Fresh, ModelInfo, ModuleKind, random::seeded_for};
 use serde_json::Value;
 
 /// The value of a fresh parameter, as the architecture says: it depends on the seed and the name, not on the order of creation.
@@ -18,10 +15,7 @@ pub(super) fn value(name: &str, kind: &ModuleKind, shape: &[usize], info: &Model
         (_, ModuleKind::Norm, None) => return constant(rules.norm),
         _ => rules.std.or_else(|| range(info)).unwrap_or(0.02),
     };
-    // `DefaultHasher::new` has fixed keys: the same value on every run of the same toolchain.
-    let mut hasher = DefaultHasher::new();
-    (seed, name).hash(&mut hasher);
-    let mut rng = StdRng::seed_from_u64(hasher.finish());
+    let mut rng = seeded_for(seed, name);
     let mut sampler = Distribution::Normal(0.0, std).sampler::<_, f32>(&mut rng);
     let limit = rules.cutoff.map_or(f32::INFINITY, |cutoff| (cutoff * std) as f32);
     let mut draw = || {

@@ -6,9 +6,10 @@ use peft_core::{
     Error, Result, TunerPlugin, inventory,
     plan::TaskRules,
     prompt::{PromptEntry, PromptShape, PromptTuner, Words},
+    random::seeded,
     tuner::{Init, TensorSpec, Tensors},
 };
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -113,7 +114,7 @@ pub(super) fn first_words(
 ) -> Result<TensorData> {
     if init != PromptTuningInit::Text {
         let vocabulary = words.table.dims()[0].max(1);
-        let mut rng = StdRng::seed_from_u64(words.seed);
+        let mut rng = seeded(words.seed);
         let ids: Vec<usize> = (0..rows).map(|_| rng.random_range(0..vocabulary)).collect();
         return words.embed("prompt_tuning_init", &ids);
     }
