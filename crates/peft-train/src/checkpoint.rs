@@ -261,7 +261,7 @@ mod tests {
             (&*text, Some("notes.txt"), false),
         ] {
             fs::write(folder.path().join(STATE), state).unwrap();
-            more.map(|name| fs::write(folder.path().join(name), "").unwrap());
+            more.into_iter().for_each(|name| fs::write(folder.path().join(name), "").unwrap());
             assert_eq!(is_own(folder.path()).unwrap(), is_ours, "{state} {more:?}");
         }
     }
