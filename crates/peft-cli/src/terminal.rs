@@ -78,7 +78,7 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
 pub(crate) fn end_between_lines_on_ctrl_c() -> Result<(), CliError> {
     let handler = || {
         // Whoever writes a line holds the lock until it is out.
-        let mut stdout = std::io::stdout().lock();
+        let mut stdout = io::stdout().lock();
         // A reader that went away is no reason to stay.
         _ = stdout.flush();
         std::process::exit(130);
