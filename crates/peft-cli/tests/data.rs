@@ -419,7 +419,7 @@ fn classifier_with_long_rows(overflow: &str) -> (tempfile::TempDir, Output) {
     let folder = workplace("SEQ_CLS", "chatml");
     let row = |at: usize| {
         let length = if at < 4 { 2 } else { 30 };
-        json!({ "text": "fine ".repeat(length), "label": if at % 2 == 0 { "good" } else { "bad" } })
+        json!({ "text": "fine ".repeat(length), "label": if at.is_multiple_of(2) { "good" } else { "bad" } })
     };
     write_rows(folder.path(), "train.jsonl", &(0..9).map(row).collect::<Vec<_>>());
     let overflow = format!("data.overflow={overflow}");
