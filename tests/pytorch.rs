@@ -131,7 +131,7 @@ fn broken_files_are_errors_that_name_the_file_and_the_tensor() {
     for name in ["zip.bin", "legacy.bin"] {
         check(name, &|bytes| bytes[..bytes.len() / 2].to_vec(), 3, "not a whole PyTorch file");
         check(name, &|_| Vec::new(), 3, "not a whole PyTorch file");
-        check(name, &|_| b"{\"a\": 1}".to_vec(), 3, "not a whole PyTorch file");
+        check(name, &|_| b"{\"a\": 1}".to_vec(), 3, "not a PyTorch file of tensors but JSON text");
     }
     check("hostile.bin", &|bytes| bytes, 4, "missing");
     let index = "sharded/pytorch_model.bin.index.json";

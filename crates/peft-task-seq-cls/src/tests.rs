@@ -228,7 +228,7 @@ fn labels_that_the_model_has_not_are_refused() {
     };
     let classes = info(&["negative", "positive"], "single_label_classification");
     check(&classes, json!("postive"), "label `postive` is no class of the model; did you mean `positive`?");
-    check(&classes, json!("1"), "it has: negative, positive");
+    check(&classes, json!("2"), "it has: negative, positive");
     check(&classes, json!(["positive"]), "is a list");
     check(&ModelInfo::custom(), json!(2), "label `2` is no class");
     check(&info(&["LABEL_0"], "regression"), json!("good"), "label `good` is no number");

@@ -170,8 +170,12 @@ impl Dataset {
     ///
     /// # Errors
     /// [`PeftError::File`] with the file of the rows and why nothing in it counts.
-    pub fn check_measurable(&self, options: &EncodeOptions) -> Result<()> {
-        let Some(problem) = self.summary.nothing(options) else { return Ok(()) };
+    pub fn check_measurable(&self, task: &dyn Task, context: &EncodeContext<'_>) -> Result<()> {
+        let Some(problem) = self.summary.nothing(context.options) else { return Ok(()) };
+        let learnt = task.columns().iter().filter(|column| column.learnt).map(|column| context.column(column.role));
+        let lacking = learnt.filter(|name| !self.rows.iter().any(|row| row.fields.contains_key(*name)));
+        let lacking: Vec<String> = lacking.map(|name| format!("; no row has `{name}`")).collect();
+        let problem = problem + &lacking.concat();
         let path = self.rows.first().map(|row| row.file.to_path_buf()).unwrap_or_default();
         Err(PeftError::File { path, problem: format!("nothing to evaluate on: {problem}") }.into())
     }

@@ -94,6 +94,17 @@ pub enum Error {
         /// The loss.
         loss: f32,
     },
+    /// An evaluation of what was trained gives no number, though the loss of every step was one.
+    #[error(
+        "the evaluation after step {step} gives NaN or infinity (`{output}`); try a smaller learning_rate, warmup_steps, a \
+         max_grad_norm above 0, or bf16 in place of f16"
+    )]
+    EvaluationNotFinite {
+        /// The step.
+        step: usize,
+        /// The output or the metric.
+        output: String,
+    },
     /// A trained value is not a number: the last step went too far for the loss to have shown it.
     #[error("`{key}` holds values that are not finite after step {step}; try a smaller learning_rate")]
     NotFinite {
@@ -125,7 +136,7 @@ impl Error {
             | Self::Override { .. }
             | Self::Resume { .. } => 2,
             Self::Memory { .. } => 5,
-            Self::Diverged { .. } | Self::NotFinite { .. } => 1,
+            Self::Diverged { .. } | Self::EvaluationNotFinite { .. } | Self::NotFinite { .. } => 1,
             Self::Interrupted { .. } => 130,
         }
     }

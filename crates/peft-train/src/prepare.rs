@@ -440,7 +440,7 @@ fn encoded(
     let eval = eval.map(|rows| Dataset::for_evaluation(rows, task.task, &context)).transpose()?;
     let writing = writing(recipe, task, eval.as_ref(), &context)?;
     if let Some(eval) = eval.as_ref().filter(|_| writing.is_none()) {
-        eval.check_measurable(&options)?;
+        eval.check_measurable(task.task, &context)?;
     }
     if let (Some(wanted), Some(eval)) = (&recipe.training.metric_for_best_model, &eval) {
         let metrics = named_metrics(task.task, eval, &context, writing.as_ref())?;

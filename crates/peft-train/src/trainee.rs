@@ -1,6 +1,6 @@
 //! An adapter that is trained: all that it has for itself, whether others are trained beside it or not.
 
-use std::{path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use burn::tensor::{Tensor, TensorData};
 use peft::{
@@ -267,7 +267,8 @@ impl<'a> Trainee<'a> {
 
     fn evaluate(&mut self, model: &mut PeftModel, observer: &mut dyn Observer) -> Result<()> {
         let started = Instant::now();
-        let Some(metrics) = self.measure(model, observer)? else { return Ok(()) };
+        let measured = self.measure(model, observer);
+        let Some(metrics) = measured.map_err(|error| self.why_not_finite(error, model))? else { return Ok(()) };
         let step = self.state.global_step;
         let eval_seconds = started.elapsed().as_secs_f64();
         self.run.log(&EvalLine { step, epoch: self.plan.epochs(step), metrics: &metrics, eval_seconds })?;
@@ -283,6 +284,23 @@ impl<'a> Trainee<'a> {
         observer.observe(&Event::Evaluated { adapter: self.name, step, metrics: &metrics, best });
         self.metrics = Some(metrics);
         Ok(())
+    }
+
+    /// Of an evaluation that gives no number, what training has to do with it.
+    fn why_not_finite(&mut self, error: Error, model: &mut PeftModel) -> Error {
+        let step = self.state.global_step;
+        let output = match error {
+            Error::Peft(PeftError::NotFiniteOutput { output }) if step > 0 => output,
+            other => return other,
+        };
+        // A loss or a value that went wrong before says more than what followed from it.
+        if let Err(diverged) = self.read_losses() {
+            return diverged;
+        }
+        match model.state_dict(self.adapter()).map(|tensors| not_finite(&tensors)) {
+            Ok(Some(key)) => Error::NotFinite { step, key },
+            _ => Error::EvaluationNotFinite { step, output },
+        }
     }
 
     /// Writes a checkpoint, and says where.
@@ -312,7 +330,8 @@ impl<'a> Trainee<'a> {
     pub(crate) fn finish(mut self, model: &mut PeftModel, observer: &mut dyn Observer) -> Result<TrainReport> {
         // A run that was resumed after its last step has not evaluated yet.
         if self.metrics.is_none() {
-            self.metrics = self.measure(model, observer)?;
+            let measured = self.measure(model, observer);
+            self.metrics = measured.map_err(|error| self.why_not_finite(error, model))?;
         }
         let best = self.best.take().filter(|_| self.recipe.training.load_best_model_at_end);
         let (written_step, metrics, tensors) = match best {
@@ -322,7 +341,7 @@ impl<'a> Trainee<'a> {
                 (self.state.global_step, metrics, model.state_dict(self.adapter())?)
             }
         };
-        if let Some(key) = tensors.iter().find(|(_, data)| !is_finite(data)).map(|(key, _)| key.clone()) {
+        if let Some(key) = not_finite(&tensors) {
             return Err(Error::NotFinite { step: written_step, key });
         }
         let (name, recipe, prepared, output_dir) =
@@ -402,9 +421,13 @@ fn best_of(checkpoint: &Checkpoint, recipe: &Recipe, run: &RunDirectory) -> Resu
     Ok(Some(BestModel { evaluation, adapter: Some(adapter) }))
 }
 
-fn is_finite(data: &TensorData) -> bool {
-    let values = data.clone().convert::<f32>().try_to_vec::<f32>();
-    values.is_ok_and(|values| values.iter().all(|value| value.is_finite()))
+/// The first tensor that holds NaN or an infinity.
+fn not_finite(tensors: &BTreeMap<String, TensorData>) -> Option<String> {
+    let is_finite = |data: &TensorData| {
+        let values = data.clone().convert::<f32>().try_to_vec::<f32>();
+        values.is_ok_and(|values| values.iter().all(|value| value.is_finite()))
+    };
+    tensors.iter().find(|(_, data)| !is_finite(data)).map(|(key, _)| key.clone())
 }
 
 fn read(values: Tensor<1>) -> Result<Vec<f32>> {

@@ -64,8 +64,8 @@ impl Eval {
             None
         };
         opened.notes().for_each(|note| terminal::note(globals, format!("note: {note}")));
-        if writing.is_none() {
-            opened.data.check_measurable(&opened.options)?;
+        if let (None, Some(task)) = (&writing, model.task()?) {
+            opened.data.check_measurable(task.task, &opened.context())?;
         }
         let (context, batch_size) = (opened.context(), self.data.batch_size);
         let metrics = evaluate(&model, &opened.data, &context, writing.as_ref(), batch_size, &mut Notes(globals))?;

@@ -90,7 +90,7 @@ fn unknown(code: &str) -> Error {
 fn day_of_calendar(year: u64, month: u64, day: u64) -> u64 {
     let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let shift = if month <= 2 { 0 } else { 2 - u64::from(is_leap) };
-    367 * month / 12 - 30 - shift + day
+    (367 * month - 362) / 12 - shift + day
 }
 
 #[cfg(test)]
