@@ -328,6 +328,8 @@ impl<'a> Trainee<'a> {
 
     /// Writes the result.
     pub(crate) fn finish(mut self, model: &mut PeftModel, observer: &mut dyn Observer) -> Result<TrainReport> {
+        // A run that was killed behind its last checkpoint has not pruned.
+        self.prune()?;
         // A run that was resumed after its last step has not evaluated yet.
         if self.metrics.is_none() {
             let measured = self.measure(model, observer);

@@ -233,21 +233,25 @@ impl<'a> Run<'a> {
             let over = self.trainees.iter().all(Trainee::is_done);
             // After the last step a checkpoint would only repeat the result.
             let stops = !over && options.stop.load(Ordering::Relaxed);
-            let mut saving = Vec::new();
+            let (mut saves, mut stepping) = (false, Vec::with_capacity(stepped.len()));
             for (at, norm) in stepped {
                 let Some(trainee) = self.trainees.get_mut(at) else { continue };
                 trainee.state.seconds += seconds;
                 trainee.after_step(&mut self.model, norm, observer)?;
-                saving.extend(trainee.saves(over, stops).then_some(at));
+                saves |= trainee.saves(over, stops);
+                stepping.push(at);
             }
             let mut last = None;
-            for at in &saving {
-                let Some(trainee) = self.trainees.get_mut(*at) else { continue };
-                let saved = trainee.save(&mut self.model, observer)?;
-                last = last.or(Some(saved));
+            if saves {
+                // Runs go on from a step that all of them have.
+                for at in &stepping {
+                    let Some(trainee) = self.trainees.get_mut(*at) else { continue };
+                    let saved = trainee.save(&mut self.model, observer)?;
+                    last = last.or(Some(saved));
+                }
+                // Not before all have theirs: a kill must leave one that all have.
+                stepping.iter().filter_map(|at| self.trainees.get(*at)).try_for_each(Trainee::prune)?;
             }
-            // Not before all have theirs: a kill must leave one that all have.
-            saving.iter().filter_map(|at| self.trainees.get(*at)).try_for_each(Trainee::prune)?;
             if let Some(own) = last.filter(|_| stops) {
                 let checkpoint = if self.are_several() { self.output_dir.clone() } else { own };
                 return Err(Error::Interrupted { step, checkpoint });

@@ -1,17 +1,23 @@
-//! Kills between any two writes, by letting every write after the N-th fail: what is on the disk then, and how a run goes on.
+//! Kills while a run writes, by letting every later operation on the disk fail: what is there then, and how the run goes on. Those
+//! between any two operations of moving a result into place are in `peft::files`, where they cost no training.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use burn::tensor::Device;
 use peft::files::{TensorFile, stop_after};
-use peft_train::{Error, Recipe, Silent, TrainOptions, checkpoint, train};
+use peft_train::{Error, Event, Observer, Recipe, Silent, TrainOptions, checkpoint, train};
 
 use super::Bench;
 
 /// Dropout, and a checkpoint with the best adapter after each step, of which one is kept.
 const SHORT: &[&str] = &[
     "adapter.lora_dropout=0.1",
-    "training.max_steps=3",
+    "data.eval=eval.jsonl",
+    "training.max_steps=2",
     "training.per_device_train_batch_size=1",
     "training.save_steps=1",
     "training.eval_steps=1",
@@ -20,6 +26,42 @@ const SHORT: &[&str] = &[
     "training.load_best_model_at_end=true",
     "training.metric_for_best_model=eval_loss",
 ];
+
+/// A kill: so many operations on the disk after so many checkpoints.
+type Kill = (usize, usize);
+
+/// Ends a run by letting every operation after [`Kill`] fail.
+struct KillAt {
+    checkpoints: usize,
+    operations: usize,
+}
+
+impl KillAt {
+    fn new((checkpoints, operations): Kill) -> Self {
+        stop_after((checkpoints == 0).then_some(operations));
+        Self { checkpoints, operations }
+    }
+}
+
+impl Observer for KillAt {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Saved(_) = event {
+            self.checkpoints = self.checkpoints.wrapping_sub(1);
+            if self.checkpoints == 0 {
+                stop_after(Some(self.operations));
+            }
+        }
+    }
+}
+
+/// A bench with two rows to evaluate.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    let rows = fs::read_to_string(bench.out("train.jsonl")).unwrap();
+    let rows: String = rows.lines().take(2).flat_map(|row| [row, "\n"]).collect();
+    fs::write(bench.out("eval.jsonl"), rows).unwrap();
+    bench
+}
 
 /// Each file of a folder with what it holds, but for what the clock decides.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -56,91 +98,89 @@ fn assert_whole(folder: &Path) {
     }
 }
 
-/// Ends a run after every `stride`-th write, each time in a new folder, and goes on with it.
-fn kill_everywhere(bench: &Bench, recipe: impl Fn(&str) -> Recipe, stride: usize) {
-    let options = |resume| TrainOptions { resume, ..TrainOptions::new(Device::flex()) };
-    train(&recipe("whole"), &options(false), &mut Silent).unwrap();
+/// Runs a recipe until it is killed; says whether it was.
+fn is_killed(recipe: &Recipe, kill: Kill) -> bool {
+    let mut observer = KillAt::new(kill);
+    let ended = train(recipe, &TrainOptions::new(Device::flex()), &mut observer);
+    stop_after(None);
+    ended.is_err()
+}
+
+/// Kills a run, each time in a new folder, and goes on with it.
+fn go_on(bench: &Bench, overrides: &[&str], kills: &[Kill]) {
+    bench.run("whole", overrides);
     let whole = contents(&bench.out("whole"));
-    for writes in (0..).step_by(stride) {
-        let name = format!("killed{writes}");
-        stop_after(Some(writes));
-        let ended = train(&recipe(&name), &options(false), &mut Silent);
-        stop_after(None);
-        if bench.out(&name).exists() {
-            assert_whole(&bench.out(&name));
+    for kill in kills {
+        assert!(is_killed(&bench.recipe("out", overrides), *kill), "the run is over before {kill:?}");
+        let out = bench.out("out");
+        if out.exists() {
+            assert_whole(&out);
         }
-        if ended.is_err() {
-            train(&recipe(&name), &options(true), &mut Silent)
-                .unwrap_or_else(|error| panic!("does not go on after {writes} writes: {error}"));
-        }
-        let now = contents(&bench.out(&name));
-        assert!(now.keys().eq(whole.keys()), "after {writes} writes: {:?} for {:?}", now.keys(), whole.keys());
+        bench.resume("out", overrides).unwrap_or_else(|error| panic!("does not go on after {kill:?}: {error}"));
+        let now = contents(&out);
+        assert!(now.keys().eq(whole.keys()), "after {kill:?}: {:?} for {:?}", now.keys(), whole.keys());
         for (file, bytes) in &now {
-            assert!(*bytes == whole[file], "{file} is another after {writes} writes");
+            assert!(*bytes == whole[file], "{file} is another after {kill:?}");
         }
-        fs::remove_dir_all(bench.out(&name)).unwrap();
-        if ended.is_ok() {
-            assert!(writes > 50, "only {writes} writes");
-            return;
-        }
+        fs::remove_dir_all(out).unwrap();
     }
 }
 
 #[test]
-fn a_run_that_is_killed_between_any_two_writes_goes_on_to_the_bits_of_one_that_was_not() {
-    let bench = Bench::new();
-    kill_everywhere(&bench, |name| bench.recipe(name, SHORT), 1);
+fn a_run_that_is_killed_while_it_writes_goes_on_to_the_bits_of_one_that_was_not() {
+    // In the first checkpoint; in the second, before and while the first is removed; in the result and while that is moved.
+    go_on(&bench(), SHORT, &[(0, 5), (0, 25), (1, 0), (1, 20), (2, 0), (2, 2), (2, 12), (2, 24), (2, 32)]);
 }
 
 #[test]
 fn so_does_a_run_of_several_adapters() {
-    let bench = Bench::new();
-    let text = format!(
-        "{}\n[[adapters]]\nname = \"a\"\ntrain = \"train.jsonl\"\n\n[[adapters]]\nname = \"b\"\ntrain = \"train.jsonl\"\nr = 3\n",
-        super::RECIPE
-    );
-    fs::write(bench.out("recipe.toml"), text).unwrap();
-    kill_everywhere(&bench, |name| bench.recipe(name, SHORT), 3);
+    let bench = bench();
+    let adapter = |name| format!("\n[[adapters]]\nname = {name:?}\ntrain = \"train.jsonl\"\neval = \"eval.jsonl\"\n");
+    let text = super::RECIPE.replace("eval = \"train.jsonl\"\n", "");
+    fs::write(bench.out("recipe.toml"), format!("{text}{}{}r = 3\n", adapter("a"), adapter("b"))).unwrap();
+    let overrides: Vec<_> = SHORT.iter().copied().filter(|key| !key.starts_with("data.eval")).collect();
+    // With the first checkpoint of one; with the second of one; before, between and after removing the first of both.
+    go_on(&bench, &overrides, &[(1, 0), (2, 10), (3, 0), (4, 0), (4, 3), (4, 40)]);
 }
 
 #[test]
 fn so_does_a_run_that_trains_every_weight() {
-    let bench = Bench::new();
+    let bench = bench();
     let text =
         super::RECIPE.replace("\"LORA\"", "\"FULL\"").replace("r = 2\ntarget_modules = [\"query\", \"value\"]\n", "");
     fs::write(bench.out("recipe.toml"), text).unwrap();
-    kill_everywhere(&bench, |name| bench.recipe(name, &SHORT[1..]), 5);
+    go_on(&bench, &SHORT[1..], &[(1, 8), (2, 1), (2, 15), (2, 27)]);
 }
 
 #[test]
 fn an_earlier_result_stays_until_the_new_run_has_a_checkpoint() {
-    let bench = Bench::new();
+    let bench = bench();
     bench.run("old", SHORT);
     let other = [SHORT, &["training.seed=6"]].concat();
     bench.run("new", &other);
     let (old, new) = (bench.weights("old"), bench.weights("new"));
-    for writes in (0..).step_by(2) {
-        let out = bench.out("out");
+    assert!(new != old);
+    let out = bench.out("out");
+    let mut seen = BTreeSet::new();
+    for operations in [3, 30, 43, 46, 50, 56, 62] {
         copy(&bench.out("old"), &out);
-        stop_after(Some(writes));
-        let ended = train(&bench.recipe("out", &other), &TrainOptions::new(Device::flex()), &mut Silent);
-        stop_after(None);
+        assert!(is_killed(&bench.recipe("out", &other), (0, operations)));
         assert_whole(&out);
         // Whoever comes next finds the old result, or a run to go on with.
-        match train(&bench.recipe("out", &other), &TrainOptions::new(Device::flex()), &mut Silent) {
-            Ok(_) => {}
-            Err(Error::Resume { problem, .. }) if problem.contains("--resume") => {
-                assert!(!checkpoint::list(&out).unwrap().is_empty(), "nothing is left after {writes} writes");
-                bench.resume("out", &other).unwrap();
+        let is_old = out.join("adapter_config.json").exists() && bench.weights("out") == old;
+        if !is_old {
+            match train(&bench.recipe("out", &other), &TrainOptions::new(Device::flex()), &mut Silent) {
+                Err(Error::Resume { problem, .. }) if problem.contains("--resume") => {}
+                other => panic!("after {operations} operations: {other:?}"),
             }
-            Err(error) => panic!("after {writes} writes: {error}"),
+            assert!(!checkpoint::list(&out).unwrap().is_empty(), "nothing is left after {operations} operations");
+            bench.resume("out", &other).unwrap();
+            assert!(bench.weights("out") == new, "other bits after {operations} operations");
         }
-        assert!(bench.weights("out") == new && new != old, "other bits after {writes} writes");
+        seen.insert(is_old);
         fs::remove_dir_all(&out).unwrap();
-        if ended.is_ok() {
-            return;
-        }
     }
+    assert_eq!(seen.len(), 2, "kills before and after the old result is replaced");
 }
 
 fn copy(from: &Path, to: &Path) {
