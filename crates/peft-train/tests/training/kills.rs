@@ -129,18 +129,41 @@ fn go_on(bench: &Bench, overrides: &[&str], kills: &[Kill]) {
 #[test]
 fn a_run_that_is_killed_while_it_writes_goes_on_to_the_bits_of_one_that_was_not() {
     // In the first checkpoint; in the second, before and while the first is removed; in the result and while that is moved.
-    go_on(&bench(), SHORT, &[(0, 5), (0, 25), (1, 0), (1, 20), (2, 0), (2, 2), (2, 12), (2, 24), (2, 32)]);
+    go_on(&bench(), SHORT, &[(0, 25), (1, 20), (2, 0), (2, 2), (2, 24), (2, 32)]);
+}
+
+/// Writes a recipe of two adapters, of which `a` has other training rows.
+fn with_two_adapters(bench: &Bench, train: &str) {
+    let adapter = |name, train| format!("\n[[adapters]]\nname = {name:?}\ntrain = {train:?}\neval = \"eval.jsonl\"\n");
+    let text = super::RECIPE.replace("eval = \"train.jsonl\"\n", "");
+    let text = format!("{text}{}{}r = 3\n", adapter("a", train), adapter("b", "train.jsonl"));
+    fs::write(bench.out("recipe.toml"), text).unwrap();
 }
 
 #[test]
 fn so_does_a_run_of_several_adapters() {
     let bench = bench();
-    let adapter = |name| format!("\n[[adapters]]\nname = {name:?}\ntrain = \"train.jsonl\"\neval = \"eval.jsonl\"\n");
-    let text = super::RECIPE.replace("eval = \"train.jsonl\"\n", "");
-    fs::write(bench.out("recipe.toml"), format!("{text}{}{}r = 3\n", adapter("a"), adapter("b"))).unwrap();
+    with_two_adapters(&bench, "train.jsonl");
     let overrides: Vec<_> = SHORT.iter().copied().filter(|key| !key.starts_with("data.eval")).collect();
-    // With the first checkpoint of one; with the second of one; before, between and after removing the first of both.
-    go_on(&bench, &overrides, &[(1, 0), (2, 10), (3, 0), (4, 0), (4, 3), (4, 40)]);
+    // With the second checkpoint of one; before, between and after removing the first of both, and in the results.
+    go_on(&bench, &overrides, &[(2, 10), (3, 0), (4, 0), (4, 3), (4, 40)]);
+}
+
+#[test]
+fn an_adapter_that_is_done_before_another_keeps_a_checkpoint_of_a_step_that_both_have() {
+    let bench = bench();
+    let rows = fs::read_to_string(bench.out("train.jsonl")).unwrap();
+    let rows: String = rows.lines().take(9).flat_map(|row| [row, "\n"]).collect();
+    fs::write(bench.out("fewer.jsonl"), rows).unwrap();
+    with_two_adapters(&bench, "fewer.jsonl");
+    // Three steps and four, and the third is no multiple of two.
+    let overrides = [
+        "training.max_steps=-1",
+        "training.num_train_epochs=1",
+        "training.per_device_train_batch_size=3",
+        "training.save_total_limit=1",
+    ];
+    go_on(&bench, &overrides, &[(3, 20)]);
 }
 
 #[test]
