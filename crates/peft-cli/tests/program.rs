@@ -166,7 +166,7 @@ fn wrong_input_ends_with_the_documented_exit_code_and_says_what_is_wrong() {
         (&["train", "recipe.toml", "training.output_dir=file"], 2, &["file"]),
         (&["explain", "--model", &model, "--adapter", "nowhere"], 6, &["nowhere"]),
         (&["merge", "--model", &model, "--adapter", &other, "--output", "merged"], 4, &["AutoModelForCausalLM"]),
-        (&["merge", "--model", &model, "--adapter", &adapter, "--output", &model], 2, &["--output"]),
+        (&["merge", "--model", &model, "--adapter", &adapter, "--output", &model], 2, &["base model's own folder"]),
         (
             &["forward", "--model", &model, "--adapter", &adapter, "--inputs", "file", "--output", "o"],
             3,

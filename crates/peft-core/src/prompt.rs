@@ -330,4 +330,8 @@ impl PromptTuner for StoredPrompt {
     fn table_tensor(&self) -> Option<&'static str> {
         Some(PROMPT_EMBEDDINGS)
     }
+
+    fn loss<'a>(&'a self, labels: &'a Labels) -> Option<Result<Loss<'a>>> {
+        self.0.loss(labels)
+    }
 }

@@ -93,15 +93,16 @@ impl BaseFor {
 /// names: only `labels.json` has some.
 fn classes_of_head(adapter: &AdapterFolder, info: &ModelInfo) -> Option<LabelSet> {
     let is_classifier = [AutoClass::SEQUENCE_CLASSIFICATION, AutoClass::TOKEN_CLASSIFICATION].contains(&info.class);
-    let heads = info.head_modules.iter().filter(|_| is_classifier);
+    // The last module of a head is the one with the classes.
+    let heads = info.head_modules.iter().rev().filter(|_| is_classifier);
     let keys = heads.flat_map(|head| [format!("{head}.weight"), format!("{head}.out_proj.weight")]);
-    let rows = keys.filter_map(|key| {
+    let mut rows = keys.filter_map(|key| {
         let found = |(name, data): (&str, &burn::tensor::TensorData)| {
             (name == key).then(|| data.shape().as_slice().first().copied()).flatten()
         };
         adapter.named_tensors().find_map(found)
     });
-    let rows = rows.into_iter().next().filter(|rows| *rows != info.num_labels())?;
+    let rows = rows.next().filter(|rows| *rows != info.num_labels())?;
     let problem_type = match info.problem_type() {
         Some("multi_label_classification") => "multi_label_classification",
         _ if rows == 1 => "regression",

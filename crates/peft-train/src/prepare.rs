@@ -421,7 +421,8 @@ fn encoded(
         Error::Peft(error) => of_rows(error).into(),
         other => other,
     })?;
-    if !train.examples.is_empty() {
+    // Of rows that are all too long there is more to say than what the task misses.
+    if train.summary.too_long < train.summary.rows {
         task.task.check_examples(&train.examples, &context).map_err(of_rows)?;
     }
     if let Some(problem) = train.summary.nothing(&options) {

@@ -19,10 +19,14 @@ use crate::{quantization::QUANTIZATION_CONFIG, tokenizer_files::copy_tokenizer};
 /// longer tied. `source` is the folder that the model came from, for its tokenizer.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] for a type that safetensors cannot hold.
+/// [`Error::Io`]; [`Error::File`] for a type that safetensors cannot hold; [`Error::NotFiniteOutput`] before anything is written if a
+/// weight is NaN or an infinity.
 pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()> {
     let info = &base.info;
     let mut tensors = stored_tensors(base);
+    if let Some((name, _)) = tensors.iter().find(|(_, data)| !is_finite(data)) {
+        return Err(Error::NotFiniteOutput { output: name.clone() });
+    }
     let mut config = info.config.clone();
     let stored = |(name, weight): (&str, &Arc<dyn PackedWeight>)| weight.stored(&info.stored(name));
     let packed: Vec<_> = base.packed.iter().flat_map(stored).collect();
@@ -79,6 +83,15 @@ fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
         param
     });
     tensors
+}
+
+/// Whether no value is NaN or an infinity; whole numbers never are.
+fn is_finite(data: &TensorData) -> bool {
+    match data.dtype() {
+        DType::F32 => data.as_slice::<f32>().is_ok_and(|values| values.iter().all(|value| value.is_finite())),
+        DType::F64 | DType::F16 | DType::BF16 => data.iter::<f64>().all(f64::is_finite),
+        _ => true,
+    }
 }
 
 /// The type that the configuration says a model has: `dtype`, or `torch_dtype` of older ones; none where it says nothing or
