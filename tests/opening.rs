@@ -269,16 +269,27 @@ fn the_head_of_another_task_is_left_out_for_a_fresh_one(#[case] name: &str, #[ca
     assert!(loaded.replaced.iter().all(|name| name.starts_with("classifier.")) && !loaded.replaced.is_empty());
 }
 
-#[test]
-fn the_head_that_an_adapter_brings_decides_how_many_classes_there_are() {
-    let folder = adapter(CLASSES, &json!({}));
+#[rstest]
+fn an_adapter_opens_with_the_head_it_was_trained_with(#[files("golden/*_CLS.*/expected.json")] facts: PathBuf) {
+    let name = facts.parent().unwrap().file_name().unwrap().to_str().unwrap();
+    let model = open(name, adapter(name, &json!({})).path()).unwrap();
+    let base = checkpoint::read_config(&case(name).join("model")).unwrap();
+    let classes = base.get("id2label").and_then(Value::as_object).map_or(2, serde_json::Map::len);
+    assert_eq!(model.info().num_labels(), classes, "{name}");
+}
+
+#[rstest]
+#[case(CLASSES)]
+#[case("distilbert.SEQ_CLS.default")]
+fn the_head_that_an_adapter_brings_decides_how_many_classes_there_are(#[case] name: &str) {
+    let folder = adapter(name, &json!({}));
     let file = folder.path().join(ADAPTER_WEIGHTS);
     let mut tensors = TensorFile::read(&file, "adapter").unwrap().tensors;
     let width = tensors["base_model.model.classifier.weight"].shape()[1];
     tensors.insert("base_model.model.classifier.weight".into(), TensorData::new(vec![0.1_f32; 7 * width], [7, width]));
     tensors.insert("base_model.model.classifier.bias".into(), TensorData::new(vec![0.1_f32; 7], [7]));
     write_safetensors(&file, &tensors).unwrap();
-    assert_eq!(open(CLASSES, folder.path()).unwrap().info().num_labels(), 7);
+    assert_eq!(open(name, folder.path()).unwrap().info().num_labels(), 7);
 }
 
 #[test]

@@ -216,6 +216,20 @@ fn an_evaluation_has_the_loss_that_training_has() {
     }
 }
 
+#[rstest]
+#[case("llama.CAUSAL_LM.cpt")]
+#[case("gpt2.CAUSAL_LM.cpt")]
+fn a_saved_prompt_of_cpt_has_the_loss_of_cpt(#[case] name: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts").join(name);
+    let alone = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(folder.join("adapter").join(file), alone.path().join(file)).unwrap();
+    }
+    let model = open(&folder, alone.path());
+    let (loss, _) = model.loss(&model.check(inputs(&folder)).unwrap()).unwrap();
+    assert_close("loss", &loss.without_autodiff().into_data(), &expected(&folder)["loss"]);
+}
+
 /// The width of ELECTRA's words is not its hidden size, by which PEFT goes and fails.
 #[test]
 fn virtual_tokens_are_as_wide_as_words() {

@@ -77,6 +77,20 @@ fn saving_gives_the_file_that_was_loaded() {
 }
 
 #[test]
+fn a_model_with_a_weight_that_is_no_number_is_not_written() {
+    let mut loaded = open(&golden("llama.CAUSAL_LM.default"), &AutoClass::CAUSAL_LM).unwrap();
+    let info = loaded.base.info.clone();
+    loaded.base.module = loaded.base.module.map_params(&|path| info.rename(path), &mut |name, param| match name {
+        "model.norm.weight" => peft_core::DynParam::R1(param.get::<1>().unwrap().map(|weight| weight * f32::NAN)),
+        _ => param,
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let error = save(&loaded.base, None, folder.path()).unwrap_err();
+    assert!(error.exit_code() == 7 && error.to_string().contains("model.norm.weight"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn parameters_that_no_longer_are_the_same_are_saved_apart() {
     let mut loaded = open(&golden("llama.CAUSAL_LM.tied-all-linear"), &AutoClass::CAUSAL_LM).unwrap();
     let info = loaded.base.info.clone();
