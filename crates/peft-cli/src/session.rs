@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, TensorData};
 use clap::{
     Args,
     builder::{OsStringValueParser, TypedValueParser as _},
@@ -112,6 +112,7 @@ impl ModelArgs {
     pub(crate) fn open_as(&mut self, class: Option<AutoClass>, globals: &Globals) -> Result<PeftModel, CliError> {
         let device = device(globals)?;
         let folders = self.read_adapters(globals)?;
+        folders.iter().try_for_each(|(_, folder)| refuse_not_finite(folder))?;
         let model = self.locate_model(&folders, Needed::Model, globals)?;
         let labels = labels(&model, &folders)?;
         let dtype = dtype(globals)?;
@@ -258,6 +259,15 @@ pub(crate) fn dtype(globals: &Globals) -> Result<Option<DType>, CliError> {
         Some("bf16") => Ok(Some(DType::BF16)),
         Some("f16") => Ok(Some(DType::F16)),
         Some(other) => Err(CliError::Usage(format!("--dtype {other}: one of f32, bf16, f16"))),
+    }
+}
+
+/// Refuses an adapter with NaN or infinity in it: attention may hide where they are, so that wrong answers look like answers.
+fn refuse_not_finite(folder: &AdapterFolder) -> Result<(), peft::Error> {
+    let is_finite = |data: &TensorData| !data.dtype().is_float() || data.iter::<f64>().all(f64::is_finite);
+    match folder.tensors.iter().find(|(_, data)| !is_finite(data)) {
+        Some((key, _)) => Err(peft::Error::NotFiniteOutput { output: key.clone() }),
+        None => Ok(()),
     }
 }
 

@@ -141,14 +141,14 @@ impl GenerationConfig {
     /// [`Error::File`] for a file that is no JSON object; [`Error::Config`] for a value of another type.
     pub fn of_model(folder: &Path, config: &Map<String, Value>) -> Result<Self> {
         let path = folder.join(FILE);
-        let mut found = if path.exists() {
+        if path.exists() {
             let text = read_text(&path, "the options of generation")?;
             let broken = |error| Error::File { path: path.clone(), problem: format!("not a JSON object: {error}") };
             let map: Map<String, Value> = serde_json::from_str(&text).map_err(broken)?;
-            Self::default().over(&map, &path.display().to_string())?
-        } else {
-            Self::default().over(config, "config.json")?
-        };
+            return Self::default().over(&map, &path.display().to_string());
+        }
+        let mut found = Self::default().over(config, "config.json")?;
+        // Configurations of models had the default written out.
         found.max_length = found.max_length.filter(|length| *length != DEFAULT_NEW_TOKENS);
         Ok(found)
     }
@@ -293,8 +293,10 @@ mod tests {
 
     #[test]
     fn twenty_is_a_limit_where_it_was_chosen() {
-        let file = of_file(r#"{"max_length": 20}"#).unwrap();
+        let config = Map::from_iter([("max_length".to_owned(), 20.into())]);
+        let file = GenerationConfig::of_model(Path::new("nowhere"), &config).unwrap();
         assert!(file.has_default_length());
+        assert_eq!(of_file(r#"{"max_length": 20}"#).unwrap().max_length, Some(20));
         let typed = file.with(&Map::from_iter([("max_length".to_owned(), 20.into())]), "typed").unwrap();
         assert_eq!(typed.max_length, Some(20));
         assert_eq!(of_file(r#"{"max_length": 21}"#).unwrap().max_length, Some(21));

@@ -64,10 +64,11 @@ pub(crate) fn search(
 }
 
 fn pick(scores: &[f32], draw: Option<&mut ChaCha12Rng>) -> Result<u32> {
-    let unfit = || match scores.iter().any(|score| score.is_nan()) {
-        true => Error::NotFiniteOutput { output: "logits".to_owned() },
-        false => Error::Data("all tokens are forbidden, so that none can be the next".to_owned()),
-    };
+    // What is forbidden is minus infinity.
+    if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
+        return Err(Error::NotFiniteOutput { output: "logits".to_owned() });
+    }
+    let unfit = || Error::Data("all tokens are forbidden, so that none can be the next".to_owned());
     let best =
         argmax(scores).filter(|best| scores.get(*best).is_some_and(|score| score.is_finite())).ok_or_else(unfit)?;
     let mut chosen = best;
@@ -94,4 +95,22 @@ pub(crate) fn draws(seed: u64, count: usize) -> Vec<ChaCha12Rng> {
 pub(crate) fn uniform(draw: &mut ChaCha12Rng) -> f64 {
     // 53 random bits.
     (draw.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_that_is_no_number_is_passed_over_by_no_search() {
+        for broken in [f32::NAN, f32::INFINITY] {
+            let scores = [0.5, broken, 0.25];
+            let mut draws = draws(1, 1);
+            for draw in [None, draws.first_mut()] {
+                assert!(matches!(pick(&scores, draw), Err(Error::NotFiniteOutput { .. })), "{broken}");
+            }
+        }
+        assert_eq!(pick(&[0.5, f32::NEG_INFINITY, 0.75], None).unwrap(), 2);
+    }
 }

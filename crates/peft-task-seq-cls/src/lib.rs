@@ -96,6 +96,15 @@ impl Task for SequenceClassification {
         let is_fraction = |text: &String| is_number(text) && text.contains(['.', 'e', 'E']);
         let lists = values.iter().filter(|value| value.is_array()).count();
         let all = || texts_of.iter().flatten();
+        let is_hole = |text: &String| text.parse().is_ok_and(|number: f64| !number.is_finite());
+        if all().any(is_fraction)
+            && all().all(|text| is_number(text) || is_hole(text))
+            && let Some((row, texts)) = rows.iter().zip(&texts_of).find(|(_, texts)| texts.iter().any(is_hole))
+        {
+            return Err(
+                row.error(format!("label `{}` is no number among numbers: leave the row out", texts.join(", ")))
+            );
+        }
         let problem = if lists == 0 {
             if all().all(|text| is_number(text)) && all().any(is_fraction) {
                 Problem::Regression

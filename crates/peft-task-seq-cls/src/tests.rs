@@ -296,3 +296,14 @@ fn answers_name_the_classes() {
     assert_eq!(answer(&info(&["x"], "regression"), &[2.5]), json!({ "score": 2.5 }));
     assert_eq!(answer(&info(&["x", "y"], "regression"), &[2.5, 1.0]), json!({ "scores": { "x": 2.5, "y": 1.0 } }));
 }
+
+#[test]
+fn a_hole_in_a_column_of_numbers_is_refused_and_no_class() {
+    for hole in [json!("nan"), json!("inf"), json!("NaN")] {
+        let rows = labelled(&[json!(0.5), hole.clone(), json!("1.5")]);
+        let error = SequenceClassification.labels(&rows, "label").unwrap_err().to_string();
+        assert!(error.starts_with("train.tsv:3: ") && error.contains("no number among numbers"), "{error}");
+    }
+    let words = SequenceClassification.labels(&labelled(&[json!("nan"), json!("dal")]), "label").unwrap().unwrap();
+    assert_eq!(words.labels, ["dal", "nan"], "a word where labels are words");
+}

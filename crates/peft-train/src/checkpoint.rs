@@ -125,6 +125,16 @@ pub(crate) fn named(output_dir: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
+/// A file of the run that an adapter is of: in its folder, or where that is a checkpoint without one, in the run's own.
+pub(crate) fn file_of_run(folder: &Path, name: &str) -> PathBuf {
+    let own = folder.join(name);
+    let is_checkpoint = folder.file_name().is_some_and(|name| step_of(&name.to_string_lossy()).is_some());
+    match folder.parent().map(|run| run.join(name)) {
+        Some(of_run) if is_checkpoint && !own.exists() && folder.join(STATE).is_file() => of_run,
+        _ => own,
+    }
+}
+
 /// Whether this program wrote a checkpoint, and nobody put anything into it since. Python's have another state.
 ///
 /// # Errors

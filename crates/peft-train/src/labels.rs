@@ -12,7 +12,7 @@ use peft::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Result, checkpoint::file_of_run};
 
 /// The file's name.
 pub const LABELS_FILE: &str = "labels.json";
@@ -25,12 +25,12 @@ struct LabelsFile {
     problem_type: String,
 }
 
-/// Reads the classes of an adapter folder; none if it has no such file.
+/// Reads the classes of an adapter folder, or of the run that it is a checkpoint of; none if there is no such file.
 ///
 /// # Errors
 /// If the file is broken, with what it should hold.
 pub fn read(folder: &Path) -> Result<Option<LabelSet>> {
-    let path = folder.join(LABELS_FILE);
+    let path = file_of_run(folder, LABELS_FILE);
     if !path.exists() {
         return Ok(None);
     }
@@ -66,6 +66,18 @@ mod tests {
         assert_eq!(read(folder.path()).unwrap(), None);
         write(folder.path(), &labels).unwrap();
         assert_eq!(read(folder.path()).unwrap(), Some(labels));
+    }
+
+    #[test]
+    fn a_checkpoint_has_the_classes_of_its_run() {
+        let run = tempfile::tempdir().unwrap();
+        let labels = LabelSet { labels: vec!["a".into(), "b".into()], problem_type: "single_label_classification" };
+        write(run.path(), &labels).unwrap();
+        let checkpoint = run.path().join("checkpoint-2");
+        std::fs::create_dir(&checkpoint).unwrap();
+        assert_eq!(read(&checkpoint).unwrap(), None, "a folder of another program");
+        std::fs::write(checkpoint.join("trainer_state.json"), "{}").unwrap();
+        assert_eq!(read(&checkpoint).unwrap(), Some(labels));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use peft_generate::GenerationConfig;
 use crate::{
     Dataset, Error, Recipe, Result, Writing,
     best_metric::chosen_metric,
+    checkpoint::file_of_run,
     columns,
     data::{Part, has_part, note_on_paragraphs, read_part},
     dataset,
@@ -87,7 +88,7 @@ impl Prepared {
 /// # Errors
 /// If the recipe is broken, or what the model's folder says of its pooling.
 pub fn options_of_adapter(folder: &Path, model: &Path, task: &dyn Task, info: &ModelInfo) -> Result<EncodeOptions> {
-    let path = folder.join(RECIPE_FILE);
+    let path = file_of_run(folder, RECIPE_FILE);
     let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
     let most = info.room().unwrap_or(usize::MAX);
     let encoder = sentence_encoder(task, &[folder, model])?;
@@ -100,7 +101,7 @@ pub fn options_of_adapter(folder: &Path, model: &Path, task: &dyn Task, info: &M
 /// # Errors
 /// If one of the files is broken.
 pub fn generation_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Result<GenerationConfig> {
-    let path = folder.join(RECIPE_FILE);
+    let path = file_of_run(folder, RECIPE_FILE);
     let training = if path.exists() { Recipe::read(&path, &[])?.training } else { TrainingArguments::default() };
     generation_config(&training, model, info)
 }

@@ -61,6 +61,9 @@ impl Frequencies {
         let plain = powers(theta, dim);
         let scaled =
             |inv_freq: Vec<f64>| Self { inv_freq: narrow(inv_freq), long: None, attention_factor: 1.0, reach: 0 };
+        if !(theta > 0.0 && plain.iter().all(|frequency| (*frequency as f32).is_finite())) {
+            return Err(Fields::error("rope_theta", format!("{theta} gives no frequencies; it should be above 0")));
+        }
         let (Some(parameters), false) = (parameters, kind == "default") else { return Ok(scaled(plain)) };
 
         let positions = config.float_or("max_position_embeddings", 0.0)?;
@@ -282,6 +285,10 @@ mod tests {
         assert!(text.contains("`spiral`") && text.contains("`rope_parameters`"), "{text}");
         assert!(error(Value::Null, 5).contains("in pairs"));
         assert!(error(json!({"rope_type": "linear", "factor": 0.0}), 8).contains("no finite numbers"));
+        for theta in [0.0, -5.0] {
+            let text = error(json!({"rope_type": "default", "rope_theta": theta}), 8);
+            assert!(text.contains("`rope_theta`"), "{text}");
+        }
         assert!(error(json!({"rope_type": "linear"}), 8).contains("`factor`"));
         let lists = json!({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0], "long_factor": [1.0]});
         assert!(error(lists, 8).contains("1 factors for 4 pairs"));
