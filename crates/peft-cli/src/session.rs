@@ -266,7 +266,10 @@ pub(crate) fn dtype(globals: &Globals) -> Result<Option<DType>, CliError> {
 fn refuse_not_finite(folder: &AdapterFolder) -> Result<(), peft::Error> {
     let is_finite = |data: &TensorData| !data.dtype().is_float() || data.iter::<f64>().all(f64::is_finite);
     match folder.tensors.iter().find(|(_, data)| !is_finite(data)) {
-        Some((key, _)) => Err(peft::Error::NotFiniteOutput { output: key.clone() }),
+        Some((key, _)) => {
+            let error = Box::new(peft::Error::NotFiniteOutput { output: key.clone() });
+            Err(peft::Error::InFile { path: folder.path.clone(), error })
+        }
         None => Ok(()),
     }
 }

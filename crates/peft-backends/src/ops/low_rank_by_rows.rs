@@ -429,9 +429,11 @@ mod tests {
         }
     }
 
-    fn assert_near(found: Vec<TensorData>, expected: Vec<TensorData>, tolerance: Tolerance<f32>) {
+    /// Sums of other orders differ by the rounding of their terms, however small the sum itself comes out.
+    fn assert_near(found: Vec<TensorData>, expected: Vec<TensorData>) {
         for (found, expected) in found.into_iter().zip(expected) {
-            found.assert_approx_eq::<f32>(&expected, tolerance);
+            let largest = expected.iter::<f32>().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+            found.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(5e-3, 1e-5 + 2e-6 * largest));
         }
     }
 
@@ -455,10 +457,9 @@ mod tests {
                 return Ok(());
             }
             let expected = case.gradients(reference(case.y.clone(), &case.x, &adapters, &runs, &keeps));
-            let tolerance = Tolerance::default();
-            assert_near(case.gradients(fused(case.y.clone(), &case.x, case.adapters(drop), runs.clone(), keeps)), expected.clone(), tolerance);
+            assert_near(case.gradients(fused(case.y.clone(), &case.x, case.adapters(drop), runs.clone(), keeps)), expected.clone());
             if drop == 0.0 {
-                assert_near(case.gradients(portable(case.y.clone(), &case.x, &adapters, &runs)), expected, tolerance);
+                assert_near(case.gradients(portable(case.y.clone(), &case.x, &adapters, &runs)), expected);
             }
         }
     }
