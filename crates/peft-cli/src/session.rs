@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, Device, TensorData};
+use burn::tensor::{DType, Device};
 use clap::{
     Args,
     builder::{OsStringValueParser, TypedValueParser as _},
@@ -21,7 +21,7 @@ use peft::{
     },
     task::LabelSet,
 };
-use peft_train::{Recipe, recipe::RECIPE_FILE};
+use peft_train::Recipe;
 
 use crate::{CliError, Globals, quantization_args::QuantizationArgs, terminal};
 
@@ -112,7 +112,7 @@ impl ModelArgs {
     pub(crate) fn open_as(&mut self, class: Option<AutoClass>, globals: &Globals) -> Result<PeftModel, CliError> {
         let device = device(globals)?;
         let folders = self.read_adapters(globals)?;
-        folders.iter().try_for_each(|(_, folder)| refuse_not_finite(folder))?;
+        folders.iter().try_for_each(|(_, folder)| folder.check_finite())?;
         let model = self.locate_model(&folders, Needed::Model, globals)?;
         let labels = labels(&model, &folders)?;
         let dtype = dtype(globals)?;
@@ -223,8 +223,7 @@ fn named_base(name: &str, revision: Option<&str>, folder: &Path) -> PathBuf {
     if given.exists() {
         return given;
     }
-    let recipe = folder.join(RECIPE_FILE);
-    let recipe = recipe.exists().then(|| Recipe::read(&recipe, &[]).ok()).flatten();
+    let recipe = Recipe::of_adapter(folder).ok().flatten();
     if let Some(found) =
         recipe.map(|recipe| recipe.locate(&recipe.model.model_name_or_path)).filter(|found| found.exists())
     {
@@ -259,18 +258,6 @@ pub(crate) fn dtype(globals: &Globals) -> Result<Option<DType>, CliError> {
         Some("bf16") => Ok(Some(DType::BF16)),
         Some("f16") => Ok(Some(DType::F16)),
         Some(other) => Err(CliError::Usage(format!("--dtype {other}: one of f32, bf16, f16"))),
-    }
-}
-
-/// Refuses an adapter with NaN or infinity in it: attention may hide where they are, so that wrong answers look like answers.
-fn refuse_not_finite(folder: &AdapterFolder) -> Result<(), peft::Error> {
-    let is_finite = |data: &TensorData| !data.dtype().is_float() || data.iter::<f64>().all(f64::is_finite);
-    match folder.tensors.iter().find(|(_, data)| !is_finite(data)) {
-        Some((key, _)) => {
-            let error = Box::new(peft::Error::NotFiniteOutput { output: key.clone() });
-            Err(peft::Error::InFile { path: folder.path.clone(), error })
-        }
-        None => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::{DynTensor, Error, PastKeyValues, Result, WordLogits};
+use crate::{DynTensor, Error, PastKeyValues, Result, WordLogits, finite::check_finite};
 
 /// A model's inputs, on its device.
 #[derive(Debug, Clone, Default)]
@@ -269,16 +269,5 @@ impl Outputs {
     fn lacks(&self, name: &str, rank: usize) -> Error {
         let there: Vec<_> = self.0.iter().map(|(name, output)| format!("{name} {:?}", output.shape())).collect();
         Error::Data(format!("the model gives no `{name}` of rank {rank} (it gives: {})", there.join(", ")))
-    }
-}
-
-/// Whether values that a model gave are numbers.
-///
-/// # Errors
-/// [`Error::NotFiniteOutput`] if one is NaN or an infinity.
-pub fn check_finite(values: &[f32], name: &str) -> Result<()> {
-    match values.iter().all(|value| value.is_finite()) {
-        true => Ok(()),
-        false => Err(Error::NotFiniteOutput { output: name.to_owned() }),
     }
 }

@@ -22,6 +22,7 @@ pub mod error;
 pub mod example;
 pub mod explain;
 pub mod files;
+pub mod finite;
 pub mod fresh;
 pub mod linear;
 pub mod loss;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 
-use crate::{Error, Labels, Outputs, Result, batch::check_finite, example::IGNORE, word_logits::Targets};
+use crate::{Error, Labels, Outputs, Result, example::IGNORE, finite::check_finite, word_logits::Targets};
 
 /// What labels make of outputs: a mean, and what it is a mean of.
 ///

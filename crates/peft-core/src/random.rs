@@ -27,6 +27,11 @@ pub fn hash_of(first: &str, second: &str) -> u64 {
     })
 }
 
+/// A hash as files have it: in lower case hexadecimal.
+pub fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// SipHash-1-3 with a key of zeros.
 fn sip_hash(write: impl FnOnce(&mut SipHasher13)) -> u64 {
     let mut hash = SipHasher13::new();

@@ -82,6 +82,11 @@ pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
     serde_json::from_str(&text).map_err(|error| Error::File { path, problem: format!("not a JSON object: {error}") })
 }
 
+/// The file that describes a model: its configuration, or the GGUF file that has one.
+fn described_by(model: &Path) -> Result<PathBuf> {
+    Ok(gguf::file_of(model)?.unwrap_or_else(|| config_path(model)))
+}
+
 /// The configuration of a folder, or the file itself.
 fn config_path(model: &Path) -> PathBuf {
     let is_file = model.is_file() || model.extension().is_some_and(|extension| extension == "json");
@@ -110,7 +115,7 @@ fn configured(folder: &Path, options: &LoadOptions) -> Result<Map<String, Value>
 }
 
 fn build(folder: &Path, config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Result<BaseModel> {
-    let path = gguf::file_of(folder)?.unwrap_or_else(|| config_path(folder));
+    let path = described_by(folder)?;
     let plugin = architecture(&path, config)?;
     sizes::check_labels(config).map_err(|error| error.in_file(&path))?;
     plugin.build(config, class, &device.clone().inner()).map_err(|error| error.in_file(&path))
@@ -133,7 +138,7 @@ fn architecture(path: &Path, config: &Map<String, Value>) -> Result<&'static Arc
 /// # Errors
 /// As [`skeleton`].
 pub fn classes(folder: &Path) -> Result<&'static [AutoClass]> {
-    let path = gguf::file_of(folder)?.unwrap_or_else(|| config_path(folder));
+    let path = described_by(folder)?;
     Ok(architecture(&path, &read_config(folder)?)?.classes)
 }
 
@@ -168,8 +173,8 @@ pub fn load(folder: &Path, class: &AutoClass, options: &LoadOptions, device: &De
     let (config, built) = (read_config(folder)?, configured(folder, options)?);
     let shards = shards::Shards::open(folder);
     if let Ok(shards) = &shards {
-        let path = || gguf::file_of(folder).ok().flatten().unwrap_or_else(|| config_path(folder));
-        sizes::check(&built, shards).map_err(|error| error.in_file(&path()))?;
+        let path = described_by(folder)?;
+        sizes::check(&built, shards).map_err(|error| error.in_file(&path))?;
     }
     // What is wrong with the configuration is said first.
     let skeleton = build(folder, &built, class, device)?;

@@ -6,8 +6,8 @@
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use peft_core::{
     AutoClass, BadRows, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    batch::check_finite,
     example::{EncodeContext, Example, IGNORE, Label, Pooling, Row, collate_labels},
+    finite::check_finite,
     inventory,
     loss::{self, Loss},
     metrics::correlation::{pearson, spearman},

@@ -5,8 +5,8 @@ use std::ops::Range;
 use burn::tensor::Device;
 use peft::{
     Error as PeftError, PeftModel, Task,
-    batch::check_finite,
     example::{EncodeContext, Example},
+    finite::check_finite,
     task::{Judged, Metrics, Scores},
 };
 use serde_json::{Value, json};

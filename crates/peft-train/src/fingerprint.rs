@@ -2,7 +2,10 @@
 
 use std::hash::{Hash, Hasher};
 
-use peft::example::{Example, Label};
+use peft::{
+    example::{Example, Label},
+    random::hex,
+};
 use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher13;
 
@@ -28,7 +31,7 @@ pub(crate) fn sha256(examples: &[Example]) -> String {
             }
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 /// What checkpoints of version 0 have: SipHash-1-3 as the standard library fed it then.

@@ -17,7 +17,8 @@ use crate::{Result, checkpoint::file_of_run};
 /// The file's name.
 pub const LABELS_FILE: &str = "labels.json";
 
-const PROBLEM_TYPES: [&str; 3] = ["single_label_classification", "multi_label_classification", "regression"];
+/// What kinds of problem there are, as `problem_type` of Transformers calls them.
+pub(crate) const PROBLEM_TYPES: [&str; 3] = ["single_label_classification", "multi_label_classification", "regression"];
 
 #[derive(Serialize, Deserialize)]
 struct LabelsFile {

@@ -25,14 +25,14 @@ use peft_generate::GenerationConfig;
 use crate::{
     Dataset, Error, Recipe, Result, Writing,
     best_metric::chosen_metric,
-    checkpoint::file_of_run,
     columns,
     data::{Part, has_part, note_on_paragraphs, read_part},
     dataset,
     evaluate::named_metrics,
+    labels::PROBLEM_TYPES,
     packing::check_kept_apart,
     pooling::SentenceEncoder,
-    recipe::{DataArguments, Init, RECIPE_FILE, TrainingArguments},
+    recipe::{DataArguments, Init, TrainingArguments},
     row_adapters::named_adapters,
 };
 
@@ -88,8 +88,7 @@ impl Prepared {
 /// # Errors
 /// If the recipe is broken, or what the model's folder says of its pooling.
 pub fn options_of_adapter(folder: &Path, model: &Path, task: &dyn Task, info: &ModelInfo) -> Result<EncodeOptions> {
-    let path = file_of_run(folder, RECIPE_FILE);
-    let data = if path.exists() { Recipe::read(&path, &[])?.data } else { DataArguments::default() };
+    let data = Recipe::of_adapter(folder)?.map_or_else(DataArguments::default, |recipe| recipe.data);
     let most = info.room().unwrap_or(usize::MAX);
     let encoder = sentence_encoder(task, &[folder, model])?;
     let max_length = data.max_length.or(encoder.max_seq_length).unwrap_or(DEFAULT_MAX_LENGTH).min(most);
@@ -101,8 +100,7 @@ pub fn options_of_adapter(folder: &Path, model: &Path, task: &dyn Task, info: &M
 /// # Errors
 /// If one of the files is broken.
 pub fn generation_of_adapter(folder: &Path, model: &Path, info: &ModelInfo) -> Result<GenerationConfig> {
-    let path = file_of_run(folder, RECIPE_FILE);
-    let training = if path.exists() { Recipe::read(&path, &[])?.training } else { TrainingArguments::default() };
+    let training = Recipe::of_adapter(folder)?.map_or_else(TrainingArguments::default, |recipe| recipe.training);
     generation_config(&training, model, info)
 }
 
@@ -500,9 +498,8 @@ fn train_and<'a>(eval: Option<&'a [Row]>, train: &'a [Row]) -> impl Iterator<Ite
 
 /// What kind of problem it is: the model's own word goes before what the labels look like.
 fn problem_type(found: &LabelSet, info: &ModelInfo) -> &'static str {
-    let kinds = ["single_label_classification", "multi_label_classification", "regression"];
     match info.problem_type() {
-        Some(own) => kinds.into_iter().find(|kind| *kind == own).unwrap_or(found.problem_type),
+        Some(own) => PROBLEM_TYPES.into_iter().find(|kind| *kind == own).unwrap_or(found.problem_type),
         None if info.num_labels() == 1 => "regression",
         // Whole numbers with a decimal point are classes of a model that has several.
         None if found.problem_type == "regression" && info.num_labels() != found.labels.len() => {

@@ -25,7 +25,7 @@ use peft::{
 };
 use serde_json::{Map, Value};
 
-use crate::{Error, Result, data::is_data_file};
+use crate::{Error, Result, checkpoint::file_of_run, data::is_data_file};
 use document::{Document, Section, in_quotes, unquoted};
 use several::several;
 
@@ -72,6 +72,15 @@ impl Recipe {
             },
             other => other,
         })
+    }
+
+    /// The recipe that an adapter was trained by: in its folder, or in the run's where that is a checkpoint. None if there is none.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn of_adapter(folder: &Path) -> Result<Option<Self>> {
+        let path = file_of_run(folder, RECIPE_FILE);
+        path.exists().then(|| Self::read(&path, &[])).transpose()
     }
 
     /// Reads a recipe's text; `path` is what messages call it and where relative paths start.

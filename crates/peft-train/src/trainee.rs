@@ -1,12 +1,13 @@
 //! An adapter that is trained: all that it has for itself, whether others are trained beside it or not.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use peft::{
     Error as PeftError, PeftModel,
     example::{Example, collate_labels},
     files::AdapterFolder,
+    finite::first_not_finite,
     model::DEFAULT_ADAPTER,
     models::{checkpoint::save as save_model, copy_tokenizer},
     task::Metrics,
@@ -297,7 +298,7 @@ impl<'a> Trainee<'a> {
         if let Err(diverged) = self.read_losses() {
             return diverged;
         }
-        match model.state_dict(self.adapter()).map(|tensors| not_finite(&tensors)) {
+        match model.state_dict(self.adapter()).map(|tensors| first_not_finite(&tensors).map(str::to_owned)) {
             Ok(Some(key)) => Error::NotFinite { step, key },
             _ => Error::EvaluationNotFinite { step, output },
         }
@@ -343,8 +344,8 @@ impl<'a> Trainee<'a> {
                 (self.state.global_step, metrics, model.state_dict(self.adapter())?)
             }
         };
-        if let Some(key) = not_finite(&tensors) {
-            return Err(Error::NotFinite { step: written_step, key });
+        if let Some(key) = first_not_finite(&tensors) {
+            return Err(Error::NotFinite { step: written_step, key: key.to_owned() });
         }
         let (name, recipe, prepared, output_dir) =
             (self.adapter(), self.recipe, self.prepared, self.run.path().to_owned());
@@ -421,15 +422,6 @@ fn best_of(checkpoint: &Checkpoint, recipe: &Recipe, run: &RunDirectory) -> Resu
         }
     };
     Ok(Some(BestModel { evaluation, adapter: Some(adapter) }))
-}
-
-/// The first tensor that holds NaN or an infinity.
-fn not_finite(tensors: &BTreeMap<String, TensorData>) -> Option<String> {
-    let is_finite = |data: &TensorData| {
-        let values = data.clone().convert::<f32>().try_to_vec::<f32>();
-        values.is_ok_and(|values| values.iter().all(|value| value.is_finite()))
-    };
-    tensors.iter().find(|(_, data)| !is_finite(data)).map(|(key, _)| key.clone())
 }
 
 fn read(values: Tensor<1>) -> Result<Vec<f32>> {

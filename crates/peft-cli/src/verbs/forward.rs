@@ -9,8 +9,8 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use clap::Args;
 use peft::{
     Batch, CheckedBatch, Error, Inputs, Labels, Outputs, PeftModel,
-    batch::check_finite,
     files::{TensorFile, check_output_file, write_safetensors},
+    finite::check_finite,
 };
 
 use crate::{CliError, Globals, session::ModelArgs, terminal};

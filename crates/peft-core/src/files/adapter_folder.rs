@@ -11,6 +11,7 @@ use super::{TensorFile, create_folder, model_card, remove_file, write_atomically
 use crate::{
     Error, PeftConfig, Result,
     adapter::{KEY_PREFIX, PROMPT_KEY_PREFIX},
+    finite::first_not_finite,
     prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER},
 };
 
@@ -100,6 +101,16 @@ impl AdapterFolder {
             tensors = tensors.into_iter().map(|(key, data)| (format!("{KEY_PREFIX}{key}"), data)).collect();
         }
         Ok(Self { path: path.to_owned(), config, tensors })
+    }
+
+    /// That all of its values are numbers: attention may hide where they are not, so that wrong answers look like answers.
+    ///
+    /// # Errors
+    /// [`Error::NotFiniteOutput`], with the folder, for the first tensor that holds NaN or an infinity.
+    pub fn check_finite(&self) -> Result<()> {
+        let Some(key) = first_not_finite(&self.tensors) else { return Ok(()) };
+        let error = Box::new(Error::NotFiniteOutput { output: key.to_owned() });
+        Err(Error::InFile { path: self.path.clone(), error })
     }
 
     /// What stands before the names of the base model's modules in the file; the longer one first.

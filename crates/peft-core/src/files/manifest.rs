@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{read_bytes, write_atomically};
-use crate::{Error, Result};
+use crate::{Error, Result, random::hex};
 
 /// The file's name.
 pub const MANIFEST: &str = "peft_manifest.json";
@@ -104,14 +104,9 @@ impl Contents {
         let io = |source| Error::Io { path: PathBuf::from(path), action: "read", source };
         let bytes = path.symlink_metadata().map_err(io)?.len();
         let small = bytes <= HASHED && path.is_file();
-        let sha256 = if small { Some(sha256(&std::fs::read(path).map_err(io)?)) } else { None };
+        let sha256 = if small { Some(hex(&Sha256::digest(std::fs::read(path).map_err(io)?))) } else { None };
         Ok(Self { bytes, sha256 })
     }
-}
-
-/// SHA-256 in lower case hexadecimal.
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -5,12 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::TensorData;
-
 use super::PeftModel;
 use crate::{
     Adapter, BaseModel, DynParam, DynTensor, Error, PackedWeight, Result,
     adapter::{AdapterTensor, Role, Tie},
+    finite::is_finite,
     packed::base_value,
     tuner::Tensors,
 };
@@ -64,7 +63,7 @@ impl PeftModel {
             }
             let Some(tensors) = hung.get(name) else { return param };
             let value = merge_one(base_value(&param, packed.get(name)), tensors);
-            if !is_finite(&value) {
+            if !is_finite(&value.to_data()) {
                 broken = broken
                     .take()
                     .or_else(|| tensors.first().map(|(adapter, _)| (name.to_owned(), (*adapter).to_owned())));
@@ -134,11 +133,4 @@ fn follow(own: DynTensor, tie: &Tie, tensor: &AdapterTensor) -> DynTensor {
     }
     let value = tensor.param.tensor().without_autodiff();
     if tie.transposed { value.transposed() } else { value }
-}
-
-fn is_finite(tensor: &DynTensor) -> bool {
-    let finite = |data: TensorData| {
-        data.convert::<f32>().try_to_vec::<f32>().is_ok_and(|values| values.iter().all(|value| value.is_finite()))
-    };
-    finite(tensor.to_data())
 }

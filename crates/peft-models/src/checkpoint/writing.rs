@@ -6,6 +6,7 @@ use burn::tensor::{DType, TensorData};
 use peft_core::{
     BaseModel, Error, ModelInfo, ModuleKind, PackedWeight, Result,
     files::{create_folder, read_bytes, write_atomically, write_safetensors},
+    finite::first_not_finite,
     packed::base_value,
 };
 use serde_json::Value;
@@ -24,8 +25,8 @@ use crate::{quantization::QUANTIZATION_CONFIG, tokenizer_files::copy_tokenizer};
 pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()> {
     let info = &base.info;
     let mut tensors = stored_tensors(base);
-    if let Some((name, _)) = tensors.iter().find(|(_, data)| !is_finite(data)) {
-        return Err(Error::NotFiniteOutput { output: name.clone() });
+    if let Some(name) = first_not_finite(&tensors) {
+        return Err(Error::NotFiniteOutput { output: name.to_owned() });
     }
     let mut config = info.config.clone();
     let stored = |(name, weight): (&str, &Arc<dyn PackedWeight>)| weight.stored(&info.stored(name));
@@ -83,15 +84,6 @@ fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
         param
     });
     tensors
-}
-
-/// Whether no value is NaN or an infinity; whole numbers never are.
-fn is_finite(data: &TensorData) -> bool {
-    match data.dtype() {
-        DType::F32 => data.as_slice::<f32>().is_ok_and(|values| values.iter().all(|value| value.is_finite())),
-        DType::F64 | DType::F16 | DType::BF16 => data.iter::<f64>().all(f64::is_finite),
-        _ => true,
-    }
 }
 
 /// The type that the configuration says a model has: `dtype`, or `torch_dtype` of older ones; none where it says nothing or

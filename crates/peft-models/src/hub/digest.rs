@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use peft_core::random::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
@@ -84,10 +85,6 @@ fn sha1s(path: &Path) -> io::Result<Vec<String>> {
         plain.update(bytes);
     }
     Ok(vec![hex(&git.finalize()), hex(&plain.finalize())])
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
