@@ -6,6 +6,7 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
+use peft::train::{CapturedSteps, Event, Observer, Optimizer, Recipe, TrainOptions, recipe::TrainingArguments, train};
 use peft::{
     Batch, CheckedBatch, Inputs, PeftModel, Task,
     backends::device,
@@ -15,7 +16,6 @@ use peft::{
     loss::token_cross_entropy_on_device,
     model::DEFAULT_ADAPTER,
 };
-use peft_train::{CapturedSteps, Event, Observer, Optimizer, Recipe, TrainOptions, recipe::TrainingArguments, train};
 use rstest::rstest;
 
 use crate::fixture::{base, case, floats, golden};

@@ -9,6 +9,7 @@ use std::{
 };
 
 use burn::tensor::Device;
+use peft::train::{Recipe, data::read_rows};
 use peft::{
     AutoClass, Explanation, PeftConfig,
     config::UnknownKeys,
@@ -18,7 +19,6 @@ use peft::{
         checkpoint::{self, LoadOptions},
     },
 };
-use peft_train::{Recipe, data::read_rows};
 use proptest::{prelude::*, test_runner::RngSeed};
 
 /// Characters that a message has at most: an error of the library has not gone through the program's own limit yet.

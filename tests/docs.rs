@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use peft::train::recipe::{DataArguments, ModelArguments, TrainingArguments};
 use peft::{
     ArchitecturePlugin, ModelInfo, PeftConfig, PeftType, TaskPlugin, TunerPlugin,
     example::{EncodeContext, EncodeOptions, Example, Label, Row},
@@ -15,7 +16,6 @@ use peft::{
     task::{DEFAULT_WRAPPER, Judged},
     tuners::defaults,
 };
-use peft_train::recipe::{DataArguments, ModelArguments, TrainingArguments};
 use serde_json::{Map, Value};
 
 fn root() -> PathBuf {
@@ -198,7 +198,7 @@ fn the_table_of_formats_has_every_extension() {
     let shown: BTreeSet<_> =
         table(&text, "## Formats", "| extension").iter().map(|row| row[0].replace('`', "")).collect();
     // The error about an unknown extension lists those that there are.
-    let error = peft_train::data::read_rows(Path::new("rows.xls")).unwrap_err().to_string();
+    let error = peft::train::data::read_rows(Path::new("rows.xls")).unwrap_err().to_string();
     let known =
         error.lines().filter_map(|line| line.trim().strip_prefix('.')?.split_once(':')).map(|(e, _)| format!(".{e}"));
     assert_eq!(shown, known.collect());

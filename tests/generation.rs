@@ -6,6 +6,7 @@ use std::{
 };
 
 use burn::tensor::{Device, TensorData};
+use peft::generate::{Generated, GenerationConfig, Generator, Written, process};
 use peft::{
     ArchitecturePlugin, AutoClass,
     files::{TensorFile, write_safetensors},
@@ -15,7 +16,6 @@ use peft::{
     },
     registry::plugins,
 };
-use peft_generate::{Generated, GenerationConfig, Generator, Written, process};
 use rstest::rstest;
 use serde::Deserialize;
 use serde_json::{Map, Value};

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use peft::train::{Recipe, Silent, TrainOptions, train};
 use peft::{PeftModel, backends::device, files::AdapterFolder};
-use peft_train::{Recipe, Silent, TrainOptions, train};
 use rstest::rstest;
 
 use crate::{

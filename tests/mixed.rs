@@ -7,13 +7,13 @@ use std::{
 };
 
 use burn::tensor::{Device, Tensor, TensorData};
+use peft::generate::{GenerationConfig, Generator};
+use peft::train::{Optimizer, recipe::TrainingArguments};
 use peft::{
     Batch, Inputs, PeftConfig, PeftModel, PeftType, TaskType,
     by_rows::BASE,
     files::{AdapterFolder, TensorFile},
 };
-use peft_generate::{GenerationConfig, Generator};
-use peft_train::{Optimizer, recipe::TrainingArguments};
 use rstest::rstest;
 use serde_json::{Value, json};
 

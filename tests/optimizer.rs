@@ -6,8 +6,8 @@ use burn::{
     optim::{AdamWConfig, GradientsParams},
     tensor::{Device, TensorData},
 };
+use peft::train::{Optimizer, recipe::TrainingArguments};
 use peft::{PeftConfig, PeftModel, PeftType, TaskType, model::DEFAULT_ADAPTER};
-use peft_train::{Optimizer, recipe::TrainingArguments};
 use serde_json::{Value, json};
 
 use crate::fixture::{assert_close, base_of, batch, case, floats};

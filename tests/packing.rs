@@ -1,12 +1,12 @@
 //! Packed examples give the numbers that they give one by one.
 
 use burn::tensor::Device;
+use peft::train::packing::{check_kept_apart, pack};
 use peft::{
     Batch, Task,
     causal_lm::CausalLm,
     example::{Example, IGNORE, Label, Padding, collate, collate_to},
 };
-use peft_train::packing::{check_kept_apart, pack};
 
 use crate::fixture::{base, case, model};
 

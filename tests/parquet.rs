@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use peft_train::data::{Part, read_part, read_rows};
+use peft::train::data::{Part, read_part, read_rows};
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft::generate::{GenerationConfig, Generator};
 use peft::{
     Batch, Explanation, PeftConfig, PeftModel, PeftType, TaskType,
     files::{AdapterFolder, PROMPT_ENCODER_WEIGHTS},
     model::DEFAULT_ADAPTER,
 };
-use peft_generate::{GenerationConfig, Generator};
 use rstest::rstest;
 use serde_json::{Map, Value};
 

@@ -8,8 +8,8 @@ use std::{
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft::models::QuantizationConfig;
+use peft::train::recipe::{TrainingArguments, WeightType};
 use peft::{Batch, Error, Inputs, Labels, Result, files::TensorFile};
-use peft_train::recipe::{TrainingArguments, WeightType};
 use serde::Deserialize;
 
 /// A case file.

@@ -1,12 +1,12 @@
 //! Greedy generation, timed.
 
 use burn::tensor::DType;
+use peft::generate::{GenerationConfig, Generator};
+use peft::train::report::peak_rss_bytes;
 use peft::{
     AutoClass, PeftModel, Result,
     models::checkpoint::{self, LoadOptions, Loaded},
 };
-use peft_generate::{GenerationConfig, Generator};
-use peft_train::report::peak_rss_bytes;
 use serde::Serialize;
 
 use crate::{

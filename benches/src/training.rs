@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
+use peft::train::{Optimizer, report::peak_rss_bytes};
 use peft::{
     CheckedBatch, Error, PeftModel, Result,
     files::AdapterFolder,
     models::checkpoint::{self, LoadOptions, Loaded},
 };
-use peft_train::{Optimizer, report::peak_rss_bytes};
 use serde::Serialize;
 
 use crate::{

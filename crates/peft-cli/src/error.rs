@@ -8,7 +8,7 @@ pub(crate) enum CliError {
     Peft(#[from] peft::Error),
     /// From training, evaluation or data.
     #[error(transparent)]
-    Train(#[from] peft_train::Error),
+    Train(#[from] peft::train::Error),
     /// From the choice of a device.
     #[error(transparent)]
     Device(#[from] peft::backends::device::DeviceError),

@@ -1,8 +1,8 @@
 //! Options of generation on the command line, as all verbs that write take them.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, error::ErrorKind};
+use peft::generate::GenerationConfig;
 use peft::{models::HfTokenizer, tokenizer::Tokenizer as _};
-use peft_generate::GenerationConfig;
 use serde_json::{Map, Value};
 
 use crate::{CliError, Globals, terminal};

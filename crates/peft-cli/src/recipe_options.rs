@@ -1,7 +1,7 @@
 //! Keys of a recipe that are given as options, `--lr 1e-3`: the error says how they are written.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use peft_train::recipe::override_for;
+use peft::train::recipe::override_for;
 
 /// What to say in place of clap's error, where an unknown option of a verb that takes a recipe is a key of recipes.
 pub(crate) fn explain(error: &clap::Error, arguments: &[String]) -> Option<String> {

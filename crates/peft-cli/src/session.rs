@@ -10,6 +10,7 @@ use clap::{
     Args,
     builder::{OsStringValueParser, TypedValueParser as _},
 };
+use peft::train::Recipe;
 use peft::{
     AutoClass, Error as PeftError, PeftConfig, PeftModel,
     files::{ADAPTER_CONFIG, AdapterFolder},
@@ -21,7 +22,6 @@ use peft::{
     },
     task::LabelSet,
 };
-use peft_train::Recipe;
 
 use crate::{CliError, Globals, quantization_args::QuantizationArgs, terminal};
 
@@ -264,5 +264,5 @@ pub(crate) fn dtype(globals: &Globals) -> Result<Option<DType>, CliError> {
 /// The classes that `labels.json` names, of an adapter or of a model without one; none where the base model's own names hold.
 pub(crate) fn labels(model: &Path, adapters: &[(String, AdapterFolder)]) -> Result<Option<LabelSet>, CliError> {
     let folder = adapters.first().map_or(model, |(_, folder)| &folder.path);
-    Ok(peft_train::labels::read(folder)?)
+    Ok(peft::train::labels::read(folder)?)
 }

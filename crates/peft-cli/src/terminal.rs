@@ -6,7 +6,7 @@ use std::{
     io::{self, ErrorKind, Write},
 };
 
-use peft_train::{Event, Observer};
+use peft::train::{Event, Observer};
 use serde::Serialize;
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use peft::{
+use peft_core::{
     BaseModel, Error as PeftError, Plan,
     example::{Example, Label},
     explain,
@@ -24,7 +24,7 @@ pub struct Activations {
     pub kept_bytes: u64,
     /// What would be kept if no layer ran again, in bytes.
     pub all_bytes: u64,
-    /// For [`Inputs::forgetful_layers`](peft::Inputs::forgetful_layers): as `recomputed`, with the layers counted that have
+    /// For [`Inputs::forgetful_layers`](peft_core::Inputs::forgetful_layers): as `recomputed`, with the layers counted that have
     /// nothing to keep.
     #[serde(skip)]
     pub forgetful_layers: usize,

@@ -1,6 +1,6 @@
 //! The metric that says which evaluation was the best.
 
-use peft::{Error as PeftError, task::Metrics};
+use peft_core::{Error as PeftError, task::Metrics};
 
 use crate::{Result, evaluate::EVAL_LOSS};
 
@@ -27,7 +27,7 @@ pub(crate) fn chosen_metric<'a>(metrics: &'a Metrics, wanted: Option<&str>) -> R
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use peft::metrics::greater_is_better;
+    use peft_core::metrics::greater_is_better;
 
     use super::*;
 

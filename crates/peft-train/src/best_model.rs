@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::TensorData;
 use indexmap::IndexMap;
-use peft::task::Metrics;
+use peft_core::task::Metrics;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, best_metric::chosen_metric, exact::Exact, recipe::TrainingArguments};
@@ -80,7 +80,7 @@ impl BestEvaluation {
 }
 
 fn greater_is_better(arguments: &TrainingArguments, metric: &str) -> bool {
-    arguments.greater_is_better.unwrap_or_else(|| peft::metrics::greater_is_better(metric))
+    arguments.greater_is_better.unwrap_or_else(|| peft_core::metrics::greater_is_better(metric))
 }
 
 #[cfg(test)]

@@ -11,13 +11,13 @@ use burn::{
     optim::GradientsParams,
     tensor::{DType, Device, Float, Int, Tensor, TensorData},
 };
-use peft::{
+use peft_backends::{
+    Captured,
+    capture::is_recordable,
+    ops::{Slot, is_random},
+};
+use peft_core::{
     CheckedBatch, CheckedInputs, DynModule, DynTensor, Error as PeftError, Inputs, Labels, ModelInfo, PeftModel, Task,
-    backends::{
-        Captured,
-        capture::is_recordable,
-        ops::{Slot, is_random},
-    },
     example::IGNORE,
     loss::{check_targets, token_cross_entropy_on_device},
 };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use burn::tensor::TensorData;
-use peft::{
+use peft_core::{
     Error as PeftError, PeftConfig,
     files::{
         ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, PROMPT_ENCODER_WEIGHTS, TensorFile, read_text,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use peft::{Error, Result, Task, error::nearest, example::Row};
+use peft_core::{Error, Result, Task, error::nearest, example::Row};
 
 /// What columns are called in published data sets and by other programs, by the role that they play here.
 const ELSEWHERE: &[(&str, &[&str])] = &[

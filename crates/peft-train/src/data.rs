@@ -11,13 +11,14 @@ mod folder;
 mod header;
 mod json;
 mod jsonl;
+#[cfg_attr(not(feature = "parquet"), path = "data/without_parquet.rs")]
 mod parquet;
 mod tsv;
 mod txt;
 
 use std::{io::Read, path::Path, sync::Arc};
 
-use peft::{
+use peft_core::{
     Error, Result,
     error::nearest,
     example::Row,

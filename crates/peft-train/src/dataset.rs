@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
-use peft::{
+use peft_core::{
     BadRows, CheckedBatch, Error as PeftError, ModelInfo, Task,
     example::{EncodeContext, EncodeOptions, Example, Label, Padding, Row, collate_labels, collate_to},
     random,
@@ -226,7 +226,7 @@ const TASK_ID: &str = "task_id";
 const TASK_IDS: &str = "task_ids";
 
 /// The task of a row; task 0 where there is only one.
-fn task_id(row: &Row, tasks: usize) -> peft::Result<i64> {
+fn task_id(row: &Row, tasks: usize) -> peft_core::Result<i64> {
     let value = match row.fields.get(TASK_ID) {
         None if tasks == 1 => return Ok(0),
         None => return Err(row.missing(TASK_ID)),
@@ -257,7 +257,7 @@ pub(crate) fn batch(
     task: &dyn Task,
     context: &EncodeContext<'_>,
     device: &Device,
-) -> peft::Result<CheckedBatch> {
+) -> peft_core::Result<CheckedBatch> {
     let info = context.info;
     let segments = info.num_types().is_some() && examples.iter().any(|e| !e.type_ids.is_empty());
     // Behind a prompt the last position is read, whatever stands there.
@@ -295,7 +295,7 @@ pub fn split(rows: Vec<Row>, share: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row
 }
 
 /// Judges an example on the host, where nothing has to be read back from a device.
-fn check(example: &Example, row: &Row, info: &ModelInfo) -> peft::Result<()> {
+fn check(example: &Example, row: &Row, info: &ModelInfo) -> peft_core::Result<()> {
     if example.input_ids.is_empty() {
         return Err(row.error("has no tokens"));
     }

@@ -13,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// From the library: data, files, models, adapters.
     #[error(transparent)]
-    Peft(#[from] peft::Error),
+    Peft(#[from] peft_core::Error),
     /// A recipe that is not TOML.
     #[error("{place}: not valid TOML: {problem}")]
     Syntax {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::Device;
-use peft::{
+use peft_core::{
     Error as PeftError, PeftModel, Task,
     example::{EncodeContext, Example},
     finite::check_finite,

@@ -2,7 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use peft::{
+use peft_core::{
     example::{Example, Label},
     random::hex,
 };

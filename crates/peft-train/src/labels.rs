@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use peft::{
+use peft_core::{
     Error as PeftError,
     files::{read_text, write_atomically},
     task::LabelSet,

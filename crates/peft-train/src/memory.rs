@@ -3,14 +3,13 @@
 use std::{collections::BTreeSet, fmt};
 
 use burn::tensor::Device;
-use peft::{
-    Plan,
-    backends::{
-        capture::is_recordable,
-        device::is_host,
-        memory::{capacity, resident},
-    },
-    explain,
+use peft_backends::{
+    capture::is_recordable,
+    device::is_host,
+    memory::{capacity, resident},
+};
+use peft_core::{
+    Plan, explain,
     module_tree::{num_values, sum_values},
 };
 use serde::Serialize;

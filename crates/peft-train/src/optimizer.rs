@@ -7,12 +7,8 @@ use burn::{
     optim::GradientsParams,
     tensor::{DType, Tensor, TensorData},
 };
-use peft::{
-    Adapter, DynTensor, Error as PeftError, PeftModel,
-    adapter::AdapterTensor,
-    backends::ops::{AdamW, Trained, adamw},
-    files::TensorFile,
-};
+use peft_backends::ops::{AdamW, Trained, adamw};
+use peft_core::{Adapter, DynTensor, Error as PeftError, PeftModel, adapter::AdapterTensor, files::TensorFile};
 
 use crate::{Result, recipe::TrainingArguments};
 

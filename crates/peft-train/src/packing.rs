@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Device;
-use peft::{
+use peft_core::{
     BaseModel, Error as PeftError,
     example::{Example, IGNORE, Label, collate},
 };
@@ -78,8 +78,8 @@ pub fn check_kept_apart(base: &BaseModel, examples: &[Example], pad_id: u32, dev
         let inputs = model.check(batch.inputs)?.on(&device.clone().inner());
         model.forward(&inputs)?.read::<3>("logits").map(|(values, _)| values)
     };
-    let alone = pair.iter().map(logits).collect::<peft::Result<Vec<_>>>()?.concat();
-    let together = pack(pair, 2 * TOKENS).iter().map(logits).collect::<peft::Result<Vec<_>>>()?.concat();
+    let alone = pair.iter().map(logits).collect::<peft_core::Result<Vec<_>>>()?.concat();
+    let together = pack(pair, 2 * TOKENS).iter().map(logits).collect::<peft_core::Result<Vec<_>>>()?.concat();
     // Sums of another length are rounded elsewhere; a neighbour that is seen changes far more.
     let largest = alone.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
     let same = |(a, b): (&f32, &f32)| (a - b).abs() <= 0.02 * largest;

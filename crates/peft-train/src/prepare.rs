@@ -7,17 +7,17 @@ use std::{
 };
 
 use burn::tensor::{DType, Device};
-use peft::{
+use peft_backends::memory::capacity;
+use peft_core::{
     BadRows, BaseModel, Error as PeftError, ModelInfo, Plan, Task, TaskPlugin,
-    backends::memory::capacity,
     example::{EncodeContext, EncodeOptions, Pooling, Row},
     explain,
-    models::{
-        HfTokenizer,
-        checkpoint::{self, LoadOptions, Loaded},
-    },
     task::LabelSet,
     tokenizer::Tokenizer,
+};
+use peft_models::{
+    HfTokenizer,
+    checkpoint::{self, LoadOptions, Loaded},
 };
 
 use peft_generate::GenerationConfig;
@@ -337,7 +337,7 @@ fn resolve(recipe: &Recipe, device: &Device, weights: bool) -> Result<Vec<Prepar
     let skeleton = checkpoint::skeleton(&config, &task.auto_class, &options, device)?;
     // What the model cannot take is refused before its weights are read.
     let plan = |one: &&Recipe| explain::plan(&skeleton, &one.adapter).map_err(|error| error.in_file(&recipe.path));
-    let plans: Vec<Plan> = apart.iter().map(plan).collect::<peft::Result<_>>()?;
+    let plans: Vec<Plan> = apart.iter().map(plan).collect::<peft_core::Result<_>>()?;
     let (base, initialised, replaced) = if !weights {
         (skeleton, Vec::new(), Vec::new())
     } else if recipe.model.init == Some(Init::Random) {

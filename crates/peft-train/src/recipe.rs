@@ -15,14 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use peft::{
-    Error as PeftError, PeftConfig, PeftType, TaskType,
-    config::UnknownKeys,
-    error::plain_types,
-    files::read_text,
+use peft_core::{
+    Error as PeftError, PeftConfig, PeftType, TaskType, config::UnknownKeys, error::plain_types, files::read_text,
     model::DEFAULT_ADAPTER,
-    models::hub::{Hub, HubId, Needed},
 };
+use peft_models::hub::{Hub, HubId, Needed};
 use serde_json::{Map, Value};
 
 use crate::{Error, Result, checkpoint::file_of_run, data::is_data_file};

@@ -1,9 +1,9 @@
 //! What a run came to: the last line of `peft train --json`.
 
-pub use peft::backends::memory::peak_resident as peak_rss_bytes;
+pub use peft_backends::memory::peak_resident as peak_rss_bytes;
 use std::path::PathBuf;
 
-use peft::task::Metrics;
+use peft_core::task::Metrics;
 use serde::Serialize;
 
 use crate::dataset::DataSummary;

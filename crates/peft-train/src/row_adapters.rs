@@ -1,6 +1,6 @@
 //! Who answers a row: the active adapters, or the adapter that the row names.
 
-use peft::{
+use peft_core::{
     BadRows, CheckedInputs, Labels, Outputs, PeftModel, RunningModel, Task, by_rows::BASE, example::Row, loss::Loss,
 };
 
@@ -59,7 +59,7 @@ impl<'a> Runner<'a> {
 /// The adapter that each row names in a column, each of which the model has.
 ///
 /// # Errors
-/// [`Error::Data`](peft::Error::Data) with file and line of the first ten rows without a name, or with another.
+/// [`Error::Data`](peft_core::Error::Data) with file and line of the first ten rows without a name, or with another.
 pub fn row_adapters(rows: &[Row], column: &str, model: &PeftModel) -> Result<Vec<String>> {
     named_adapters(rows, column, &model.adapter_names().chain([BASE]).collect::<Vec<_>>())
 }

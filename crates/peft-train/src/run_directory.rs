@@ -10,16 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use peft::{
+use peft_core::{
     Error as PeftError,
     files::{
         ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, Clears, OutputFolder, PROMPT_ENCODER_WEIGHTS,
         create_folder, remove_folder, rename, sync_folder, write_atomically,
     },
-    models::{
-        TOKENIZER_FILES,
-        checkpoint::{CONFIG, WEIGHTS},
-    },
+};
+use peft_models::{
+    TOKENIZER_FILES,
+    checkpoint::{CONFIG, WEIGHTS},
 };
 use serde::Serialize;
 
@@ -279,7 +279,7 @@ fn judge(recipe: &Recipe, output: &OutputFolder) -> Result<()> {
 }
 
 /// Removes the checkpoints of an earlier run.
-fn clear(path: &Path) -> peft::Result<()> {
+fn clear(path: &Path) -> peft_core::Result<()> {
     let result = || -> Result<()> {
         for (_, folder) in checkpoint::list(path)? {
             if checkpoint::is_own(&folder)? {

@@ -3,15 +3,15 @@
 use std::{path::PathBuf, time::Instant};
 
 use burn::tensor::Tensor;
-use peft::{
+use peft_core::{
     Error as PeftError, PeftModel,
     example::{Example, collate_labels},
     files::AdapterFolder,
     finite::first_not_finite,
     model::DEFAULT_ADAPTER,
-    models::{checkpoint::save as save_model, copy_tokenizer},
     task::Metrics,
 };
+use peft_models::{checkpoint::save as save_model, copy_tokenizer};
 
 use crate::{
     Error, Event, Observer, Optimizer, Prepared, Recipe, Result, TrainReport,

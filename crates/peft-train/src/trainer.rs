@@ -16,7 +16,8 @@ use std::{
 };
 
 use burn::tensor::{Device, Tensor};
-use peft::{CheckedBatch, PeftModel, backends::device, example::Example, module_tree::is_inside, task::Metrics};
+use peft_backends::device;
+use peft_core::{CheckedBatch, PeftModel, example::Example, module_tree::is_inside, task::Metrics};
 
 use crate::{
     CapturedSteps, Error, Event, Observer, Prepared, Recipe, Result, TrainReport,

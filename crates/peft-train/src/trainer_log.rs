@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use peft::{
+use peft_core::{
     files::{append, read_text, write_atomically},
     task::Metrics,
 };

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, ops::Range};
 
 use burn::tensor::Device;
-use peft::{
+use peft_core::{
     BadRows, Error as PeftError, TaskPlugin, example::EncodeContext, metrics::texts::compare, task::Asked,
     task::Metrics,
 };

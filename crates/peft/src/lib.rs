@@ -6,6 +6,8 @@
 
 pub use peft_backends as backends;
 pub use peft_core::*;
+#[cfg(feature = "generate")]
+pub use peft_generate as generate;
 #[cfg(feature = "models")]
 pub use peft_models as models;
 #[cfg(feature = "causal-lm")]
@@ -20,5 +22,7 @@ pub use peft_task_seq_cls as seq_cls;
 pub use peft_task_seq2seq_lm as seq2seq_lm;
 #[cfg(feature = "token-cls")]
 pub use peft_task_token_cls as token_cls;
+#[cfg(feature = "train")]
+pub use peft_train as train;
 #[cfg(feature = "tuners")]
 pub use peft_tuners as tuners;

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use peft::train::{Dataset, Prepared, Recipe, prepare::preview_all};
 use peft::{
     ModelInfo,
     example::{Example, IGNORE, Label},
     models::hub::Needed,
 };
-use peft_train::{Dataset, Prepared, Recipe, prepare::preview_all};
 use serde_json::{Map, Value, json};
 
 use super::train::data_lines;

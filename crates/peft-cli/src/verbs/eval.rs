@@ -6,16 +6,16 @@ use std::{
 };
 
 use clap::Args;
-use peft::{
-    ModelInfo, PeftModel, Task,
-    example::{EncodeContext, EncodeOptions, Overflow, Pooling, Row},
-    models::{ClassSource, HfTokenizer},
-};
-use peft_train::{
+use peft::train::{
     Dataset, Writing,
     data::{Part, note_on_paragraphs, read_json_lines, read_part},
     evaluate::evaluate,
     prepare::{generation_of_adapter, options_of_adapter},
+};
+use peft::{
+    ModelInfo, PeftModel, Task,
+    example::{EncodeContext, EncodeOptions, Overflow, Pooling, Row},
+    models::{ClassSource, HfTokenizer},
 };
 use serde_json::{Value, json};
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use peft::train::Recipe;
 use peft::{
     BaseModel, Explanation, ModuleKind, PeftConfig, TaskPlugin,
     files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder, read_text},
@@ -17,7 +18,6 @@ use peft::{
     },
     registry::plugins,
 };
-use peft_train::Recipe;
 use serde_json::json;
 
 use crate::{CliError, Globals, session, terminal};

@@ -8,6 +8,8 @@ use std::{
 };
 
 use clap::Args;
+use peft::generate::{DEFAULT_NEW_TOKENS, Generated, GenerationConfig, Generator, Watch, before_stop, settled};
+use peft::train::data::{Part, read_part};
 use peft::{
     AutoClass, ModelInfo, PeftModel, TaskPlugin,
     chat::Conversation,
@@ -16,8 +18,6 @@ use peft::{
     registry::plugins,
     tokenizer::Tokenizer as _,
 };
-use peft_generate::{DEFAULT_NEW_TOKENS, Generated, GenerationConfig, Generator, Watch, before_stop, settled};
-use peft_train::data::{Part, read_part};
 use serde_json::{Value, json};
 
 use super::eval::{column, positive};

@@ -1,7 +1,7 @@
 //! `peft predict`: one JSON line an input.
 
 use clap::Args;
-use peft_train::{evaluate::Predict as Answers, row_adapters::row_adapters};
+use peft::train::{evaluate::Predict as Answers, row_adapters::row_adapters};
 
 use super::eval::DataArgs;
 use crate::{

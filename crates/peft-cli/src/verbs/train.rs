@@ -12,8 +12,7 @@ use std::{
 use burn::tensor::Device;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use peft::{Explanation, backends::signals::Hangup, models::hub::Needed, task::Metrics};
-use peft_train::{
+use peft::train::{
     Event, Observer, Prepared, Recipe, TrainOptions, TrainReport,
     activations::Activations,
     check_output_dir,
@@ -23,6 +22,7 @@ use peft_train::{
     schedule::Schedule,
     step_plan::StepPlan,
 };
+use peft::{Explanation, backends::signals::Hangup, models::hub::Needed, task::Metrics};
 use serde_json::{Map, Value, json};
 
 use super::explain;
@@ -72,7 +72,7 @@ impl Train {
         let options =
             TrainOptions { resume: self.resume, device, check_memory: !self.no_memory_check, stop: stop_on_signals()? };
         let mut progress = Progress { globals, bar: None };
-        let report = peft_train::train(&recipe, &options, &mut progress);
+        let report = peft::train::train(&recipe, &options, &mut progress);
         progress.clear();
         let report = report?;
         if globals.json { terminal::json(&report) } else { terminal::result(summary(&report)) }

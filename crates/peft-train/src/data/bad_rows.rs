@@ -2,17 +2,17 @@
 
 use std::{fmt::Display, path::Path, sync::Arc};
 
-use peft::{Result, example::Row};
+use peft_core::{Result, example::Row};
 
 /// Collects what is wrong with the rows of a file.
 pub(super) struct BadRows {
     file: Arc<Path>,
-    rows: peft::BadRows,
+    rows: peft_core::BadRows,
 }
 
 impl BadRows {
     pub(super) fn new(file: Arc<Path>) -> Self {
-        Self { file, rows: peft::BadRows::default() }
+        Self { file, rows: peft_core::BadRows::default() }
     }
 
     pub(super) fn push(&mut self, line: usize, problem: impl Display) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use peft::Result;
+use peft_core::Result;
 
 use super::Source;
 

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::DType;
-use peft::{
-    example::{Overflow, Pooling},
-    models::QuantizationConfig,
-};
+use peft_core::example::{Overflow, Pooling};
+use peft_models::QuantizationConfig;
 use serde::{Deserialize, Serialize};
 
 /// A key and what is wrong with its value.

@@ -3,7 +3,7 @@
 use std::{fmt, path::Path, sync::Arc};
 
 use indexmap::IndexMap;
-use peft::error::plain_types;
+use peft_core::error::plain_types;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use toml::de::{DeTable, DeValue};

@@ -2,12 +2,12 @@
 
 use std::{fs, path::Path};
 
-use peft::{
-    files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, Manifest, PROMPT_ENCODER_WEIGHTS, is_own_model_card},
-    models::{
-        TOKENIZER_FILES,
-        checkpoint::{CONFIG, WEIGHTS},
-    },
+use peft_core::files::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, Manifest, PROMPT_ENCODER_WEIGHTS, is_own_model_card,
+};
+use peft_models::{
+    TOKENIZER_FILES,
+    checkpoint::{CONFIG, WEIGHTS},
 };
 use toml::{Table, Value};
 
