@@ -1,58 +1,21 @@
-use std::{path::Path, sync::Arc};
-
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{
     example::{EncodeOptions, Overflow, collate_labels},
     registry::find,
-    tokenizer::{Encoding, Tokenizer},
 };
+use peft_testing::FakeTokenizer;
 
 use super::*;
 
-/// Two letters a token, whose code is that of the first; 2 ends a text.
-#[derive(Debug)]
-struct Twos;
-
-impl Tokenizer for Twos {
-    fn encode(&self, text: &str, _: Option<&str>, max_length: usize) -> Result<Encoding> {
-        let letters: Vec<char> = text.chars().collect();
-        let all: Vec<_> =
-            letters.chunks(2).enumerate().map(|(at, two)| (two[0] as u32, (2 * at, 2 * at + two.len()))).collect();
-        let truncated = all.len() > max_length;
-        let (ids, offsets): (Vec<_>, Vec<_>) = all.into_iter().take(max_length).unzip();
-        Ok(Encoding { sequences: vec![Some(0); ids.len()], ids, offsets, truncated, ..Encoding::default() })
-    }
-    fn encode_words(&self, _: &[String], _: usize) -> Result<Encoding> {
-        Ok(Encoding::default())
-    }
-    fn encode_windows(&self, _: &str, _: &str, _: usize, _: usize) -> Result<Vec<Encoding>> {
-        Ok(Vec::new())
-    }
-    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
-        Ok(Vec::new())
-    }
-    fn decode(&self, _: &[u32]) -> Result<String> {
-        Ok(String::new())
-    }
-    fn pad_id(&self) -> u32 {
-        0
-    }
-    fn eos_id(&self) -> Option<u32> {
-        Some(2)
-    }
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-}
+const TOKENIZER: FakeTokenizer = FakeTokenizer::new(2).with_eos_token(2);
 
 fn row(line: usize, fields: Value) -> Row {
-    let Value::Object(fields) = fields else { panic!("a row is an object") };
-    Row { file: Arc::from(Path::new("train.jsonl")), line, fields }
+    peft_testing::row("train.jsonl", line, fields)
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
     let options = EncodeOptions { max_length: 4, overflow: Overflow::Truncate, ..EncodeOptions::default() };
-    run(&EncodeContext { tokenizer: &Twos, info, options: &options, labelled })
+    run(&EncodeContext { tokenizer: &TOKENIZER, info, options: &options, labelled })
 }
 
 fn encode(fields: Value, labelled: bool) -> Result<Vec<Example>> {

@@ -1,54 +1,21 @@
-use std::{path::Path, sync::Arc};
-
 use burn::tensor::{Device, TensorData};
 use peft_core::{
     example::{EncodeOptions, Overflow},
     registry::find,
-    tokenizer::{Encoding, Tokenizer},
 };
+use peft_testing::FakeTokenizer;
 
 use super::*;
 
-/// One token a letter.
-#[derive(Debug)]
-struct Letters;
-
-impl Tokenizer for Letters {
-    fn encode(&self, text: &str, _: Option<&str>, max_length: usize) -> Result<Encoding> {
-        let ids: Vec<u32> = text.chars().take(max_length).map(u32::from).collect();
-        Ok(Encoding { truncated: ids.len() < text.chars().count(), ids, ..Encoding::default() })
-    }
-    fn encode_words(&self, _: &[String], _: usize) -> Result<Encoding> {
-        Ok(Encoding::default())
-    }
-    fn encode_windows(&self, _: &str, _: &str, _: usize, _: usize) -> Result<Vec<Encoding>> {
-        Ok(Vec::new())
-    }
-    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
-        Ok(Vec::new())
-    }
-    fn decode(&self, _: &[u32]) -> Result<String> {
-        Ok(String::new())
-    }
-    fn pad_id(&self) -> u32 {
-        0
-    }
-    fn eos_id(&self) -> Option<u32> {
-        None
-    }
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-}
+const TOKENIZER: FakeTokenizer = FakeTokenizer::new(1);
 
 fn row(line: usize, fields: Value) -> Row {
-    let Value::Object(fields) = fields else { panic!("a row is an object") };
-    Row { file: Arc::from(Path::new("dev.tsv")), line, fields }
+    peft_testing::row("dev.tsv", line, fields)
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
     let options = EncodeOptions { max_length: 8, overflow: Overflow::Truncate, ..EncodeOptions::default() };
-    run(&EncodeContext { tokenizer: &Letters, info, options: &options, labelled })
+    run(&EncodeContext { tokenizer: &TOKENIZER, info, options: &options, labelled })
 }
 
 fn encode(fields: Value) -> Result<Vec<Example>> {
@@ -200,7 +167,7 @@ fn vectors_have_length_one_unless_told_otherwise() {
         let judged = Judged { row: &row, examples: vec![(&example, &scores)] };
         let options = EncodeOptions { normalize, ..EncodeOptions::default() };
         let info = ModelInfo::custom();
-        let context = EncodeContext { tokenizer: &Letters, info: &info, options: &options, labelled: false };
+        let context = EncodeContext { tokenizer: &TOKENIZER, info: &info, options: &options, labelled: false };
         FeatureExtraction.answer(&judged, &context).unwrap()
     };
     assert_eq!(answer(vec![3.0, -4.0], true), json!({ "vector": [0.6, -0.8] }));

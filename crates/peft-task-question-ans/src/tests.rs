@@ -1,66 +1,22 @@
-use std::{path::Path, sync::Arc};
-
 use burn::tensor::{Device, TensorData};
 use peft_core::{
     example::{EncodeOptions, Overflow},
     registry::find,
-    tokenizer::{Encoding, Tokenizer},
 };
+use peft_testing::FakeTokenizer;
 
 use super::*;
 
-/// One token a letter: `[CLS] question [SEP] window [SEP]`.
-#[derive(Debug)]
-struct Letters;
-
-impl Tokenizer for Letters {
-    fn encode(&self, _: &str, _: Option<&str>, _: usize) -> Result<Encoding> {
-        Ok(Encoding::default())
-    }
-    fn encode_words(&self, _: &[String], _: usize) -> Result<Encoding> {
-        Ok(Encoding::default())
-    }
-    fn encode_windows(&self, question: &str, context: &str, max_length: usize, stride: usize) -> Result<Vec<Encoding>> {
-        let (asked, letters) = (question.chars().count(), context.chars().count());
-        let room = max_length.checked_sub(asked + 3).filter(|room| *room > stride);
-        let Some(room) = room else { return Err(peft_core::Error::Data("no room".to_owned())) };
-        let starts = (0..letters).step_by(room - stride).take_while(|start| *start == 0 || start + stride < letters);
-        let window = |start: usize| {
-            let end = (start + room).min(letters);
-            let special = || [(None, (0, 0))];
-            let tokens = special().into_iter().chain((0..asked).map(|at| (Some(0), (at, at + 1)))).chain(special());
-            let tokens = tokens.chain((start..end).map(|at| (Some(1), (at, at + 1)))).chain(special());
-            let (sequences, offsets): (Vec<_>, Vec<_>) = tokens.unzip();
-            Encoding { ids: vec![9; offsets.len()], offsets, sequences, ..Encoding::default() }
-        };
-        Ok(starts.map(window).collect())
-    }
-    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
-        Ok(Vec::new())
-    }
-    fn decode(&self, _: &[u32]) -> Result<String> {
-        Ok(String::new())
-    }
-    fn pad_id(&self) -> u32 {
-        0
-    }
-    fn eos_id(&self) -> Option<u32> {
-        None
-    }
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-}
+const TOKENIZER: FakeTokenizer = FakeTokenizer::new(1).with_special_tokens(1, 2);
 
 fn row(line: usize, fields: Value) -> Row {
-    let Value::Object(fields) = fields else { panic!("a row is an object") };
-    Row { file: Arc::from(Path::new("dev.json")), line, fields }
+    peft_testing::row("dev.json", line, fields)
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
     let options =
         EncodeOptions { max_length: 11, overflow: Overflow::Truncate, doc_stride: 2, ..EncodeOptions::default() };
-    run(&EncodeContext { tokenizer: &Letters, info, options: &options, labelled })
+    run(&EncodeContext { tokenizer: &TOKENIZER, info, options: &options, labelled })
 }
 
 fn question(context: &str, answers: Value) -> Row {
@@ -144,7 +100,7 @@ fn wrong_answers_are_refused() {
     check(json!("cd"), "should hold SQuAD's answers (text and answer_start), found \"cd\"");
     check(json!([{ "text": "cd", "answer_start": -1 }]), "should hold SQuAD's answers");
     let long = row(5, json!({ "question": "a very long question", "context": "abc", "answers": [] }));
-    assert_eq!(encode(&long).unwrap_err().to_string(), "dev.json:5: no room");
+    assert_eq!(encode(&long).unwrap_err().to_string(), "dev.json:5: no room for the context");
 }
 
 #[test]

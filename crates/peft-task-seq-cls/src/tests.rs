@@ -1,70 +1,25 @@
-use std::{path::Path, sync::Arc};
-
 use burn::tensor::{Device, TensorData};
 use peft_core::{
     example::{EncodeOptions, collate_labels},
     registry::find,
-    tokenizer::{Encoding, Tokenizer},
 };
+use peft_testing::{FakeTokenizer, classes as info};
 
 use super::*;
 
-/// One token a letter between `[CLS]` and `[SEP]`.
-#[derive(Debug)]
-struct Letters;
-
-impl Tokenizer for Letters {
-    fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoding> {
-        let segment = |text: &str, type_id: u32| {
-            text.chars().map(move |_| (9, type_id)).chain([(2, type_id)]).collect::<Vec<_>>()
-        };
-        let tokens = [vec![(1, 0)], segment(text, 0), pair.map(|pair| segment(pair, 1)).unwrap_or_default()].concat();
-        let truncated = tokens.len() > max_length;
-        let (ids, type_ids) = tokens.into_iter().take(max_length).unzip();
-        Ok(Encoding { ids, type_ids, truncated, ..Encoding::default() })
-    }
-    fn encode_words(&self, _: &[String], _: usize) -> Result<Encoding> {
-        Ok(Encoding::default())
-    }
-    fn encode_windows(&self, _: &str, _: &str, _: usize, _: usize) -> Result<Vec<Encoding>> {
-        Ok(Vec::new())
-    }
-    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
-        Ok(Vec::new())
-    }
-    fn decode(&self, _: &[u32]) -> Result<String> {
-        Ok(String::new())
-    }
-    fn pad_id(&self) -> u32 {
-        0
-    }
-    fn eos_id(&self) -> Option<u32> {
-        None
-    }
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-}
+const TOKENIZER: FakeTokenizer = FakeTokenizer::new(1).with_special_tokens(1, 2);
 
 fn row(line: usize, fields: Value) -> Row {
-    let Value::Object(fields) = fields else { panic!("a row is an object") };
-    Row { file: Arc::from(Path::new("train.tsv")), line, fields }
+    peft_testing::row("train.tsv", line, fields)
 }
 
 fn labelled(labels: &[Value]) -> Vec<Row> {
     (2..).zip(labels).map(|(line, label)| row(line, json!({ "text": "hi", "label": label }))).collect()
 }
 
-fn info(labels: &[&str], problem: &str) -> ModelInfo {
-    let mut info = ModelInfo::custom();
-    let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-    ModelInfo::set_labels(&mut info.config, &labels, problem);
-    info
-}
-
 fn with_context<T>(info: &ModelInfo, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
     let options = EncodeOptions { max_length: 8, ..EncodeOptions::default() };
-    run(&EncodeContext { tokenizer: &Letters, info, options: &options, labelled: true })
+    run(&EncodeContext { tokenizer: &TOKENIZER, info, options: &options, labelled: true })
 }
 
 fn logits<const R: usize, const C: usize>(values: [[f32; C]; R]) -> Outputs {
@@ -194,7 +149,7 @@ fn rows_become_examples() {
     let encoded = with_context(&info(&["neg", "pos"], "single_label_classification"), |context| {
         rows.clone().map(|fields| SequenceClassification.encode(&row(2, fields), context).unwrap().remove(0))
     });
-    assert_eq!(encoded[0].input_ids, [1, 9, 9, 2]);
+    assert_eq!(encoded[0].input_ids, [1, 97, 98, 2]);
     assert_eq!(encoded[0].labels["labels"], Label::Class(1));
     assert_eq!(encoded[1].type_ids, [0, 0, 0, 1, 1, 1]);
     let batch = collate_labels(&encoded.iter().collect::<Vec<_>>());

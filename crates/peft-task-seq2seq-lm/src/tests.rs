@@ -1,55 +1,22 @@
-use std::{path::Path, sync::Arc};
-
 use burn::tensor::{Device, TensorData};
 use peft_core::{
     DecoderStart, Inputs, ShiftRight,
     example::{EncodeOptions, collate_labels},
     registry::find,
-    tokenizer::{Encoding, Tokenizer},
 };
+use peft_testing::FakeTokenizer;
 
 use super::*;
 
-/// One token a letter; 2 ends a text, but is not put there.
-#[derive(Debug)]
-struct Letters;
-
-impl Tokenizer for Letters {
-    fn encode(&self, text: &str, _: Option<&str>, max_length: usize) -> Result<Encoding> {
-        let ids: Vec<u32> = text.chars().take(max_length).map(u32::from).collect();
-        Ok(Encoding { truncated: ids.len() < text.chars().count(), ids, ..Encoding::default() })
-    }
-    fn encode_words(&self, _: &[String], _: usize) -> Result<Encoding> {
-        Ok(Encoding::default())
-    }
-    fn encode_windows(&self, _: &str, _: &str, _: usize, _: usize) -> Result<Vec<Encoding>> {
-        Ok(Vec::new())
-    }
-    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
-        Ok(Vec::new())
-    }
-    fn decode(&self, _: &[u32]) -> Result<String> {
-        Ok(String::new())
-    }
-    fn pad_id(&self) -> u32 {
-        0
-    }
-    fn eos_id(&self) -> Option<u32> {
-        Some(2)
-    }
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-}
+const TOKENIZER: FakeTokenizer = FakeTokenizer::new(1).with_eos_token(2);
 
 fn row(line: usize, fields: Value) -> Row {
-    let Value::Object(fields) = fields else { panic!("a row is an object") };
-    Row { file: Arc::from(Path::new("train.tsv")), line, fields }
+    peft_testing::row("train.tsv", line, fields)
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
     let options = EncodeOptions { max_length: 4, overflow: Overflow::Truncate, ..EncodeOptions::default() };
-    run(&EncodeContext { tokenizer: &Letters, info, options: &options, labelled })
+    run(&EncodeContext { tokenizer: &TOKENIZER, info, options: &options, labelled })
 }
 
 fn encode(fields: Value, labelled: bool) -> Result<Vec<Example>> {
@@ -106,7 +73,7 @@ fn a_text_stands_for_the_source_and_a_prefix_before_it() {
     assert_eq!(error, "train.tsv:1: no column `source` (columns: target)");
     let options = EncodeOptions { source_prefix: "> ".to_owned(), ..EncodeOptions::default() };
     let info = ModelInfo::custom();
-    let context = EncodeContext { tokenizer: &Letters, info: &info, options: &options, labelled: false };
+    let context = EncodeContext { tokenizer: &TOKENIZER, info: &info, options: &options, labelled: false };
     let examples = Seq2SeqLm.encode(&row(1, json!({ "source": "a" })), &context).unwrap();
     assert_eq!(examples[0].input_ids, [62, 32, 97]);
 }
@@ -117,7 +84,7 @@ fn a_target_that_the_decoder_cannot_take_is_named_with_its_row() {
     info.config.insert("vocab_size".to_owned(), json!(120));
     let check = |target: &str, overflow: Overflow, words: &str| {
         let options = EncodeOptions { max_target_length: Some(5), overflow, ..EncodeOptions::default() };
-        let context = EncodeContext { tokenizer: &Letters, info: &info, options: &options, labelled: true };
+        let context = EncodeContext { tokenizer: &TOKENIZER, info: &info, options: &options, labelled: true };
         match Seq2SeqLm.encode(&row(7, json!({ "source": "a", "target": target })), &context) {
             Err(error) => assert!(error.to_string().starts_with(&format!("train.tsv:7: {words}")), "{error}"),
             Ok(examples) => assert_eq!(words, format!("{} examples", examples.len())),
@@ -189,7 +156,7 @@ fn the_source_asks_for_the_target() {
 fn a_target_of_exactly_max_target_length_stays_within_it() {
     let options = EncodeOptions { max_target_length: Some(3), ..EncodeOptions::default() };
     let info = ModelInfo::custom();
-    let context = EncodeContext { tokenizer: &Letters, info: &info, options: &options, labelled: true };
+    let context = EncodeContext { tokenizer: &TOKENIZER, info: &info, options: &options, labelled: true };
     let labels = |target: &str| {
         let examples = Seq2SeqLm.encode(&row(1, json!({ "source": "a", "target": target })), &context).unwrap();
         let Label::Tokens(labels) = examples[0].labels["labels"].clone() else { panic!("labels of tokens") };

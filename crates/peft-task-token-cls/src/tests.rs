@@ -1,66 +1,25 @@
-use std::{path::Path, sync::Arc};
-
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{
     example::{EncodeOptions, Overflow, collate_labels},
     registry::find,
-    tokenizer::{Encoding, Tokenizer},
 };
+use peft_testing::FakeTokenizer;
 
 use super::*;
 
-/// `[CLS]`, pieces of up to three letters, `[SEP]`.
-#[derive(Debug)]
-struct Pieces;
-
-impl Tokenizer for Pieces {
-    fn encode(&self, _: &str, _: Option<&str>, _: usize) -> Result<Encoding> {
-        Ok(Encoding::default())
-    }
-    fn encode_words(&self, words: &[String], max_length: usize) -> Result<Encoding> {
-        let letters = |word: &String| word.chars().count();
-        let pieces = words.iter().enumerate().flat_map(|(at, word)| vec![Some(at); letters(word).div_ceil(3)]);
-        let mut all: Vec<Option<usize>> = [None].into_iter().chain(pieces).collect();
-        let truncated = all.len() + 1 > max_length;
-        all.truncate(max_length - 1);
-        all.push(None);
-        Ok(Encoding { ids: vec![9; all.len()], words: all, truncated, ..Encoding::default() })
-    }
-    fn encode_windows(&self, _: &str, _: &str, _: usize, _: usize) -> Result<Vec<Encoding>> {
-        Ok(Vec::new())
-    }
-    fn encode_plain(&self, _: &str) -> Result<Vec<u32>> {
-        Ok(Vec::new())
-    }
-    fn decode(&self, _: &[u32]) -> Result<String> {
-        Ok(String::new())
-    }
-    fn pad_id(&self) -> u32 {
-        0
-    }
-    fn eos_id(&self) -> Option<u32> {
-        None
-    }
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-}
+const TOKENIZER: FakeTokenizer = FakeTokenizer::new(3).with_special_tokens(1, 2);
 
 fn row(line: usize, fields: Value) -> Row {
-    let Value::Object(fields) = fields else { panic!("a row is an object") };
-    Row { file: Arc::from(Path::new("train.conll")), line, fields }
+    peft_testing::row("train.conll", line, fields)
 }
 
 fn info(labels: &[&str]) -> ModelInfo {
-    let mut info = ModelInfo::custom();
-    let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
-    ModelInfo::set_labels(&mut info.config, &labels, "single_label_classification");
-    info
+    peft_testing::classes(labels, "single_label_classification")
 }
 
 fn with_context<T>(info: &ModelInfo, labelled: bool, run: impl Fn(&EncodeContext<'_>) -> T) -> T {
     let options = EncodeOptions { max_length: 7, overflow: Overflow::Truncate, ..EncodeOptions::default() };
-    run(&EncodeContext { tokenizer: &Pieces, info, options: &options, labelled })
+    run(&EncodeContext { tokenizer: &TOKENIZER, info, options: &options, labelled })
 }
 
 const BIO: [&str; 5] = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"];
