@@ -7,6 +7,7 @@ mod captured_steps;
 mod chat_templates;
 mod config;
 mod damage;
+mod dependencies;
 mod docs;
 mod files;
 mod fixture;
