@@ -1,5 +1,4 @@
 //! Data as the program meets it: what it shows, and what it refuses.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{
     fs,

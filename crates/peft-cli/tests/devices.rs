@@ -1,5 +1,4 @@
 //! Devices that are missing, and what a run would take of the one that is there.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
 use std::{
     fs,

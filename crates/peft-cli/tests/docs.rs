@@ -2,8 +2,6 @@
 //!
 //! Blocks marked `sh`: lines that call `peft`, by its name or through `cargo run`. Blocks marked `console`: every line after
 //! `$`, and the lines below it are its output, `…` for any number of lines.
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::{
     env, fs,

@@ -1,5 +1,4 @@
 //! What the program writes: stop strings, streams, files of prompts, and answers that are measured.
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
 use std::{
     fs,

@@ -1,13 +1,11 @@
 //! The program as its users meet it: kills and resumes, exit codes, stdout and stderr.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead, BufReader, Lines},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    thread::sleep,
-    time::{Duration, Instant},
+    process::{Child, ChildStderr, Command, Output, Stdio},
 };
 
 use burn::tensor::{DType, TensorData};
@@ -79,13 +77,12 @@ fn adapter(folder: &Path) -> Vec<u8> {
     fs::read(folder.join("out/adapter_model.safetensors")).unwrap()
 }
 
-fn wait_for(path: &Path, child: &mut Child) {
-    let start = Instant::now();
-    while !path.exists() {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended before {} was there", path.display());
-        assert!(start.elapsed() < Duration::from_secs(120), "no {}", path.display());
-        sleep(Duration::from_millis(2));
-    }
+/// A training that has said `line`, and what else it says.
+fn train_until(folder: &Path, arguments: &[&str], line: &str) -> (Child, Lines<BufReader<ChildStderr>>) {
+    let mut child = peft(folder, &[&["train", "recipe.toml"], arguments].concat()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|found| found.unwrap().contains(line)), "the run ended before it said `{line}`");
+    (child, lines)
 }
 
 #[test]
@@ -102,8 +99,7 @@ fn the_same_seed_gives_the_same_adapter_and_a_killed_run_resumes_to_the_same_bit
     let killed = workplace();
     for checkpoint in ["out/checkpoint-2", "out/checkpoint-6"] {
         let resume: &[&str] = if checkpoint.ends_with('2') { &[] } else { &["--resume"] };
-        let mut child = peft(killed.path(), &[&["train", "recipe.toml", "--quiet"], resume].concat()).spawn().unwrap();
-        wait_for(&killed.path().join(checkpoint), &mut child);
+        let (mut child, _said) = train_until(killed.path(), resume, &format!("saved {checkpoint}"));
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -116,25 +112,15 @@ fn the_same_seed_gives_the_same_adapter_and_a_killed_run_resumes_to_the_same_bit
 #[test]
 fn an_interrupt_leaves_a_checkpoint_and_exit_code_130() {
     let folder = workplace();
-    let arguments = [
-        "train",
-        "recipe.toml",
-        "--quiet",
-        "training.max_steps=2000",
-        "training.save_steps=1900",
-        "training.eval_steps=1900",
-    ];
-    let mut child = peft(folder.path(), &arguments).spawn().unwrap();
-    // The first line of the log says that training is under way and the handler stands.
-    wait_for(&folder.path().join("out/trainer_log.jsonl"), &mut child);
-    sleep(Duration::from_millis(300));
+    let arguments = ["training.max_steps=2000", "training.save_steps=1900", "training.eval_steps=1900"];
+    let (child, said) = train_until(folder.path(), &arguments, "loss");
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    let said = said.map(Result::unwrap).collect::<Vec<_>>().join("\n");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130), "{said}");
     let kept = fs::read_dir(folder.path().join("out")).unwrap();
     let kept = kept.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("checkpoint-")).count();
     assert_eq!(kept, 1);
-    assert!(text(&output.stderr).contains("--resume"), "{}", text(&output.stderr));
+    assert!(said.contains("--resume"), "{said}");
 }
 
 #[test]

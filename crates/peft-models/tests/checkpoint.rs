@@ -1,7 +1,5 @@
 //! What happens to checkpoints that are not exactly the model: other prefixes, missing heads, shards, broken files.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::{
     collections::BTreeMap,
     fs,

@@ -1,7 +1,5 @@
 //! Decoding step by step with what was computed before, as generation does it.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, Tolerance};

@@ -1,7 +1,5 @@
 //! Base models against the numbers of Transformers.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
-
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance, s};

@@ -1,7 +1,5 @@
 //! Tokenizers: cutting, windows and roles, with the word pieces of the encoder that comes with the examples.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::{
     fs,
     path::{Path, PathBuf},

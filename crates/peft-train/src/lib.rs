@@ -46,3 +46,7 @@ pub use report::TrainReport;
 pub use run_directory::check_output_dir;
 pub use trainer::{TrainOptions, train};
 pub use writing::Writing;
+
+// Tests ask for tasks and tuners by name, which a crate that nothing names would not register.
+#[cfg(test)]
+use peft as _;

@@ -1,5 +1,4 @@
 //! Recipes: what is accepted, what is refused, and where the message points.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::path::Path;
 

@@ -1,5 +1,4 @@
 //! Training an encoder-decoder model from a recipe.
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{fs, path::Path};
 

@@ -1,5 +1,4 @@
 //! Several adapters of one recipe: trained together they are what each is by itself.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::{
     fs,
@@ -12,10 +11,7 @@ use peft::files::AdapterFolder;
 use peft_train::{Error, Recipe, Silent, TrainOptions, train};
 use serde_json::{Map, Value};
 
-#[path = "fixture/tagger.rs"]
-mod tagger;
-
-use tagger::StopAfter;
+use crate::tagger::{self, StopAfter};
 
 const RECIPE: &str = r#"[model]
 model_name_or_path = "model"

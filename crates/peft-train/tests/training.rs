@@ -1,5 +1,4 @@
 //! Training from a recipe to an adapter folder, with the encoder that is shipped with the examples.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{
     fs,
@@ -20,14 +19,10 @@ use peft_train::{
 };
 use serde_json::Value;
 
-#[path = "training/kills.rs"]
 mod kills;
-#[path = "training/resuming.rs"]
 mod resuming;
-#[path = "fixture/tagger.rs"]
-mod tagger;
 
-use tagger::StopAfter;
+use crate::tagger::{self, StopAfter};
 
 const RECIPE: &str = r#"[model]
 model_name_or_path = "model"
