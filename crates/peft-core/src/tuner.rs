@@ -34,7 +34,7 @@ pub trait Tuner: Debug + Send + Sync {
         false
     }
 
-    /// The option that a smaller adapter has a smaller number for, where one has: `r`.
+    /// The option that sets the adapter's size, if there is one: `r`. The number of trained values is affine in it.
     fn rank_option(&self) -> Option<&'static str> {
         None
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use peft_core::{
-    BaseModel, Error as PeftError, Plan,
+    BaseModel, Error as PeftError, ModuleTree, Plan,
     example::{Example, Label},
     explain,
     module_tree::with_outer,
@@ -32,13 +32,33 @@ pub struct Activations {
     pub exceeds: bool,
 }
 
-/// What one layer keeps of the largest batch, in bytes.
+/// What one layer keeps for the backward pass, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Kept {
     /// If it keeps what it computes.
     pub(crate) all: u64,
-    /// If it keeps its input; none where that is asked for no gradient, so that it does not run again.
+    /// If it keeps its input alone; none where the input needs no gradient, so that the layer is never recomputed.
     pub(crate) input: Option<u64>,
+}
+
+/// What one layer keeps of each token.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct KeptPerToken {
+    /// The layer's name.
+    pub(crate) layer: String,
+    /// Whether its tokens are the target's: a decoder of an encoder-decoder.
+    of_target: bool,
+    kept: Kept,
+}
+
+impl KeptPerToken {
+    /// Of a batch with so many source and target tokens.
+    pub(crate) fn of(&self, tokens: [u64; 2]) -> Kept {
+        let [source, target] = tokens;
+        let tokens = if self.of_target { target } else { source };
+        let Kept { all, input } = self.kept;
+        Kept { all: all.saturating_mul(tokens), input: input.map(|input| input.saturating_mul(tokens)) }
+    }
 }
 
 impl Activations {
@@ -66,8 +86,9 @@ impl Activations {
             return Err(PeftError::Config { origin, key, problem }.into());
         }
         let budget = training.activation_memory_mb.map(|megabytes| megabytes.saturating_mul(1_000_000));
-        let layers = kept(recipe, prepared, &plan, tokens(recipe, prepared));
-        let layers: Vec<Kept> = layers.into_iter().map(|(_, kept)| kept).collect();
+        let tokens = tokens(recipe, prepared);
+        let layers = kept(recipe, prepared, &plan, &prepared.base.tree());
+        let layers: Vec<Kept> = layers.iter().map(|layer| layer.of(tokens)).collect();
         Ok(Some(fewest(&layers, budget)))
     }
 }
@@ -113,28 +134,26 @@ fn fewest(kept: &[Kept], budget: Option<u64>) -> Activations {
     }
 }
 
-/// What each layer keeps of so many source and target tokens, in the order in which they run.
+/// What each layer keeps of a token, in the order in which they run.
 ///
 /// A linear layer's output is kept by what comes behind it (norms, attention, activations); an adapted layer keeps its input as
 /// well, once for all that share it. Of a layer with a gated feed-forward block only the attention's output is kept so: the results
 /// of its norms and what goes into the block's last layer are made anew. Scores and what norms and adapters keep besides are small.
-pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u64; 2]) -> Vec<(String, Kept)> {
+pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tree: &ModuleTree) -> Vec<KeptPerToken> {
     let BaseModel { info, .. } = &prepared.base;
-    let tree = prepared.base.tree();
-    let saved = plan.saved_params(&tree);
+    let saved = plan.saved_params(tree);
     let trained: HashSet<&str> = plan.adapted.iter().map(|adapted| adapted.module.as_str()).collect();
     let parameters: HashSet<&str> = saved.iter().chain(&plan.biases).map(String::as_str).collect();
     let holding_saved: HashSet<&str> = saved.iter().flat_map(|name| with_outer(name).skip(1)).collect();
     let is_half = matches!(recipe.model.dtype, Some(WeightType::Bf16 | WeightType::F16));
-    let value = if is_half { 2 } else { 4 };
-    let [source, target] = tokens.map(|tokens| tokens.saturating_mul(value));
+    let bytes: u64 = if is_half { 2 } else { 4 };
 
     let gated: HashSet<&str> = tree
         .modules
         .iter()
         .filter_map(|module| layer_of(&module.name).filter(|_| module.name.ends_with(".gate_proj")))
         .collect();
-    let mut layers: Vec<(&str, Kept)> = Vec::new();
+    let mut layers: Vec<KeptPerToken> = Vec::new();
     let mut inputs: HashSet<(&str, usize)> = HashSet::new();
     // Whether what the layer reads is part of a graph, and whether what it gives is.
     let mut is_tracked = [plan.prompt.is_some(); 2];
@@ -149,13 +168,13 @@ pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u
             is_tracked = is_tracked.map(|tracked| tracked || is_trained && layers.is_empty());
             continue;
         };
-        let bytes = if info.shift_right.is_some() && layer.contains("decoder.") { target } else { source };
-        if layers.last().is_none_or(|(last, _)| *last != layer) {
+        if layers.last().is_none_or(|last| last.layer != layer) {
             is_tracked[0] = is_tracked[1];
-            layers.push((layer, Kept { all: 0, input: None }));
+            let of_target = info.shift_right.is_some() && layer.contains("decoder.");
+            layers.push(KeptPerToken { layer: layer.to_owned(), of_target, kept: Kept { all: 0, input: None } });
             inputs.clear();
         }
-        let (Some((_, kept)), true, Some((d_in, d_out))) =
+        let (Some(KeptPerToken { kept, .. }), true, Some((d_in, d_out))) =
             (layers.last_mut(), module.kind.is_linear(), module.weight_dims())
         else {
             is_tracked[1] |= is_trained;
@@ -173,11 +192,11 @@ pub(crate) fn kept(recipe: &Recipe, prepared: &Prepared, plan: &Plan, tokens: [u
         if is_tracked[0] && kept.input.is_none() {
             kept.input = Some(bytes.saturating_mul(d_in as u64));
         }
-        if let (false, Some((_, kept))) = (is_tracked[1], layers.last_mut()) {
+        if !is_tracked[1] {
             kept.all = 0;
         }
     }
-    layers.into_iter().map(|(name, kept)| (name.to_owned(), kept)).collect()
+    layers
 }
 
 /// The part of a name up to the number of a layer.

@@ -9,14 +9,14 @@ use peft_backends::{
     memory::{capacity, resident},
 };
 use peft_core::{
-    Plan, explain,
+    ModuleTree, Plan, explain,
     module_tree::{num_values, sum_values},
 };
 use serde::Serialize;
 
 use crate::{
     Error, Prepared, Recipe, Result,
-    activations::{Activations, Kept, kept, lengths},
+    activations::{Activations, Kept, KeptPerToken, kept, lengths},
     captured_steps,
     recipe::WeightType,
     report::peak_rss_bytes,
@@ -24,6 +24,9 @@ use crate::{
 
 /// Logits that the loss over a vocabulary has in memory at a time on the processor, and on a GPU.
 const LOGITS: [u64; 2] = [32 << 20, 256 << 20];
+
+/// The highest rank that is looked at.
+const MOST_RANK: usize = 4096;
 
 /// The share of what there is above which training warns.
 const NEAR: f64 = 0.9;
@@ -103,17 +106,19 @@ impl Memory {
         device: &Device,
     ) -> Result<Self> {
         let plan = explain::plan(&prepared.base, &recipe.adapter)?;
+        let tree = prepared.base.tree();
         let data = &prepared.train;
         let size = Size {
             rows: (recipe.training.per_device_train_batch_size.saturating_mul(data.bound)).min(data.examples.len()),
             lengths: lengths(recipe, prepared),
-            trained: trained(&plan, prepared),
+            trained: trained(&plan, &tree),
         };
         let forgetful = chosen.map_or(0, |chosen| chosen.forgetful_layers);
         let may =
             recipe.training.captured_steps && captured_steps::hindrance(recipe).is_none() && is_recordable(device);
         let recorded = if may { prepared.padded_lengths(recipe.training.multiple(true)) } else { BTreeSet::new() };
-        let run = Run { recipe, prepared, plan, forgetful, recorded, device };
+        let layers = kept(recipe, prepared, &plan, &tree);
+        let run = Run { recipe, prepared, tree, layers, forgetful, recorded, device };
         let mut memory = run.of(size);
         memory.available = capacity(device);
         memory.fits = memory.available.map(|available| run.fits(size, available));
@@ -191,12 +196,11 @@ fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
 }
 
 /// Values that an adapter trains.
-fn trained(plan: &Plan, prepared: &Prepared) -> u64 {
-    let tree = prepared.base.tree();
+fn trained(plan: &Plan, tree: &ModuleTree) -> u64 {
     let adapted = plan.tuned().flat_map(|adapted| adapted.layer.tensors());
     let prompt = plan.prompt.iter().flat_map(|prompt| prompt.tuner.tensors(&prompt.shape));
     let own = adapted.chain(prompt).filter(|spec| spec.trainable).map(|spec| num_values(&spec.shape));
-    let copied = plan.saved_params(&tree).into_iter().chain(plan.biases.iter().cloned());
+    let copied = plan.saved_params(tree).into_iter().chain(plan.biases.iter().cloned());
     let sizes: std::collections::HashMap<String, usize> =
         tree.params().map(|(name, param)| (name, num_values(&param.shape))).collect();
     sum_values(own.chain(copied.filter_map(|name| sizes.get(&name).copied()))) as u64
@@ -205,7 +209,8 @@ fn trained(plan: &Plan, prepared: &Prepared) -> u64 {
 struct Run<'a> {
     recipe: &'a Recipe,
     prepared: &'a Prepared,
-    plan: Plan,
+    tree: ModuleTree,
+    layers: Vec<KeptPerToken>,
     forgetful: usize,
     /// Lengths of rows whose passes are recorded.
     recorded: BTreeSet<usize>,
@@ -214,8 +219,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn of(&self, size: Size) -> Memory {
-        let Self { recipe, prepared, plan, .. } = self;
-        let tree = prepared.base.tree();
+        let Self { recipe, prepared, tree, .. } = self;
         let info = &prepared.base.info;
         let on_host = is_host(&self.device.clone().inner());
         let is_half = matches!(recipe.model.dtype, Some(WeightType::Bf16 | WeightType::F16));
@@ -228,14 +232,12 @@ impl Run<'_> {
 
         let tokens = size.lengths.map(|length| times(size.rows as u64, length as u64));
         let most = tokens[0].max(tokens[1]);
-        let layers: Vec<LayerMemory> = kept(recipe, prepared, plan, tokens)
-            .into_iter()
-            .enumerate()
-            .map(|(at, (layer, Kept { all, input }))| {
-                let bytes = input.filter(|_| at < self.forgetful).unwrap_or(all);
-                LayerMemory { layer, bytes }
-            })
-            .collect();
+        let layers = self.layers.iter().enumerate().map(|(at, layer)| {
+            let Kept { all, input } = layer.of(tokens);
+            let bytes = input.filter(|_| at < self.forgetful).unwrap_or(all);
+            LayerMemory { layer: layer.layer.clone(), bytes }
+        });
+        let layers: Vec<LayerMemory> = layers.collect();
         let activations = sum(layers.iter().map(|layer| layer.bytes));
 
         let linear = tree.modules.iter().filter(|module| module.kind.is_linear());
@@ -285,11 +287,15 @@ impl Run<'_> {
         let length = most(room, |length| fits(Size { lengths: [length, length.min(size.lengths[1].max(1))], ..size }));
         let option = self.recipe.adapter.tuner().ok().and_then(|tuner| tuner.rank_option());
         let rank = option.and_then(|option| {
-            most(4096, |rank| {
-                let config = self.recipe.adapter.clone().with(option, rank);
-                let plan = config.and_then(|config| explain::plan(&self.prepared.base, &config));
-                plan.is_ok_and(|plan| fits(Size { trained: trained(&plan, self.prepared), ..size }))
-            })
+            let at = |rank: usize| {
+                let config = self.recipe.adapter.clone().with(option, rank).ok()?;
+                let plan = explain::plan(&self.prepared.base, &config).ok()?;
+                Some(trained(&plan, &self.tree))
+            };
+            let (one, two) = (at(1)?, at(2)?);
+            let values =
+                |rank: usize| one.saturating_add(times(two.saturating_sub(one), (rank as u64).saturating_sub(1)));
+            most(MOST_RANK, |rank| fits(Size { trained: values(rank), ..size }))
         });
         Fits { batch, length, rank }
     }
