@@ -134,9 +134,10 @@ fn training_into_a_folder_with_files_of_others_is_refused() {
     // What is not in the way stays.
     place.write("out/notes.txt", "mine");
     place.succeeds("train recipe.toml --quiet");
-    place.succeeds("train full.toml --quiet");
+    let message = place.refuses("train full.toml");
+    assert!(message.contains("a finished run of another kind"), "{message}");
+    place.succeeds("train recipe.toml training.seed=3 --quiet");
     assert_eq!(fs::read_to_string(place.path("out/notes.txt")).unwrap(), "mine");
-    assert!(place.path("out/config.json").exists() && !place.path("out/adapter_config.json").exists());
 }
 
 #[test]
@@ -249,6 +250,12 @@ mod unix {
         let output = shell(&place, "ulimit -f 16; peft merge --model model --adapter out --output merged");
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
         assert!(said(&output).contains("merged") && !place.path("merged").exists(), "{}", said(&output));
+        let train = "train full.toml training.output_dir=full training.save_steps=1 --quiet";
+        let output = shell(&place, &format!("ulimit -f 1000; peft {train}"));
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        let mut left = contents(&place.path("full")).into_keys();
+        assert!(left.all(|path| !path.display().to_string().contains("checkpoint-")), "{}", said(&output));
+        assert!(!place.path("full/.checkpoint-1").exists());
     }
 
     #[test]

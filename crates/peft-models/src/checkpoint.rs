@@ -3,6 +3,7 @@
 //! Weights are `model.safetensors`, or PyTorch's `pytorch_model.bin` where there is no other.
 
 mod bitsandbytes;
+mod fingerprint;
 mod fresh;
 mod matching;
 mod packed;
@@ -22,6 +23,7 @@ use serde_json::{Map, Value};
 
 use crate::{gguf, quantization::QuantizationConfig};
 
+pub use fingerprint::fingerprint;
 pub use writing::{save, stated_dtype, torch_name};
 
 /// The configuration's file name.

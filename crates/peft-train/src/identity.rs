@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use peft_models::checkpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Error, Prepared, Recipe, Result, dataset::DataSummary, fingerprint};
+use crate::{Error, Prepared, Recipe, Result, dataset::DataSummary, fingerprint, recipe::Init};
 
 /// 1: rows by SHA-256, random numbers of ChaCha12 with seeds of SplitMix64 and SipHash-1-3. 0: the same numbers, rows by SipHash-1-3
 /// and those of training alone.
@@ -29,6 +30,9 @@ pub(crate) struct Identity {
     /// The evaluation examples.
     #[serde(default)]
     eval_sha256: Option<String>,
+    /// The base model as it was read; none of a new model, and in files of versions that did not look at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base_sha256: Option<String>,
     /// The training examples in version 0.
     #[serde(default, skip_serializing)]
     fingerprint: u64,
@@ -36,16 +40,22 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// That of a run of this recipe.
-    pub(crate) fn new(recipe: &Recipe, prepared: &Prepared) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If the base model cannot be read any more.
+    pub(crate) fn new(recipe: &Recipe, prepared: &Prepared) -> Result<Self> {
+        let is_new = recipe.model.init == Some(Init::Random);
+        let base_sha256 = if is_new { None } else { Some(checkpoint::fingerprint(&recipe.model_folder())?) };
+        Ok(Self {
             version: VERSION,
             program: env!("CARGO_PKG_VERSION").to_owned(),
             recipe: recipe.decisive(),
             data: prepared.train.summary.clone(),
             train_sha256: fingerprint::sha256(&prepared.train.examples),
             eval_sha256: prepared.eval.as_ref().map(|eval| fingerprint::sha256(&eval.examples)),
+            base_sha256,
             fingerprint: 0,
-        }
+        })
     }
 
     /// Refuses to go on with the run of a checkpoint in `folder`, of identity `then`, if its numbers would be others. Evaluation rows
@@ -78,19 +88,27 @@ impl Identity {
                 ));
             }
         }
+        if let (Some(now), Some(before)) = (&self.base_sha256, &then.base_sha256)
+            && now != before
+        {
+            return refuse(format!(
+                "the base model in {} has changed since this checkpoint was written; restore it, or start anew in another output_dir",
+                recipe.model_folder().display()
+            ));
+        }
         let same_rows = match then.version {
             0 => then.fingerprint == fingerprint::of_version_0(&prepared.train.examples),
             _ => then.train_sha256 == self.train_sha256,
         };
         if !same_rows {
             return refuse(format!(
-                "the training examples are others than when this was written ({} with {} tokens now, {} with {} then)",
+                "the training data has changed since this checkpoint was written ({} with {} tokens now, {} with {} then)",
                 self.data.examples, self.data.tokens, then.data.examples, then.data.tokens
             ));
         }
         if evaluated && then.version > 0 && then.eval_sha256 != self.eval_sha256 {
             return refuse(
-                "the evaluation examples are others than when this was written, and the best value so far cannot be compared with \
+                "the evaluation data has changed since this checkpoint was written, and the best value so far cannot be compared with \
                  those to come; resume with the same rows, or start anew in another output_dir"
                     .to_owned(),
             );

@@ -4,6 +4,7 @@
 //! new run is whole, and then all of it goes: what a new run writes before that lies apart.
 
 mod earlier_version;
+mod kind;
 
 use std::{
     fs,
@@ -67,8 +68,8 @@ impl RunDirectory {
     /// Judges the folder and locks it, if it is there.
     ///
     /// # Errors
-    /// If it is the base model's, holds files of others or the edited ones of an earlier run, is in use, or without `resume` holds an
-    /// unfinished run.
+    /// If it is the base model's, holds files of others, the edited ones of an earlier run or the result of a run of another kind, is in
+    /// use, or without `resume` holds an unfinished run.
     pub(crate) fn open(recipe: &Recipe, resume: bool) -> Result<Self> {
         let path = recipe.output_dir();
         judge(recipe, &OutputFolder::look(&path, MADE_BY)?)?;
@@ -82,9 +83,13 @@ impl RunDirectory {
         }
         judge(recipe, &run.output)?;
         run.refuse_foreign()?;
+        let last = checkpoint::list(&path)?.pop();
+        if run.is_finished() && (!resume || last.is_none()) {
+            kind::refuse_other(&path, recipe)?;
+        }
         if !resume
             && !run.is_finished()
-            && let Some((step, _)) = checkpoint::list(&path)?.pop()
+            && let Some((step, _)) = last
         {
             let problem = format!(
                 "holds a run that stopped after step {step}; go on with --resume, or remove its checkpoints to start anew"
@@ -131,14 +136,21 @@ impl RunDirectory {
         self.path().join(checkpoint::name(step))
     }
 
-    /// Begins to write, after the steps that are `done` by an earlier run.
+    /// Begins to write, after the steps that are `done` by an earlier run: the recipe, the log, and what `write` puts into a folder,
+    /// by which the checkpoints are used.
     ///
     /// # Errors
     /// If the folder cannot be written.
-    pub(crate) fn begin(&mut self, recipe: &Recipe, done: usize) -> Result<()> {
+    pub(crate) fn begin(
+        &mut self,
+        recipe: &Recipe,
+        done: usize,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
         let log = TrainerLog::lines_until(self.path(), done)?;
         self.replaces = done == 0 && (self.is_finished() || !self.steps()?.is_empty());
         let staged = self.output.stage()?;
+        write(&staged)?;
         write_atomically(&staged.join(RECIPE_FILE), recipe.to_toml().as_bytes())?;
         let mut log = TrainerLog::begin(&staged, &log)?;
         if !self.replaces {
@@ -181,7 +193,11 @@ impl RunDirectory {
         let unfinished = self.path().join(format!("{HIDDEN}{step}"));
         remove_folder(&unfinished)?;
         create_folder(&unfinished)?;
-        checkpoint::write(&unfinished, snapshot)?;
+        if let Err(error) = checkpoint::write(&unfinished, snapshot) {
+            // A full disk, most often: its space is given back. The error is the one to tell of.
+            _ = remove_folder(&unfinished);
+            return Err(error);
+        }
         if folder.exists() {
             remove(&folder)?;
         }
@@ -215,7 +231,8 @@ impl RunDirectory {
             return self.replace(None);
         }
         write(&self.output.stage()?)?;
-        let of_the_run = |name: &str| [RECIPE_FILE, LOG_FILE].contains(&name);
+        let of_the_run =
+            |name: &str| [RECIPE_FILE, LOG_FILE, LABELS_FILE].contains(&name) || TOKENIZER_FILES.contains(&name);
         Ok(self.output.publish(Clears::Files, of_the_run, &[], None, &mut || Ok(()))?)
     }
 

@@ -78,7 +78,7 @@ impl<'a> Trainee<'a> {
         let trainable_params = trained.iter().map(|tensor| tensor.param.shape().iter().product::<usize>()).sum();
         drop(trained);
         let plan = StepPlan::new(&recipe.training, &prepared.train);
-        let identity = Identity::new(recipe, prepared);
+        let identity = Identity::new(recipe, prepared)?;
         let mut state = TrainerState { max_steps: plan.total, identity, ..TrainerState::default() };
         let mut best = None;
         if let Some(step) = from {
@@ -91,7 +91,11 @@ impl<'a> Trainee<'a> {
             // What it was begun with does not count any more.
             state = TrainerState { identity: state.identity, ..checkpoint.state };
         }
-        run.begin(recipe, state.global_step)?;
+        // A checkpoint is used with the tokenizer and the classes of its run, also if the run never ends.
+        run.begin(recipe, state.global_step, |folder| {
+            copy_tokenizer(&recipe.tokenizer(), folder)?;
+            prepared.labels.as_ref().map_or(Ok(()), |found| labels::write(folder, found))
+        })?;
         if run.replaces() {
             let note = format!(
                 "{}: replacing the finished run there, as soon as this one has a checkpoint or its result",
@@ -347,13 +351,8 @@ impl<'a> Trainee<'a> {
         if let Some(key) = first_not_finite(&tensors) {
             return Err(Error::NotFinite { step: written_step, key: key.to_owned() });
         }
-        let (name, recipe, prepared, output_dir) =
-            (self.adapter(), self.recipe, self.prepared, self.run.path().to_owned());
+        let (name, output_dir) = (self.adapter(), self.run.path().to_owned());
         self.run.finish(|folder| {
-            copy_tokenizer(&recipe.tokenizer(), folder)?;
-            if let Some(found) = &prepared.labels {
-                labels::write(folder, found)?;
-            }
             let adapter = model.adapter(name)?;
             if adapter.plan.in_place {
                 model.load_state_dict(DEFAULT_ADAPTER, tensors, &output_dir)?;

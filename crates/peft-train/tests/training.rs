@@ -308,9 +308,20 @@ fn a_changed_recipe_or_changed_rows_are_not_resumed() {
     let rows = fs::read_to_string(bench.out("train.jsonl")).unwrap();
     fs::write(bench.out("train.jsonl"), rows.replacen("good", "night", 1)).unwrap();
     let error = bench.resume("out", &[]).unwrap_err();
-    assert!(error.to_string().contains("training examples"), "{error}");
+    assert!(error.to_string().contains("the training data has changed"), "{error}");
     assert_eq!(error.exit_code(), 2);
     fs::write(bench.out("train.jsonl"), rows).unwrap();
+    let weights = bench.out("model/model.safetensors");
+    let before = fs::read(&weights).unwrap();
+    let mut tensors = TensorFile::read(&weights, "weights").unwrap().tensors;
+    let moved = tensors.values_mut().next().unwrap();
+    let values: Vec<f32> = moved.iter::<f32>().map(|value| value + 0.5).collect();
+    *moved = TensorData::new(values, moved.shape().clone()).convert_dtype(moved.dtype());
+    write_safetensors(&weights, &tensors).unwrap();
+    let error = bench.resume("out", &[]).unwrap_err();
+    assert!(error.to_string().contains("the base model in"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+    fs::write(&weights, before).unwrap();
     assert!(bench.resume("out", &["training.logging_steps=1", "training.save_steps=5"]).is_ok());
 }
 
@@ -325,6 +336,30 @@ fn an_unfinished_run_is_not_overwritten_and_a_finished_one_is() {
     bench.run("out", &["training.seed=6", "training.save_steps=100"]);
     assert_ne!(bench.weights("out"), first);
     assert_eq!(bench.steps_saved("out"), [0; 0]);
+}
+
+#[test]
+fn the_result_of_a_run_of_another_kind_is_not_replaced() {
+    let bench = Bench::new();
+    bench.run("out", &[]);
+    let first = bench.weights("out");
+    let refused = |overrides: &[&str], says: &str| {
+        let recipe = bench.recipe("out", overrides);
+        let error = train(&recipe, &TrainOptions::new(Device::flex()), &mut Silent).unwrap_err();
+        assert!(error.to_string().contains(says) && error.exit_code() == 2, "{error}");
+        assert_eq!(bench.weights("out"), first);
+    };
+    fs::rename(bench.out("model"), bench.out("other")).unwrap();
+    refused(&["model.model_name_or_path=\"other\""], "base model");
+    fs::rename(bench.out("other"), bench.out("model")).unwrap();
+    with_adapter(&bench, "peft_type = \"P_TUNING\"\nencoder_hidden_size = 4");
+    refused(&[], "LORA for TOKEN_CLS");
+    let text = RECIPE.replace("\"LORA\"", "\"FULL\"").replace("r = 2\ntarget_modules = [\"query\", \"value\"]\n", "");
+    fs::write(bench.out("recipe.toml"), text).unwrap();
+    refused(&[], "this recipe: FULL for TOKEN_CLS");
+    // Whoever took the recipe away does not lose the adapter by it.
+    fs::remove_file(bench.out("out/recipe.toml")).unwrap();
+    refused(&[], "without its recipe");
 }
 
 #[test]
@@ -515,10 +550,10 @@ fn layers_that_run_again_train_the_same_adapter_and_a_note_says_how_many() {
     assert_eq!(bench.weights("kept"), bench.weights("again"));
     // A prompt has gradients below the lowest layer.
     with_adapter(&bench, "peft_type = \"P_TUNING\"\nencoder_hidden_size = 4");
-    bench.run("kept", &[]);
-    let note = recomputing(&bench, "again", &["training.gradient_checkpointing=true"]);
+    bench.run("prompt", &[]);
+    let note = recomputing(&bench, "prompt-again", &["training.gradient_checkpointing=true"]);
     assert!(note.starts_with("recomputing 2 of 3 layers: about "), "{note}");
-    assert_eq!(bench.weights("kept"), bench.weights("again"));
+    assert_eq!(bench.weights("prompt"), bench.weights("prompt-again"));
     let note = recomputing(&bench, "roomy", &["training.activation_memory_mb=1000"]);
     assert!(note.starts_with("recomputing none of 3 layers: about "), "{note}");
 }

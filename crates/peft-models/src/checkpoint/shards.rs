@@ -54,7 +54,7 @@ impl StoredType {
 
 /// Where a tensor's bytes are.
 #[derive(Debug, Clone)]
-enum Place {
+pub(super) enum Place {
     /// A part of a mapped file.
     Mapped(usize, Range<usize>),
     /// In a PyTorch file, which is read when the tensor is needed.
@@ -64,7 +64,8 @@ enum Place {
 /// A tensor in its file.
 #[derive(Debug, Clone)]
 pub(super) struct Stored {
-    place: Place,
+    /// Where its bytes are.
+    pub(super) place: Place,
     /// The type of its elements.
     pub(super) dtype: StoredType,
     /// Its shape in the file.

@@ -31,7 +31,7 @@ fn values_of_another_metric_or_of_other_evaluation_rows_are_not_compared() {
     let rows = fs::read_to_string(bench.out("eval.jsonl")).unwrap();
     fs::write(bench.out("eval.jsonl"), rows.replacen("good", "night", 1)).unwrap();
     let message = refused(&bench, &eval);
-    assert!(message.contains("the evaluation examples are others"), "{message}");
+    assert!(message.contains("the evaluation data has changed"), "{message}");
     fs::write(bench.out("eval.jsonl"), rows).unwrap();
     bench.resume("out", &[EVALUATED, &eval, &["training.metric_for_best_model=loss"]].concat()).unwrap();
 }
