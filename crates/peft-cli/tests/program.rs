@@ -340,6 +340,30 @@ fn what_is_not_finite_is_no_answer() {
 }
 
 #[test]
+fn a_base_model_that_is_not_finite_gives_no_answer_wherever_that_is() {
+    for case in ["bert.SEQ_CLS.default", "llama.CAUSAL_LM.default", "t5.SEQ_2_SEQ_LM.default"] {
+        let (folder, case) = (tempfile::tempdir().unwrap(), golden(case));
+        fs::create_dir(folder.path().join("model")).unwrap();
+        fs::copy(case.join("model/config.json"), folder.path().join("model/config.json")).unwrap();
+        let tensors = TensorFile::read(&case.join("model/model.safetensors"), "model").unwrap().tensors;
+        let (inputs, adapter) = (case.join("inputs.safetensors"), case.join("adapter"));
+        let layers =
+            tensors.keys().filter(|key| ["layer.0", "layers.0", "block.0"].iter().any(|part| key.contains(part)));
+        let weights: Vec<&String> = layers.filter(|key| key.ends_with("weight")).collect();
+        assert!(weights.len() > 6, "{weights:?}");
+        for key in weights {
+            let mut broken = tensors.clone();
+            broken.insert(key.clone(), TensorData::full::<f32, _>(tensors[key].shape().clone(), f32::NAN));
+            write_safetensors(&folder.path().join("model/model.safetensors"), &broken).unwrap();
+            let of = ["forward", "--model", "model", "--adapter", adapter.to_str().unwrap()];
+            let data = ["--inputs", inputs.to_str().unwrap(), "--output", "out.safetensors"];
+            let output = run(folder.path(), &[&of[..], &data].concat());
+            assert_eq!(output.status.code(), Some(7), "{key}: {}", text(&output.stderr));
+        }
+    }
+}
+
+#[test]
 fn a_merged_model_is_of_the_type_that_the_base_model_is_of() {
     let (folder, case) = (tempfile::tempdir().unwrap(), golden("llama.CAUSAL_LM.default"));
     let half = folder.path().join("half");

@@ -105,7 +105,12 @@ pub fn attend(
             _ if is_causal => (None, scores.bias.clone()),
             _ => (mask.hidden(), scores.bias.clone()),
         };
-        return module::attention(q, k, v, hidden, bias, options);
+        let not_finite = not_finite(&q, &k, scores.bias.as_ref());
+        let attended = module::attention(q, k, v, hidden, bias, options);
+        return match not_finite {
+            Some(not_finite) => attended + not_finite,
+            None => attended,
+        };
     }
     let scale = scores.scale.unwrap_or_else(|| (dim as f64).powf(-0.5));
     if scores.bias.is_none() {
@@ -128,6 +133,21 @@ pub fn attend(
     }
     let weights = dropout(drop, softmax(products));
     weights.reshape([batch, key_heads, stacked, keys]).matmul(v).reshape([batch, heads, queries, width])
+}
+
+/// NaN for the queries whose scores are not numbers and zero for the others, `[batch, heads, queries, 1]`; none if all of them are.
+///
+/// Burn's kernel on the processor takes a query whose scores are all NaN for one that sees nothing, and gives it zeros.
+fn not_finite(q: &Tensor<4>, k: &Tensor<4>, bias: Option<&Tensor<4>>) -> Option<Tensor<4>> {
+    if [q, k].into_iter().chain(bias).all(ops::is_finite_on_host) {
+        return None;
+    }
+    let [batch, heads, ..] = q.dims();
+    let [_, key_heads, ..] = k.dims();
+    let zeros = |x: &Tensor<4>| (x.clone() * 0.0).sum_dim(3);
+    let of_keys = zeros(k).sum_dim(2).expand([batch, key_heads, heads / key_heads, 1]);
+    let scores = zeros(q) + of_keys.reshape([batch, heads, 1, 1]);
+    Some(bias.map_or_else(|| scores.clone(), |bias| scores.clone() + zeros(bias)))
 }
 
 #[cfg(test)]
@@ -174,6 +194,36 @@ mod tests {
             let y = attend(q, x.clone(), x.clone(), &mask, &off, &Scores::default()).without_autodiff();
             let mean = x.clone().mean_dim(2).slice([0..1, 0..1, 0..1, 0..4]).into_data();
             y.slice([0..1, 0..1, 0..1, 0..4]).into_data().assert_approx_eq::<f32>(&mean, Tolerance::absolute(1e-6));
+        }
+    }
+
+    #[test]
+    fn scores_that_are_not_numbers_are_never_hidden() {
+        let plain = Device::flex();
+        let off = Dropout { prob: 0.0, training: Param::from_bool(false) };
+        let random = |heads| Tensor::<4>::random([2, heads, 3, 4], Distribution::Default, &plain);
+        let nan = |x: Tensor<4>, at: [std::ops::Range<usize>; 4]| {
+            let size = at.clone().map(|range| range.len());
+            x.slice_assign(at, Tensor::full(size, f32::NAN, &plain))
+        };
+        let hidden = Tensor::<3>::zeros([2, 3, 1], &plain);
+        let masks = [AttentionMask::causal(None, &hidden, 0), AttentionMask::bidirectional(None, &hidden)];
+        let is_nan = |q: &Tensor<4>, k: &Tensor<4>, scores: &Scores, mask: &AttentionMask| {
+            let attended = attend(q.clone(), k.clone(), random(2), mask, &off, scores);
+            let values = attended.into_data().try_into_vec::<f32>().unwrap();
+            let rows = values.chunks(4).enumerate().filter(|(_, row)| row[0].is_nan());
+            rows.map(|(at, _)| at).collect::<Vec<usize>>()
+        };
+        for mask in &masks {
+            // One query of the first row's third head; all keys of the second row's first key head, which two heads share.
+            let (q, k) = (random(4), random(2));
+            let found = is_nan(&nan(q.clone(), [0..1, 2..3, 1..2, 0..4]), &k, &Scores::default(), mask);
+            assert_eq!(found, [7]);
+            let found = is_nan(&q, &nan(k.clone(), [1..2, 0..1, 0..3, 0..1]), &Scores::default(), mask);
+            assert_eq!(found, [12, 13, 14, 15, 16, 17]);
+            let bias = nan(Tensor::zeros([1, 4, 3, 3], &plain), [0..1, 3..4, 0..3, 0..3]);
+            let found = is_nan(&q, &k, &Scores { bias: Some(bias), ..Scores::default() }, mask);
+            assert_eq!(found, [9, 10, 11, 21, 22, 23]);
         }
     }
 }
