@@ -101,6 +101,19 @@ fn errors_name_the_file_and_what_is_wrong() {
     let text = String::from_utf8_lossy(&whole[..200]).into_owned();
     let at = text.find("qwen2").unwrap();
     says(&[&whole[..at], b"qwen9", &whole[at + 5..]].concat(), "architecture `qwen9` is not supported");
+    // After a key stands the type of its value, in four bytes.
+    let after = |key: &[u8]| whole.windows(key.len()).position(|part| part == key).unwrap() + key.len() + 4;
+    for (key, number) in [("rope.freq_base", f32::NAN), ("attention.layer_norm_rms_epsilon", f32::INFINITY)] {
+        let at = after(key.as_bytes());
+        let changed = [&whole[..at], &number.to_le_bytes(), &whole[at + 4..]].concat();
+        says(&changed, &format!("`qwen2.{key}`: not a finite number"));
+    }
+    // After a tensor's name stand the number of its dimensions, the dimensions, its type and its offset.
+    let at = after(b"blk.0.attn_q.bias") + 8 + 4;
+    let offset = u64::from_le_bytes(whole[at..at + 8].try_into().unwrap());
+    let moved = |to: u64| [&whole[..at], &to.to_le_bytes(), &whole[at + 8..]].concat();
+    says(&moved(offset + 4), "is not a multiple of the alignment 32");
+    says(&moved(0), "overlap");
 }
 
 proptest! {

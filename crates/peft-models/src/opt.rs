@@ -162,7 +162,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     if fields.float_or("layerdrop", 0.0)? != 0.0 {
         return Err(Fields::error("layerdrop", "leaving out whole layers is not supported: set it to 0"));
     }
-    let layers = Layers { device, std: fields.float_or("init_std", 0.02)? };
+    let layers = Layers { device, std: fields.deviation_or("init_std", 0.02)? };
     let decoder = decoder(fields, &layers)?;
     let info = ModelInfo {
         model_type: "opt".to_owned(),

@@ -413,7 +413,7 @@ impl Sizes {
             max_distance,
             epsilon: fields.epsilon_or("layer_norm_epsilon", 1e-6)?,
             dropout,
-            factor: fields.float_or("initializer_factor", 1.0)?,
+            factor: fields.deviation_or("initializer_factor", 1.0)?,
         })
     }
 

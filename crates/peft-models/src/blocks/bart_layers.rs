@@ -265,7 +265,7 @@ impl BartFamily {
                 return Err(Fields::error(key, "layers cannot be dropped here: set it to 0"));
             }
         }
-        let std = fields.float_or("init_std", 0.02)?;
+        let std = fields.deviation_or("init_std", 0.02)?;
         let layers = Layers { device, std };
         let pad_token_id = fields.token_or("pad_token_id", self.pad_token_id)?;
         let padding = usize::try_from(pad_token_id).ok();

@@ -179,6 +179,23 @@ impl<'a> Fields<'a> {
         Ok(self.read(key, "a number from 0 on, which a norm adds to a variance", from_zero)?.unwrap_or(default))
     }
 
+    /// A standard deviation of fresh weights, or a factor of one, with a default.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it is negative.
+    pub fn deviation_or(&self, key: &str, default: f64) -> Result<f64> {
+        let from_zero = |value: &Value| value.as_f64().filter(|deviation| *deviation >= 0.0);
+        Ok(self.read(key, "a number from 0 on", from_zero)?.unwrap_or(default))
+    }
+
+    /// A number above 0 that may be absent.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn optional_positive(&self, key: &str) -> Result<Option<f64>> {
+        self.read(key, "a number above 0", |value| value.as_f64().filter(|number| *number > 0.0))
+    }
+
     /// A probability below 1, as dropout needs it, with a default.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ impl<'a> Layers<'a> {
     /// # Errors
     /// [`peft_core::Error::Config`] if that is no number.
     pub fn new(fields: Fields<'_>, device: &'a Device) -> Result<Self> {
-        Ok(Self { device, std: fields.float_or("initializer_range", 0.02)? })
+        Ok(Self { device, std: fields.deviation_or("initializer_range", 0.02)? })
     }
 
     /// `x W + b`.

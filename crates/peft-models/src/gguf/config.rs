@@ -40,10 +40,19 @@ pub(crate) fn read(file: &GgufFile) -> Result<Map<String, Value>> {
             return Err(file.error(problem));
         }
     };
-    let own = |key: &str| file.get(&format!("{architecture}.{key}"));
+    let named = |key: &str| {
+        let key = format!("{architecture}.{key}");
+        match file.get(&key) {
+            // A number that JSON does not have.
+            Some(Value::Null) => Err(file.error(format!("`{key}`: not a finite number"))),
+            value => Ok(value),
+        }
+    };
+    // What is read twice was judged the first time.
+    let own = |key: &str| named(key).ok().flatten();
     let mut config = Map::new();
     for (key, name) in KEYS {
-        if let Some(value) = own(key) {
+        if let Some(value) = named(key)? {
             config.insert((*name).to_owned(), value);
         }
     }
@@ -62,7 +71,7 @@ pub(crate) fn read(file: &GgufFile) -> Result<Map<String, Value>> {
     if let Some(dim) = own("rope.dimension_count").filter(|_| architecture == "llama") {
         set("head_dim", dim);
     }
-    if let Some(scaling) = scaling(file, &own)? {
+    if let Some(scaling) = scaling(file, &named)? {
         set("rope_scaling", scaling);
     }
     let number = |value: Option<Value>| value.and_then(|value| value.as_u64());
@@ -93,13 +102,13 @@ pub(crate) fn read(file: &GgufFile) -> Result<Map<String, Value>> {
 }
 
 /// How positions are scaled.
-fn scaling(file: &GgufFile, own: &impl Fn(&str) -> Option<Value>) -> Result<Option<Value>> {
-    let kind = own("rope.scaling.type");
+fn scaling(file: &GgufFile, own: &impl Fn(&str) -> Result<Option<Value>>) -> Result<Option<Value>> {
+    let kind = own("rope.scaling.type")?;
     if let Some(kind) = kind.as_ref().and_then(Value::as_str).filter(|kind| *kind != "none") {
         let mut scaling = json!({ "rope_type": kind });
         let keys = [("factor", "factor"), ("original_context_length", "original_max_position_embeddings")];
         for (key, name) in keys {
-            if let Some(value) = own(&format!("rope.scaling.{key}")) {
+            if let Some(value) = own(&format!("rope.scaling.{key}"))? {
                 scaling[name] = value;
             }
         }
@@ -111,7 +120,11 @@ fn scaling(file: &GgufFile, own: &impl Fn(&str) -> Option<Value>) -> Result<Opti
     if factors.kind != GgmlType::F32 {
         return Err(Error::File { path: file.path.clone(), problem: "`rope_freqs.weight` should be F32".to_owned() });
     }
-    let largest = factors.kind.dequantize(bytes).into_iter().fold(1.0_f32, f32::max);
+    let factors = factors.kind.dequantize(bytes);
+    if !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+        return Err(file.error("`rope_freqs.weight` should hold numbers above 0"));
+    }
+    let largest = factors.into_iter().fold(1.0_f32, f32::max);
     Ok((largest > 1.0).then(|| {
         json!({
             "rope_type": "llama3",

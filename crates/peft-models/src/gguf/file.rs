@@ -163,7 +163,8 @@ fn parse(bytes: &[u8]) -> Parsed<(Metadata, BTreeMap<String, GgufTensor>)> {
     }
     let metadata = Metadata(metadata);
     let alignment = metadata.one("general.alignment").and_then(Value::as_u64).unwrap_or(32);
-    let alignment = usize::try_from(alignment).ok().filter(|alignment| *alignment > 0).ok_or("alignment of 0")?;
+    let alignment = usize::try_from(alignment).ok().filter(|alignment| *alignment > 0 && alignment.is_multiple_of(8));
+    let alignment = alignment.ok_or("`general.alignment` should be a multiple of 8")?;
     let data = cursor.at.checked_next_multiple_of(alignment).ok_or("alignment too large")?;
     let mut tensors = BTreeMap::new();
     for (name, (kind, shape, offset)) in heads {
@@ -177,8 +178,20 @@ fn parse(bytes: &[u8]) -> Parsed<(Metadata, BTreeMap<String, GgufTensor>)> {
         if !row.is_multiple_of(kind.block()) {
             return Err(format!("tensor `{name}`: rows of {row} values are no whole blocks of {}", kind.label()));
         }
+        if !offset.is_multiple_of(alignment as u64) {
+            return Err(format!("tensor `{name}`: offset {offset} is not a multiple of the alignment {alignment}"));
+        }
         let place = place().ok_or_else(|| format!("tensor `{name}` {shape:?} reaches beyond the end"))?;
         tensors.insert(name, GgufTensor { kind, shape, place });
+    }
+    let mut places: Vec<_> = tensors.iter().map(|(name, tensor)| (&tensor.place, name)).collect();
+    places.sort_unstable_by_key(|(place, _)| place.start);
+    for pair in places.windows(2) {
+        if let [(first, name), (second, other)] = pair
+            && first.end > second.start
+        {
+            return Err(format!("tensors `{name}` and `{other}` overlap"));
+        }
     }
     Ok((metadata, tensors))
 }

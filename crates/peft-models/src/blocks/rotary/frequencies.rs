@@ -49,8 +49,12 @@ impl Frequencies {
         };
         // There is a frequency for every two dimensions, worked out before anything of the file is looked at.
         let head_dim = Fields::at_most("head_dim", head_dim, WIDEST_HEAD)?;
+        if !(rotated > 0.0 && rotated <= 1.0) {
+            let problem = format!("should be above 0 and at most 1, found {rotated}");
+            return Err(Fields::error("partial_rotary_factor", problem));
+        }
         let dim = (head_dim as f64 * rotated) as usize;
-        if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
+        if dim == 0 || !dim.is_multiple_of(2) {
             let problem = format!("of {head_dim} dimensions {dim} are to be rotated in pairs");
             return Err(Fields::error("head_dim", problem));
         }
@@ -66,14 +70,18 @@ impl Frequencies {
         }
         let (Some(parameters), false) = (parameters, kind == "default") else { return Ok(scaled(plain)) };
 
-        let positions = config.float_or("max_position_embeddings", 0.0)?;
-        let trained = match config.optional_float("original_max_position_embeddings")? {
-            Some(trained) => trained,
-            None => parameters.float_or("original_max_position_embeddings", positions)?,
+        let positions = config.optional_positive("max_position_embeddings")?;
+        let original = match config.optional_positive("original_max_position_embeddings")? {
+            None => parameters.optional_positive("original_max_position_embeddings")?,
+            given => given,
         };
-        let factor = || match parameters.optional_float("factor")? {
-            None if matches!(kind, "yarn" | "longrope") => Ok(positions / trained),
-            _ => parameters.float("factor"),
+        // What the model was trained on, which a linear scaling does not ask for.
+        let missing = || Fields::error("max_position_embeddings", format!("missing; rope_type `{kind}` needs it"));
+        let trained = || original.or(positions).ok_or_else(missing);
+        let factor = || match parameters.optional_positive("factor")? {
+            Some(factor) => Ok(factor),
+            None if matches!(kind, "yarn" | "longrope") => Ok(positions.ok_or_else(missing)? / trained()?),
+            None => parameters.float("factor"),
         };
         // Early Phi-3 configurations call LongRoPE by other names.
         let kind = match kind {
@@ -87,18 +95,20 @@ impl Frequencies {
                 scaled(plain.into_iter().map(|frequency| frequency / factor).collect())
             }
             "dynamic" if dim > 2 => {
-                Self { long: Some(Long::Growing { trained: positions, factor: factor()?, theta }), ..scaled(plain) }
+                let trained = positions.ok_or_else(missing)?;
+                Self { long: Some(Long::Growing { trained, factor: factor()?, theta }), ..scaled(plain) }
             }
-            "llama3" => scaled(llama3(plain, parameters, factor()?, trained)?),
+            "llama3" => scaled(llama3(plain, parameters, factor()?, trained()?)?),
             "yarn" => {
                 let factor = factor()?;
                 let attention_factor = yarn_attention(parameters, factor)?;
-                Self { attention_factor, ..scaled(yarn(&plain, parameters, factor, trained, theta)?) }
+                Self { attention_factor, ..scaled(yarn(&plain, parameters, factor, trained()?, theta)?) }
             }
             "longrope" => {
                 let long = stretched(&plain, parameters, "long_factor")?;
                 let short = stretched(&plain, parameters, "short_factor")?;
-                let attention_factor = match parameters.optional_float("attention_factor")? {
+                let trained = trained()?;
+                let attention_factor = match parameters.optional_positive("attention_factor")? {
                     Some(factor) => factor,
                     None => factor()
                         .map(|factor| if factor > 1.0 { (1.0 + factor.ln() / trained.ln()).sqrt() } else { 1.0 })?,
@@ -115,7 +125,8 @@ impl Frequencies {
             return Err(Fields::error(key, "gives frequencies that are no finite numbers"));
         }
         // A float of positions becomes a whole number of them; too large or negative ones are bounded.
-        let reach = (parameters.float_or("factor", 1.0)? * trained) as usize;
+        let reach = original.or(positions).unwrap_or(0.0) * parameters.float_or("factor", 1.0)?;
+        let reach = reach as usize;
         Ok(Self { reach, ..found })
     }
 
@@ -154,6 +165,10 @@ fn narrow(inv_freq: Vec<f64>) -> Vec<f32> {
 fn llama3(plain: Vec<f64>, parameters: Fields<'_>, factor: f64, trained: f64) -> Result<Vec<f64>> {
     let low = parameters.float("low_freq_factor")?;
     let high = parameters.float("high_freq_factor")?;
+    if low > high {
+        let problem = format!("should be at most high_freq_factor, which is {high}, found {low}");
+        return Err(Fields::error("low_freq_factor", problem));
+    }
     let scaled = |frequency: f64| {
         let waves = trained * frequency / (2.0 * PI);
         let kept = ((waves - low) / (high - low)).clamp(0.0, 1.0);
@@ -165,9 +180,16 @@ fn llama3(plain: Vec<f64>, parameters: Fields<'_>, factor: f64, trained: f64) ->
 /// YaRN: as [`llama3`], with the share that is kept linear in the dimension instead of the frequency.
 fn yarn(plain: &[f64], parameters: Fields<'_>, factor: f64, trained: f64, theta: f64) -> Result<Vec<f64>> {
     let dim = (2 * plain.len()) as f64;
+    if theta == 1.0 {
+        return Err(Fields::error("rope_theta", "is 1, of which rope_type `yarn` makes no frequencies"));
+    }
     // The dimension whose wave turns so many times in the original context.
     let turning = |times: f64| dim * (trained / (times * 2.0 * PI)).ln() / (2.0 * theta.ln());
-    let turns = |key: &str, default: f64| Ok(parameters.optional_float(key)?.filter(|n| *n != 0.0).unwrap_or(default));
+    let turns = |key: &str, default: f64| match parameters.optional_float(key)? {
+        None | Some(0.0) => Ok(default),
+        Some(turns) if turns > 0.0 => Ok(turns),
+        Some(turns) => Err(Fields::error(key, format!("should be a number above 0, found {turns}"))),
+    };
     let (mut low, mut high) = (turning(turns("beta_fast", 32.0)?), turning(turns("beta_slow", 1.0)?));
     if parameters.flag_or("truncate", true)? {
         (low, high) = (low.floor(), high.ceil());
@@ -185,7 +207,7 @@ fn yarn(plain: &[f64], parameters: Fields<'_>, factor: f64, trained: f64, theta:
 
 /// What YaRN multiplies cosines and sines by, so that the entropy of longer attentions stays.
 fn yarn_attention(parameters: Fields<'_>, factor: f64) -> Result<f64> {
-    if let Some(given) = parameters.optional_float("attention_factor")? {
+    if let Some(given) = parameters.optional_positive("attention_factor")? {
         return Ok(given);
     }
     let scale = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
@@ -202,6 +224,9 @@ fn stretched(plain: &[f64], parameters: Fields<'_>, key: &str) -> Result<Vec<f64
     if factors.len() != plain.len() {
         let problem = format!("has {} factors for {} pairs of rotated dimensions", factors.len(), plain.len());
         return Err(Fields::error(key, problem));
+    }
+    if let Some(factor) = factors.iter().find(|factor| **factor <= 0.0) {
+        return Err(Fields::error(key, format!("should be numbers above 0, found {factor}")));
     }
     Ok(plain.iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect())
 }
@@ -284,7 +309,37 @@ mod tests {
         let text = error(json!({"rope_type": "spiral", "factor": 4.0}), 8);
         assert!(text.contains("`spiral`") && text.contains("`rope_parameters`"), "{text}");
         assert!(error(Value::Null, 5).contains("in pairs"));
-        assert!(error(json!({"rope_type": "linear", "factor": 0.0}), 8).contains("no finite numbers"));
+        for (parameters, key) in [
+            (json!({"rope_type": "linear", "factor": 0.0}), "factor"),
+            (json!({"rope_type": "dynamic", "factor": 0}), "factor"),
+            (json!({"rope_type": "yarn", "factor": -2.0}), "factor"),
+            (json!({"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}), "rope_theta"),
+            (
+                json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}),
+                "original_max_position_embeddings",
+            ),
+            (json!({"rope_type": "yarn", "factor": 2.0, "beta_slow": -1.0}), "beta_slow"),
+            (json!({"rope_type": "yarn", "factor": 2.0, "attention_factor": 0.0}), "attention_factor"),
+            (
+                json!({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}),
+                "low_freq_factor",
+            ),
+            (json!({"rope_type": "default", "partial_rotary_factor": 1.5}), "partial_rotary_factor"),
+            (json!({"rope_type": "default", "partial_rotary_factor": -0.5}), "partial_rotary_factor"),
+            (
+                json!({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [1.0, 1.0, 0.0, 1.0]}),
+                "long_factor",
+            ),
+        ] {
+            let text = error(parameters, 8);
+            assert!(text.contains(&format!("`{key}`")), "{text}");
+        }
+        // A switch without a transition, as Transformers has it.
+        let switch = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 2.0,
+            "original_max_position_embeddings": 128});
+        let kept = read(&switch, 8).unwrap().inv_freq;
+        let wanted = [1.0_f32, 0.211_474_24, 0.005_590_17, 0.001_182_177];
+        assert!(kept.iter().zip(wanted).all(|(found, wanted)| (found / wanted - 1.0).abs() < 1e-5), "{kept:?}");
         for theta in [0.0, -5.0] {
             let text = error(json!({"rope_type": "default", "rope_theta": theta}), 8);
             assert!(text.contains("`rope_theta`"), "{text}");
