@@ -320,7 +320,7 @@ fn wrong_rows_of_every_task_are_named() {
     let message = refused_file("SEQ_CLS", "x.tsv", "text\tlabel\na\tx\nb\tx\n", &[]);
     assert!(message.contains("x.tsv: every row has the label `x`"), "{message}");
     let message = refused_file("FEATURE_EXTRACTION", "x.txt", "a\n\nb\n", &[]);
-    assert!(message.contains("x.txt: nothing to learn from"), "{message}");
+    assert!(message.contains("x.txt: no row has `text_pair` and `score`"), "{message}");
 }
 
 #[test]
@@ -511,4 +511,25 @@ fn an_evaluation_in_which_nothing_counts_is_refused() {
     assert_eq!(output.status.code(), Some(3));
     let message = text(&output.stderr);
     assert!(message.contains("ev.jsonl: nothing to evaluate on") && message.contains("max_length = 8"), "{message}");
+}
+
+#[test]
+fn tables_with_another_separator_and_names_with_spaces_are_told_of() {
+    let says = |name: &str, text: &str, part: &str| {
+        let message = refused_file("SEQ_CLS", name, text, &[]);
+        assert!(message.contains(part), "{message}");
+    };
+    says("x.csv", "text;label\na;x\nb, or c;y\n", "separated by semicolons: a .csv file has commas, a .tsv file tabs");
+    says("x.csv", "text\tlabel\na\tx\nb\ty\n", "separated by tabs");
+    says("x.tsv", "text,label\na,x\nb,y\n", "separated by commas");
+    says("x.tsv", "text\t label\na\tx\nb\ty\n", "(columns: \" label\", text)");
+    says("x.tsv", "text\t label\na\tx\nb\ty\n", "--column \"label= label\"");
+    says("x.tsv", "text\tlabel\na\t-100\nb\t1\n", "x.tsv:2: label -100 marks a token that the loss ignores");
+    // A polarity is a class like others.
+    let folder = workplace("SEQ_CLS", "chatml");
+    fs::write(folder.path().join("x.tsv"), "text\tlabel\na\t-1\nb\t0\nc\t1\n").unwrap();
+    let output = run(folder.path(), &["train", "recipe.toml", "--dry-run", "data.train=x.tsv"]);
+    assert!(text(&output.stdout).contains("labels: -1, 0, 1"), "{}", text(&output.stderr));
+    let output = run(folder.path(), &["train", "recipe.toml", "data.train=-"]);
+    assert!(text(&output.stderr).contains("write them to a file"), "{}", text(&output.stderr));
 }

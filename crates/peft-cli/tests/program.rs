@@ -340,6 +340,54 @@ fn what_is_not_finite_is_no_answer() {
 }
 
 #[test]
+fn labels_that_the_loss_ignores_are_not_broken_weights() {
+    let (folder, case) = (tempfile::tempdir().unwrap(), golden("llama.CAUSAL_LM.default"));
+    let mut tensors = TensorFile::read(&case.join("inputs.safetensors"), "inputs").unwrap().tensors;
+    let shape = tensors["labels"].shape().clone();
+    tensors.insert("labels".to_owned(), TensorData::full::<i64, _>(shape, -100));
+    write_safetensors(&folder.path().join("in.safetensors"), &tensors).unwrap();
+    let (model, adapter) = (case.join("model"), case.join("adapter"));
+    let of = ["forward", "--model", model.to_str().unwrap(), "--adapter", adapter.to_str().unwrap()];
+    let output =
+        run(folder.path(), &[&of[..], &["--inputs", "in.safetensors", "--output", "out.safetensors"]].concat());
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("no label counts"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_damaged_adapter_configuration_is_a_file_that_is_broken() {
+    let (folder, case) = (tempfile::tempdir().unwrap(), golden("bert.SEQ_CLS.default"));
+    fs::create_dir(folder.path().join("adapter")).unwrap();
+    fs::write(folder.path().join("adapter/adapter_config.json"), "{").unwrap();
+    let (model, inputs) = (case.join("model"), case.join("inputs.safetensors"));
+    let of = ["forward", "--model", model.to_str().unwrap(), "--adapter", "adapter"];
+    let data = ["--inputs", inputs.to_str().unwrap(), "--output", "out.safetensors"];
+    let output = run(folder.path(), &[&of[..], &data].concat());
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("adapter_config.json: not valid JSON"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn scores_are_judged_by_eval_as_by_train() {
+    let folder = workplace();
+    let model = examples().join("models/tiny-encoder").display().to_string();
+    fs::write(folder.path().join("pairs.tsv"), "text\ttext_pair\tscore\na\tb\t4\nc\td\t1\ne\tf\t2\n").unwrap();
+    let recipe = format!(
+        "[model]\nmodel_name_or_path = {model:?}\n[adapter]\npeft_type = \"LORA\"\ntask_type = \"FEATURE_EXTRACTION\"\n\
+         [data]\ntrain = \"pairs.tsv\"\nscore_scale = 5.0\n[training]\noutput_dir = \"out\"\nmax_steps = 1\n"
+    );
+    fs::write(folder.path().join("pairs.toml"), recipe).unwrap();
+    assert!(run(folder.path(), &["train", "pairs.toml", "--quiet"]).status.success());
+    let eval = ["eval", "--model", &model, "--adapter", "out", "--data", "pairs.tsv"];
+    assert!(run(folder.path(), &eval).status.success());
+    fs::remove_file(folder.path().join("out/recipe.toml")).unwrap();
+    let output = run(folder.path(), &eval);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("`score_scale`"), "{}", text(&output.stderr));
+    assert!(run(folder.path(), &[&eval[..], &["--score-scale", "5"]].concat()).status.success());
+}
+
+#[test]
 fn a_base_model_that_is_not_finite_gives_no_answer_wherever_that_is() {
     for case in ["bert.SEQ_CLS.default", "llama.CAUSAL_LM.default", "t5.SEQ_2_SEQ_LM.default"] {
         let (folder, case) = (tempfile::tempdir().unwrap(), golden(case));

@@ -25,6 +25,7 @@ use crate::{
     adapter::AdapterTensor,
     attach::Acting,
     by_rows::{AdapterRows, BASE},
+    example::IGNORE,
     explain,
     files::AdapterFolder,
     loss::Loss,
@@ -390,7 +391,11 @@ impl PeftModel {
     /// # Errors
     /// [`Error::Data`] if the labels are unfit.
     pub fn loss_of(&self, outputs: &Outputs, labels: &Labels, task: &TaskPlugin) -> Result<Tensor<1>> {
-        self.loss_for(task.task, labels)?.mean(outputs)
+        let loss = self.loss_for(task.task, labels)?;
+        if loss.weight() == 0.0 {
+            return Err(Error::Data(format!("no label counts, all of them are {IGNORE}: there is no loss")));
+        }
+        loss.mean(outputs)
     }
 
     /// The loss of labels, before there are outputs: the task's, or the prompt's own.

@@ -9,6 +9,8 @@ use peft_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::blocks::Fields;
+
 pub(crate) use stored::{ABSMAX, FORMAT, NESTED_ABSMAX, NESTED_MAP, QUANT_MAP, QUANT_STATE, QuantState, SCB};
 pub use weight::QuantizedWeight;
 
@@ -96,11 +98,11 @@ impl QuantizationConfig {
         let Some(found) = config.get(QUANTIZATION_CONFIG).filter(|found| !found.is_null()) else { return Ok(None) };
         let method = found.get("quant_method").and_then(Value::as_str).unwrap_or("bitsandbytes");
         if method != "bitsandbytes" {
-            let problem = format!("weights packed by {method} cannot be read; supported is bitsandbytes");
-            return Err(Error::config(QUANTIZATION_CONFIG, problem));
+            let problem = format!("weights quantized by {method} cannot be read; supported is bitsandbytes");
+            return Err(Fields::error(QUANTIZATION_CONFIG, problem));
         }
         let parsed = serde_json::from_value(found.clone());
-        parsed.map(Some).map_err(|error| Error::config(QUANTIZATION_CONFIG, error.to_string()))
+        parsed.map(Some).map_err(|error| Fields::error(QUANTIZATION_CONFIG, error.to_string()))
     }
 
     /// What `config.json` says of weights that are packed so.

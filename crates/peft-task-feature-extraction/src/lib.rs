@@ -84,7 +84,7 @@ impl Task for FeatureExtraction {
         if scores.is_empty() {
             let columns = [context.column("text_pair"), context.column("score")].join("` and `");
             return Err(Error::Data(format!(
-                "nothing to learn from: training needs rows with `{columns}`, how alike the two texts are"
+                "no row has `{columns}`, how alike two texts are: there is nothing to compare with"
             )));
         }
         let largest = scores.iter().fold(0.0_f32, |largest, score| largest.max(score.abs()));

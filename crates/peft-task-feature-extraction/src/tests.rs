@@ -59,7 +59,7 @@ fn training_needs_scores_that_a_cosine_can_have() {
         })
     };
     assert_eq!(check(json!({ "text": "a", "text_pair": "b", "score": 1 })), Ok(()));
-    assert!(check(json!({ "text": "a" })).unwrap_err().contains("needs rows with `text_pair` and `score`"));
+    assert!(check(json!({ "text": "a" })).unwrap_err().contains("no row has `text_pair` and `score`"));
     let error = check(json!({ "text": "a", "text_pair": "b", "score": 4.5 })).unwrap_err();
     assert!(error.contains("`score_scale`") && error.contains("use score_scale = 4.5"), "{error}");
 }

@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeSet};
 use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, BadRows, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, Example, Label, Row},
+    example::{EncodeContext, Example, IGNORE, Label, Row},
     inventory,
     loss::{self, Loss},
     metrics::{
@@ -104,6 +104,15 @@ impl Task for SequenceClassification {
             return Err(
                 row.error(format!("label `{}` is no number among numbers: leave the row out", texts.join(", ")))
             );
+        }
+        if !all().any(is_fraction) {
+            let ignored = IGNORE.to_string();
+            for (row, _) in rows.iter().zip(&texts_of).filter(|(_, texts)| texts.contains(&ignored)) {
+                let problem =
+                    "marks a token that the loss ignores; a row of this task always counts: remove it, or label it";
+                bad.take(Err::<(), _>(row.error(format!("label {ignored} {problem}"))))?;
+            }
+            std::mem::take(&mut bad).finish()?;
         }
         let problem = if lists == 0 {
             if all().all(|text| is_number(text)) && all().any(is_fraction) {

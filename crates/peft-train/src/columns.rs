@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use peft_core::{Error, Result, Task, error::nearest, example::Row};
 
+use crate::data::other_separator;
+
 /// What columns are called in published data sets and by other programs, by the role that they play here.
 const ELSEWHERE: &[(&str, &[&str])] = &[
     (
@@ -82,7 +84,9 @@ pub(crate) fn check(rows: &[Row], task: &dyn Task, columns: &BTreeMap<String, St
                     .take(1),
             );
         }
-        let problem = format!("{} (columns: {}); {}", problems.join(", "), listed(&there), cure(&missing, &there));
+        let names: Vec<&str> = there.iter().copied().collect();
+        let cure = other_separator(&names).unwrap_or_else(|| cure(&missing, &there));
+        let problem = format!("{} (columns: {}); {cure}", problems.join(", "), listed(&there));
         return Err(Error::File { path: first.file.to_path_buf(), problem });
     }
     Ok(())
@@ -102,7 +106,9 @@ pub(crate) fn has(rows: &[Row], column: &str, key: &str) -> Result<()> {
 }
 
 fn listed(there: &BTreeSet<&str>) -> String {
-    let shown = there.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
+    // Spaces around a name are seen by nobody.
+    let name = |name: &&str| if name.trim() == *name { (*name).to_owned() } else { format!("{name:?}") };
+    let shown = there.iter().take(LISTED).map(name).collect::<Vec<_>>().join(", ");
     if there.len() > LISTED { format!("{shown}, … {} in all", there.len()) } else { shown }
 }
 
@@ -120,10 +126,9 @@ fn cure(missing: &[(&str, &str)], there: &BTreeSet<&str>) -> String {
     match written.first() {
         Some((role, column)) => {
             let keys: Vec<String> = written.iter().map(|(role, column)| format!("{role} = \"{column}\"")).collect();
-            format!(
-                "write {} in [data] of the recipe, or --column {role}={column} on the command line",
-                keys.join(" and ")
-            )
+            let argument = format!("{role}={column}");
+            let argument = if argument.contains(char::is_whitespace) { format!("{argument:?}") } else { argument };
+            format!("write {} in [data] of the recipe, or --column {argument} on the command line", keys.join(" and "))
         }
         None => {
             let role = missing.first().map_or("text", |(role, _)| role);

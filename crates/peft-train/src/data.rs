@@ -28,6 +28,7 @@ use serde_json::{Map, Value};
 
 use bad_rows::BadRows;
 pub use folder::{Part, has_part, read_part};
+pub(crate) use header::other_separator;
 
 /// A layout of data files.
 #[derive(Debug)]
@@ -124,22 +125,31 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
     layout.some(path, rows)
 }
 
-/// Reads JSON lines from a stream; `name` is what messages call it.
+/// The formats that [`read_stream`] knows: the extensions of text files.
+pub fn stream_formats() -> impl Iterator<Item = &'static str> {
+    LAYOUTS.iter().filter(|layout| matches!(layout.reader, Reader::Text(_))).map(|layout| layout.extension)
+}
+
+/// Reads rows from a stream in one of the [`stream_formats`], JSON Lines if none is given; `name` is what messages call it.
 ///
 /// # Errors
-/// As [`read_rows`].
-pub fn read_json_lines(mut stream: impl Read, name: &str) -> Result<Vec<Row>> {
+/// As [`read_rows`], and for a format that is unknown.
+pub fn read_stream(mut stream: impl Read, name: &str, format: Option<&str>) -> Result<Vec<Row>> {
     let path = Path::new(name);
+    let error = |problem: String| Error::File { path: path.to_owned(), problem };
+    let layout = LAYOUTS.iter().find(|layout| layout.extension == format.unwrap_or("jsonl"));
+    let Some((layout, Reader::Text(parse))) = layout.map(|layout| (layout, &layout.reader)) else {
+        let known = stream_formats().collect::<Vec<_>>().join(", ");
+        return Err(error(format!("unknown format `{}`; supported are {known}", format.unwrap_or_default())));
+    };
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).map_err(|source| Error::Io { path: path.to_owned(), action: "read", source })?;
-    let rows = parse_text(path, bytes, jsonl::parse)?;
-    if rows.is_empty() {
-        return Err(Error::File {
-            path: path.to_owned(),
-            problem: "no rows; one JSON object a line is read".to_owned(),
-        });
+    let first = bytes.iter().copied().find(|byte| byte.is_ascii_graphic());
+    if format.is_none() && first.is_some_and(|first| first != b'{') {
+        let problem = "is not JSON Lines, one object a line; name its format, such as --format csv or --format tsv";
+        return Err(error(problem.to_owned()));
     }
-    Ok(rows)
+    layout.some(path, parse_text(path, bytes, *parse)?)
 }
 
 /// Whether a file's extension is that of data.
@@ -163,6 +173,10 @@ pub fn note_on_paragraphs(rows: &[Row]) -> Option<String> {
 }
 
 fn layout_of(path: &Path) -> Result<&'static Layout> {
+    if path == Path::new("-") {
+        let problem = "standard input can be read once, and these rows are needed by name: write them to a file";
+        return Err(Error::File { path: path.to_owned(), problem: problem.to_owned() });
+    }
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     LAYOUTS.iter().find(|layout| layout.extension == extension).ok_or_else(|| {
         let near = nearest(&extension, LAYOUTS.iter().map(|layout| layout.extension));
@@ -171,7 +185,10 @@ fn layout_of(path: &Path) -> Result<&'static Layout> {
         let found = if extension.is_empty() { "no extension".to_owned() } else { format!("extension `.{extension}`") };
         Error::File {
             path: path.to_owned(),
-            problem: format!("{found} is no layout of data files{hint}; there are\n  {}", known.join("\n  ")),
+            problem: format!(
+                "cannot tell the format of the data: {found}{hint}; supported are\n  {}",
+                known.join("\n  ")
+            ),
         }
     })
 }

@@ -233,6 +233,7 @@ fn truth_values_of_python_are_taken_on_the_command_line() {
 fn keys_of_other_trainers_are_refused_with_what_they_are_here() {
     let rows: &[(&str, &str)] = &[
         ("training.lr=1", "it is `learning_rate` here"),
+        ("adapter.target=1", "did you mean `target_modules`?"),
         ("training.epochs=1", "it is `num_train_epochs` here"),
         ("training.batch_size=1", "it is `per_device_train_batch_size` here"),
         ("training.bf16=true", "dtype = \"bf16\""),

@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use peft::train::{
     Dataset, Writing,
-    data::{Part, note_on_paragraphs, read_json_lines, read_part},
+    data::{Part, note_on_paragraphs, read_part, read_stream, stream_formats},
     evaluate::evaluate,
     prepare::{generation_of_adapter, options_of_adapter},
 };
@@ -95,9 +95,12 @@ impl Eval {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataArgs {
     /// The rows: .tsv, .csv, .jsonl, .json (SQuAD), .conll, .conllu, .txt or .parquet; a folder with a test or validation file; or
-    /// - for JSON lines from standard input.
+    /// - for standard input, JSON Lines if --format is not given.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// The format of --data, whatever its extension.
+    #[arg(long, value_name = "FORMAT", value_parser = clap::builder::PossibleValuesParser::new(stream_formats()))]
+    format: Option<String>,
     /// Examples of a batch.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
     pub(crate) batch_size: usize,
@@ -116,13 +119,21 @@ pub(crate) struct DataArgs {
     /// How the states of a text's tokens become one vector: mean, cls, last or max.
     #[arg(long, value_name = "HOW", value_parser = word::<Pooling>)]
     pooling: Option<Pooling>,
-    /// Leave vectors as long as they are.
+    /// Do not L2-normalize embeddings.
     #[arg(long)]
     no_normalize: bool,
+    /// What scores of pairs are divided by, so that they are cosines.
+    #[arg(long, value_name = "X", value_parser = scale)]
+    score_scale: Option<f64>,
 }
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a whole number above 0".to_owned())
+}
+
+fn scale(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "must be a number above 0".to_owned())
 }
 
 pub(super) fn column(text: &str) -> Result<(String, String), String> {
@@ -142,6 +153,8 @@ pub(crate) struct Opened {
     tokenizer: HfTokenizer,
     info: Arc<ModelInfo>,
     options: EncodeOptions,
+    /// How prompts are read.
+    prompts: EncodeOptions,
     labelled: bool,
     pub(crate) data: Dataset,
 }
@@ -177,7 +190,8 @@ impl Opened {
         let Some(task) = model.task()? else { return Ok(None) };
         let config = generation_of_adapter(&self.adapter, args.folder(), model.info())?;
         let config = generation.over(&config, &self.tokenizer, globals)?;
-        Ok(Writing::new(&self.data, task, &self.context(), config)?)
+        let context = EncodeContext { options: &self.prompts, ..self.context() };
+        Ok(Writing::new(&self.data, task, &context, config)?)
     }
 }
 
@@ -213,12 +227,32 @@ impl DataArgs {
         }
         let context = EncodeContext { tokenizer: &tokenizer, info, options: &options, labelled };
         let data = Dataset::for_evaluation(rows, plugin.task, &context)?;
-        Ok(Opened { adapter: folder, tokenizer, info: Arc::clone(info), options, labelled, data })
+        if labelled {
+            plugin.task.check_examples(&data.examples, &context).map_err(|error| error.in_file(&self.data))?;
+        }
+        // Limits of the training are none for what is asked of the model: a prompt is read whole.
+        let prompts = match self.max_length {
+            Some(_) => options.clone(),
+            None => EncodeOptions {
+                max_length: info.room().unwrap_or(usize::MAX),
+                overflow: self.overflow.unwrap_or(Overflow::Raise),
+                ..options.clone()
+            },
+        };
+        Ok(Opened { adapter: folder, tokenizer, info: Arc::clone(info), options, prompts, labelled, data })
     }
 
     fn rows(&self) -> Result<Vec<Row>, CliError> {
         if self.data == Path::new("-") {
-            return Ok(read_json_lines(std::io::stdin().lock(), "standard input")?);
+            return Ok(read_stream(std::io::stdin().lock(), "standard input", self.format.as_deref())?);
+        }
+        if let Some(format) = &self.format {
+            let file = std::fs::File::open(&self.data).map_err(|source| peft::Error::Io {
+                path: self.data.clone(),
+                action: "read",
+                source,
+            })?;
+            return Ok(read_stream(file, &self.data.display().to_string(), Some(format))?);
         }
         Ok(read_part(&self.data, Part::Test)?)
     }
@@ -274,6 +308,7 @@ impl DataArgs {
         options.doc_stride = self.doc_stride.unwrap_or(options.doc_stride);
         options.pooling = self.pooling.unwrap_or(options.pooling);
         options.normalize &= !self.no_normalize;
+        options.score_scale = self.score_scale.unwrap_or(options.score_scale);
         Ok(())
     }
 }

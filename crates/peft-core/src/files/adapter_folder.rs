@@ -79,7 +79,14 @@ impl AdapterFolder {
     /// As [`find`](Self::find); whatever is wrong with its files.
     pub fn read(path: &Path) -> Result<Self> {
         let path = &Self::find(path)?;
-        let config = PeftConfig { inference_mode: true, ..PeftConfig::from_file(&path.join(ADAPTER_CONFIG))? };
+        let config = PeftConfig::from_file(&path.join(ADAPTER_CONFIG)).map_err(|error| match error {
+            // Not a configuration that somebody wrote wrongly, but a file that is damaged.
+            Error::Config { key, problem, .. } if key.is_empty() => {
+                Error::File { path: path.join(ADAPTER_CONFIG), problem }
+            }
+            other => other,
+        })?;
+        let config = PeftConfig { inference_mode: true, ..config };
         let (weights, pickled) = (path.join(ADAPTER_WEIGHTS), path.join(ADAPTER_PYTORCH_WEIGHTS));
         let what = "the adapter's tensors";
         let file = if !weights.exists() && pickled.exists() {

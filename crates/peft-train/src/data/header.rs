@@ -24,8 +24,17 @@ pub(super) fn check(source: &Source<'_>, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What to say of a header that is one column with separators of another format in it.
+pub(crate) fn other_separator(names: &[&str]) -> Option<String> {
+    let [name] = names else { return None };
+    let separators = [(';', "semicolons"), ('\t', "tabs"), (',', "commas"), ('|', "bars")];
+    let (_, found) = separators.into_iter().find(|(separator, _)| name.contains(*separator))?;
+    Some(format!("its columns seem to be separated by {found}: a .csv file has commas, a .tsv file tabs"))
+}
+
 /// What is wrong with a row that has not as many cells as the header.
 pub(super) fn ragged(cells: usize, names: &[&str]) -> String {
     let s = if cells == 1 { "" } else { "s" };
-    format!("{cells} cell{s}, but the header has {} ({})", names.len(), names.join(", "))
+    let hint = other_separator(names).map(|separator| format!("; {separator}")).unwrap_or_default();
+    format!("{cells} cell{s}, but the header has {} ({}){hint}", names.len(), names.join(", "))
 }

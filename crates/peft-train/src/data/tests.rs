@@ -58,10 +58,14 @@ fn the_index_that_pandas_writes_is_left_alone() {
 
 #[test]
 fn json_lines_are_read_from_a_stream() {
-    let rows = read_json_lines("\u{feff}{\"a\": 1}\n\n{\"a\": 2}\n".as_bytes(), "standard input").unwrap();
+    let rows = read_stream("\u{feff}{\"a\": 1}\n\n{\"a\": 2}\n".as_bytes(), "standard input", None).unwrap();
     assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 3]);
-    let message = |text: &str| read_json_lines(text.as_bytes(), "standard input").unwrap_err().to_string();
-    assert!(message("text\n").starts_with("standard input:1: not valid JSON"));
+    let message = |text: &str| read_stream(text.as_bytes(), "standard input", None).unwrap_err().to_string();
+    assert!(message("{text\n").starts_with("standard input:1: not valid JSON"));
+    assert!(message("text\n").contains("name its format, such as --format csv"));
+    let read = |text: &str, format| read_stream(text.as_bytes(), "standard input", Some(format));
+    assert_eq!(read("a,b\n1,2\n", "csv").unwrap()[0].text("b").unwrap(), "2");
+    assert!(read("a", "parquet").unwrap_err().to_string().contains("unknown format `parquet`; supported are tsv, csv"));
     assert!(message("\n").starts_with("standard input: no rows"));
 }
 
@@ -202,7 +206,7 @@ fn broken_files_say_what_is_broken() {
     check("x.csv", b"a,a\n1,2\n", "column `a` twice");
     check("x.tsv", b"a\tb\n1\t\xff\n", "line 2 is not UTF-8");
     check("x.jsnl", b"", "did you mean `.jsonl`?");
-    check("x", b"", "no extension is no layout");
+    check("x", b"", "no extension; supported are");
     check("x.feather", b"", ".conll: a word and its tag a line");
 }
 

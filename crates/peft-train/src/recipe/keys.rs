@@ -116,8 +116,12 @@ pub(super) fn hint(section: &str, key: &str, known: &[&str]) -> String {
         let named: Vec<_> = sections.iter().map(|other| format!("[{other}]")).collect();
         (!named.is_empty()).then(|| format!("it stands in {}", named.join(" or ")))
     };
+    let begun = || {
+        let longer = known.iter().find(|known| known.strip_prefix(key).is_some_and(|rest| rest.starts_with('_')))?;
+        Some(format!("did you mean `{longer}`?"))
+    };
     let near = || nearest(key, known.iter().copied()).map(|near| format!("did you mean `{near}`?"));
-    here.or_else(elsewhere).or_else(near).unwrap_or_else(|| {
+    here.or_else(begun).or_else(elsewhere).or_else(near).unwrap_or_else(|| {
         let parts: Vec<&str> = key.split('_').filter(|part| part.len() > 3).collect();
         let alike: Vec<&str> =
             known.iter().copied().filter(|known| parts.iter().any(|part| known.contains(part))).take(5).collect();
