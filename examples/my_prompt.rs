@@ -14,8 +14,10 @@ use peft::{
     AutoClass, Batch, Inputs, Labels, PeftConfig, PeftModel, PeftType, PromptTuner, Result, TaskType, TunerPlugin,
     inventory,
     models::checkpoint::{self, LoadOptions},
-    prompt::{PromptEntry, PromptShape},
-    tuner::{Init, TensorSpec, Tensors},
+    plugins::{
+        prompt::{PromptEntry, PromptShape},
+        tuner::{Init, TensorSpec, Tensors},
+    },
     tuners::prompt::{PromptMethod, PromptOptions, Prompting},
 };
 use serde::{Deserialize, Serialize};

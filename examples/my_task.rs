@@ -11,14 +11,17 @@ use burn::tensor::Device;
 use peft::{
     AutoClass, Explanation, Labels, ModelInfo, Outputs, PeftConfig, PeftModel, PeftType, Result, Task, TaskPlugin,
     TaskType,
-    example::{EncodeContext, EncodeOptions, Example, Label, Row, collate},
+    data::{
+        example::{EncodeContext, EncodeOptions, Example, Label, Row, collate},
+        loss::{Loss, mse},
+    },
     inventory,
-    loss::{Loss, mse},
+    metrics::{Metrics, Scores},
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions},
     },
-    task::{Column, Judged, LabelSet, Metrics, Scores},
+    plugins::task::{Column, Judged, LabelSet},
 };
 use serde_json::{Value, json};
 

@@ -14,8 +14,10 @@ use burn::{
 use peft::{
     BaseModel, DynTensor, Forward, Inputs, ModelInfo, ModuleKind, ModuleTree, Outputs, PeftConfig, PeftModel, PeftType,
     Plan, Result, Tuner, TunerPlugin, adapted_linear, inventory,
-    plan::{Adapted, TaskRules},
-    tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    plugins::{
+        plan::{Adapted, TaskRules},
+        tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    },
     tuners::select::{Rules, Targets},
 };
 use serde::{Deserialize, Serialize};

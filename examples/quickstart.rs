@@ -10,11 +10,11 @@ use burn::{
 };
 use peft::{
     AutoClass, Batch, Inputs, Labels, PeftConfig, PeftModel, PeftType, Result, TaskType,
+    data::tokenizer::Tokenizer,
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions},
     },
-    tokenizer::Tokenizer,
 };
 
 fn main() -> Result<()> {

@@ -6,7 +6,8 @@ use burn::{
     tensor::{Device, Distribution, Tensor, TensorData},
 };
 use peft::{
-    Error, Inputs, ModelInfo, Outputs, PeftConfig, PeftModel, PeftType, TaskType, adapted_linear, files::AdapterFolder,
+    Error, Inputs, ModelInfo, Outputs, PeftConfig, PeftModel, PeftType, TaskType, adapted_linear,
+    adapter::AdapterFolder,
 };
 use proptest::prelude::*;
 use serde_json::json;

@@ -9,12 +9,15 @@ use burn::{
 use peft::train::{CapturedSteps, Event, Observer, Optimizer, Recipe, TrainOptions, recipe::TrainingArguments, train};
 use peft::{
     Batch, CheckedBatch, Inputs, PeftModel, Task,
+    adapter::AdapterFolder,
     backends::device,
+    batch::IGNORE,
     causal_lm::CausalLm,
-    example::{Example, IGNORE, Label, Padding, collate_to},
-    files::AdapterFolder,
-    loss::token_cross_entropy_on_device,
-    model::DEFAULT_ADAPTER,
+    data::{
+        example::{Example, Label, Padding, collate_to},
+        loss::token_cross_entropy_on_device,
+    },
+    model::peft_model::DEFAULT_ADAPTER,
 };
 use rstest::rstest;
 

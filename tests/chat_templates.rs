@@ -4,11 +4,14 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use peft::{
     ModelInfo, Result, Task,
+    batch::IGNORE,
     causal_lm::CausalLm,
-    chat::Conversation,
-    example::{EncodeContext, EncodeOptions, Example, IGNORE, Label, Overflow, Row},
+    data::{
+        chat::Conversation,
+        example::{EncodeContext, EncodeOptions, Example, Label, Overflow, Row},
+        tokenizer::Tokenizer,
+    },
     models::HfTokenizer,
-    tokenizer::Tokenizer,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use peft::{PeftConfig, PeftType, TaskType, config::UnknownKeys};
+use peft::{PeftConfig, PeftType, TaskType, plugins::config::UnknownKeys};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -12,12 +12,13 @@ use burn::tensor::Device;
 use peft::train::{Recipe, data::read_rows};
 use peft::{
     AutoClass, Explanation, PeftConfig,
-    config::UnknownKeys,
-    files::{AdapterFolder, TensorFile},
+    adapter::AdapterFolder,
+    files::TensorFile,
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions},
     },
+    plugins::config::UnknownKeys,
 };
 use proptest::{prelude::*, test_runner::RngSeed};
 

@@ -10,10 +10,12 @@ use std::{
 use peft::train::recipe::{DataArguments, ModelArguments, TrainingArguments};
 use peft::{
     ArchitecturePlugin, ModelInfo, PeftConfig, PeftType, TaskPlugin, TunerPlugin,
-    example::{EncodeContext, EncodeOptions, Example, Label, Row},
+    data::example::{EncodeContext, EncodeOptions, Example, Label, Row},
     models::HfTokenizer,
-    registry::plugins,
-    task::{DEFAULT_WRAPPER, Judged},
+    plugins::{
+        registry::plugins,
+        task::{DEFAULT_WRAPPER, Judged},
+    },
     tuners::defaults,
 };
 use serde_json::{Map, Value};

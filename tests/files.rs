@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use burn::tensor::{Device, TensorData};
 use peft::{
     Error, PeftModel, Result,
-    files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, TensorFile, write_safetensors},
+    adapter::AdapterFolder,
+    files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, TensorFile, write_safetensors},
 };
 use proptest::prelude::*;
 

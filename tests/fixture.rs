@@ -8,7 +8,8 @@ use std::{
 use burn::tensor::{Device, Tensor, TensorData};
 use peft::{
     AutoClass, BaseModel, Batch, CheckedBatch, Inputs, Labels, PeftConfig, PeftModel,
-    files::{AdapterFolder, TensorFile},
+    adapter::AdapterFolder,
+    files::TensorFile,
     models::checkpoint::{self, LoadOptions},
 };
 

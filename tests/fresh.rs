@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use peft::{
     ArchitecturePlugin,
     models::checkpoint::{self, LoadOptions},
-    registry::find,
+    plugins::registry::find,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};

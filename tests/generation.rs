@@ -14,7 +14,7 @@ use peft::{
         HfTokenizer,
         checkpoint::{self, LoadOptions},
     },
-    registry::plugins,
+    plugins::registry::plugins,
 };
 use rstest::rstest;
 use serde::Deserialize;

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor};
 use peft::{
     AutoClass, Inputs,
+    data::tokenizer::Tokenizer as _,
     files::TensorFile,
     models::{
         HfTokenizer,
         checkpoint::{self, LoadOptions, Loaded},
     },
-    tokenizer::Tokenizer as _,
 };
 use proptest::prelude::*;
 use rstest::rstest;

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use peft::{Explanation, files::AdapterFolder, model::KEY_PREFIX};
+use peft::{
+    Explanation,
+    adapter::{AdapterFolder, KEY_PREFIX},
+};
 use rstest::rstest;
 use serde_json::Value;
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft::train::{Recipe, Silent, TrainOptions, train};
-use peft::{PeftModel, backends::device, files::AdapterFolder};
+use peft::{PeftModel, adapter::AdapterFolder, backends::device};
 use rstest::rstest;
 
 use crate::{

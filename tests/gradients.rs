@@ -8,7 +8,7 @@ use burn::{
 };
 use peft::{
     DynParam, FrozenWeight,
-    tuner::{LayerTuner, LinearCall},
+    plugins::tuner::{LayerTuner, LinearCall},
     tuners::lora::{InitLoraWeights, LoraLinear},
 };
 use proptest::prelude::*;
@@ -60,7 +60,7 @@ fn value(
         })
         .collect();
     let call = LinearCall { input: x.clone(), weight: FrozenWeight::Dense(w.clone()), bias: None, training: false };
-    let output = layer.forward(&peft::tuner::Tensors::new(&params), &call, x.clone().matmul(w.clone()));
+    let output = layer.forward(&peft::plugins::tuner::Tensors::new(&params), &call, x.clone().matmul(w.clone()));
     (output * probe.clone()).sum()
 }
 

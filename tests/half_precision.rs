@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::{DType, Device};
 use peft::{
     CheckedBatch,
-    files::AdapterFolder,
+    adapter::AdapterFolder,
     models::checkpoint::{LoadOptions, load},
 };
 use rstest::rstest;

@@ -11,8 +11,8 @@ use peft::generate::{GenerationConfig, Generator};
 use peft::train::{Optimizer, recipe::TrainingArguments};
 use peft::{
     Batch, Inputs, PeftConfig, PeftModel, PeftType, TaskType,
-    by_rows::BASE,
-    files::{AdapterFolder, TensorFile},
+    adapter::{AdapterFolder, rows::BASE},
+    files::TensorFile,
 };
 use rstest::rstest;
 use serde_json::{Value, json};

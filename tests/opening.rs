@@ -8,12 +8,13 @@ use std::{
 use burn::tensor::{Device, TensorData};
 use peft::{
     AutoClass, Error, PeftConfig, PeftModel, PeftType, TaskType,
-    files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, TensorFile, write_safetensors},
+    adapter::AdapterFolder,
+    files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, TensorFile, write_safetensors},
     models::{
         BaseFor, ClassSource, ModelClass,
         checkpoint::{self, LoadOptions},
     },
-    task::LabelSet,
+    plugins::task::LabelSet,
 };
 use rstest::rstest;
 use serde_json::{Value, json};

@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, TensorData},
 };
 use peft::train::{Optimizer, recipe::TrainingArguments};
-use peft::{PeftConfig, PeftModel, PeftType, TaskType, model::DEFAULT_ADAPTER};
+use peft::{PeftConfig, PeftModel, PeftType, TaskType, model::peft_model::DEFAULT_ADAPTER};
 use serde_json::{Value, json};
 
 use crate::fixture::{assert_close, base_of, batch, case, floats};

@@ -4,8 +4,9 @@ use burn::tensor::Device;
 use peft::train::packing::{check_kept_apart, pack};
 use peft::{
     Batch, Task,
+    batch::IGNORE,
     causal_lm::CausalLm,
-    example::{Example, IGNORE, Label, Padding, collate, collate_to},
+    data::example::{Example, Label, Padding, collate, collate_to},
 };
 
 use crate::fixture::{base, case, model};

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::generate::{GenerationConfig, Generator};
 use peft::{
-    Batch, Explanation, PeftConfig, PeftModel, PeftType, TaskType,
-    files::{AdapterFolder, PROMPT_ENCODER_WEIGHTS},
-    model::DEFAULT_ADAPTER,
+    Batch, Explanation, PeftConfig, PeftModel, PeftType, TaskType, adapter::AdapterFolder,
+    files::PROMPT_ENCODER_WEIGHTS, model::peft_model::DEFAULT_ADAPTER,
 };
 use rstest::rstest;
 use serde_json::{Map, Value};

@@ -8,7 +8,8 @@ use std::{
 use burn::tensor::Device;
 use peft::{
     AutoClass, PeftModel,
-    files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, AdapterFolder, PytorchFile, TensorFile},
+    adapter::AdapterFolder,
+    files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, PytorchFile, TensorFile},
     models::checkpoint::{self, LoadOptions, Loaded, PYTORCH_WEIGHTS},
 };
 use proptest::prelude::*;

@@ -9,10 +9,9 @@ use std::{
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft::{
     Adapter, CheckedBatch, DynModule, DynTensor, PeftConfig, PeftModel,
-    adapter::Role,
-    files::AdapterFolder,
-    model::DEFAULT_ADAPTER,
-    tuner::{LayerTuner, LinearCall, TensorSpec, Tensors},
+    adapter::{AdapterFolder, Role},
+    model::peft_model::DEFAULT_ADAPTER,
+    plugins::tuner::{LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 use rstest::rstest;
 

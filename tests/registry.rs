@@ -4,7 +4,7 @@ use std::path::Path;
 
 use peft::{
     ArchitecturePlugin, Error, TaskPlugin, TunerPlugin,
-    registry::{Plugin, find, plugins},
+    plugins::registry::{Plugin, find, plugins},
 };
 
 fn names<P: Plugin>() -> Vec<&'static str> {

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 use peft::train::{Optimizer, report::peak_rss_bytes};
 use peft::{
     CheckedBatch, Error, PeftModel, Result,
-    files::AdapterFolder,
+    adapter::AdapterFolder,
     models::checkpoint::{self, LoadOptions, Loaded},
 };
 use serde::Serialize;

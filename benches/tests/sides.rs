@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 use burn::tensor::{Device, TensorData};
 use peft::{
     AutoClass, PeftConfig, PeftModel, PeftType, TaskType,
-    files::{AdapterFolder, write_safetensors},
+    adapter::AdapterFolder,
+    files::write_safetensors,
     models::checkpoint::{self, LoadOptions},
 };
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, error::ErrorKind};
 use peft::generate::GenerationConfig;
-use peft::{models::HfTokenizer, tokenizer::Tokenizer as _};
+use peft::{data::tokenizer::Tokenizer as _, models::HfTokenizer};
 use serde_json::{Map, Value};
 
 use crate::{CliError, Globals, terminal};

@@ -13,14 +13,15 @@ use clap::{
 use peft::train::Recipe;
 use peft::{
     AutoClass, Error as PeftError, PeftConfig, PeftModel,
-    files::{ADAPTER_CONFIG, AdapterFolder},
-    model::DEFAULT_ADAPTER,
+    adapter::AdapterFolder,
+    files::ADAPTER_CONFIG,
+    model::peft_model::DEFAULT_ADAPTER,
     models::{
         BaseFor,
         checkpoint::LoadOptions,
         hub::{Hub, HubId, Needed},
     },
-    task::LabelSet,
+    plugins::task::LabelSet,
 };
 
 use crate::{CliError, Globals, quantization_args::QuantizationArgs, terminal};

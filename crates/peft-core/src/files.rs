@@ -1,10 +1,9 @@
-//! Adapter folders on disk: validated whole before anything changes, written atomically.
+//! Reading and writing files: validated whole before anything changes, written atomically.
 
-mod adapter_folder;
+mod adapter_files;
 mod atomic;
 mod disk;
 mod manifest;
-mod model_card;
 mod output_file;
 mod output_folder;
 mod pytorch_file;
@@ -15,18 +14,20 @@ use std::{io::ErrorKind, path::Path};
 
 use crate::{Error, Result};
 
-pub use adapter_folder::{
-    ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder, PROMPT_ENCODER_WEIGHTS,
-};
+pub use adapter_files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, PROMPT_ENCODER_WEIGHTS};
 pub use atomic::write_atomically;
 pub use disk::{append, create_folder, remove_file, remove_folder, rename, stop_after, sync_folder};
 pub use manifest::{MANIFEST, Manifest};
-pub use model_card::{is_own_model_card, model_card};
 pub use output_file::check_output_file;
 pub use output_folder::{Clears, OutputFolder};
 pub use pytorch_file::{PytorchFile, PytorchTensor};
 pub use safetensors_file::{TensorFile, from_view, write_safetensors};
 pub use signature::{not_a, recognise, refuse_lfs_pointer};
+
+/// A hash as files have it: in lower case hexadecimal.
+pub fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// Reads a text file, without the byte order mark that some editors put before it.
 ///

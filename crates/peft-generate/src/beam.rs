@@ -1,6 +1,6 @@
 //! Beam search: the most probable whole answers among several that are followed at once, or some that are drawn.
 
-use peft_core::{Error, Result, random::ChaCha12Rng};
+use peft_core::{Error, Result, tensor::random::ChaCha12Rng};
 
 use crate::{
     EarlyStopping, Generated, Watch, Written,

@@ -1,7 +1,7 @@
 //! From prompts to answers: lengths, padding, and the choice of the search.
 
 use burn::tensor::Device;
-use peft_core::{Error, ModelInfo, Result, RunningModel, tokenizer::Tokenizer};
+use peft_core::{Error, ModelInfo, Result, RunningModel, data::tokenizer::Tokenizer};
 
 use crate::{
     GenerationConfig, beam,

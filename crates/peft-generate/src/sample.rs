@@ -3,7 +3,7 @@
 use peft_core::{
     Error, Result,
     metrics::classification::argmax,
-    random::{ChaCha12Rng, seeded},
+    tensor::random::{ChaCha12Rng, seeded},
 };
 use rand::Rng;
 

@@ -1,6 +1,6 @@
 //! Stop strings: an answer ends with the token that completes one of them.
 
-use peft_core::tokenizer::Tokenizer;
+use peft_core::data::tokenizer::Tokenizer;
 
 /// Tokens that are looked at beside those a stop string may have: what a tokenizer does at a text's beginning is far away.
 const MARGIN: usize = 8;

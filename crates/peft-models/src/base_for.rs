@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use peft_core::{AutoClass, BaseModel, Error, ModelInfo, PeftConfig, Result, files::AdapterFolder, task::LabelSet};
+use peft_core::{
+    AutoClass, BaseModel, Error, ModelInfo, PeftConfig, Result, adapter::AdapterFolder, plugins::task::LabelSet,
+};
 
 use crate::{
     checkpoint::{self, LoadOptions, Loaded},

@@ -23,7 +23,7 @@ use std::{
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, syntax::SyntaxConfig};
 use peft_core::{
     Error, Result,
-    chat::{Conversation, RenderedChat},
+    data::chat::{Conversation, RenderedChat},
     files::read_text,
 };
 use serde_json::{Map, Value};

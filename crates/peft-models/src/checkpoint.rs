@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use peft_core::{
-    ArchitecturePlugin, AutoClass, BaseModel, Error, ModelInfo, Result, error::quoted, files::read_text, registry,
-    task::LabelSet,
+    ArchitecturePlugin, AutoClass, BaseModel, Error, ModelInfo, Result,
+    error::quoted,
+    files::read_text,
+    plugins::{registry, task::LabelSet},
 };
 use serde_json::{Map, Value};
 

@@ -7,8 +7,7 @@ use std::{collections::HashSet, path::Path};
 
 use burn::tensor::Device;
 use peft_core::{
-    AutoClass, BaseModel, Error, ModelInfo, PeftConfig, Result,
-    files::{ADAPTER_CONFIG, AdapterFolder},
+    AutoClass, BaseModel, Error, ModelInfo, PeftConfig, Result, adapter::AdapterFolder, files::ADAPTER_CONFIG,
 };
 use serde::Serialize;
 

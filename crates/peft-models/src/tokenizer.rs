@@ -20,9 +20,11 @@ use std::{
 
 use peft_core::{
     Error, Result,
-    chat::{Conversation, RenderedChat},
+    data::{
+        chat::{Conversation, RenderedChat},
+        tokenizer::{Encoding, Tokenizer},
+    },
     files::read_text,
-    tokenizer::{Encoding, Tokenizer},
 };
 use serde_json::{Map, Value};
 use tokenizers::{

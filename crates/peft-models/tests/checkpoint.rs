@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use peft_core::{
     AutoClass, DynTensor, Error, Inputs,
     files::{TensorFile, write_safetensors},
-    task::LabelSet,
+    plugins::task::LabelSet,
 };
 use peft_models::checkpoint::{LoadOptions, Loaded, load, read_config, save, skeleton};
 use serde_json::json;

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use peft_core::tokenizer::{Encoding, Tokenizer};
+use peft_core::data::tokenizer::{Encoding, Tokenizer};
 use peft_models::HfTokenizer;
 use serde_json::{Value, json};
 

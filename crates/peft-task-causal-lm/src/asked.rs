@@ -2,8 +2,8 @@
 
 use peft_core::{
     Result,
-    example::{EncodeContext, Row},
-    task::Asked,
+    data::example::{EncodeContext, Row},
+    plugins::task::Asked,
 };
 use serde_json::Value;
 

@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use peft_core::{
     Result,
-    chat::{Conversation, RenderedChat},
-    example::{EncodeContext, Row},
+    data::{
+        chat::{Conversation, RenderedChat},
+        example::{EncodeContext, Row},
+    },
 };
 use serde_json::{Map, Value};
 

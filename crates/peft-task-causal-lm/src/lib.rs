@@ -9,11 +9,14 @@ use std::ops::Range;
 
 use peft_core::{
     AutoClass, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, Example, IGNORE, Label, Row},
+    batch::IGNORE,
+    data::{
+        example::{EncodeContext, Example, Label, Row},
+        loss::{self, Loss},
+    },
     inventory,
-    loss::{self, Loss},
-    metrics::likelihood::Likelihood,
-    task::{Asked, Column, Judged, Metrics, Scores},
+    metrics::{Metrics, Scores, likelihood::Likelihood},
+    plugins::task::{Asked, Column, Judged},
 };
 use serde_json::{Value, json};
 

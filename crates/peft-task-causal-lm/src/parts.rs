@@ -2,7 +2,7 @@
 
 use peft_core::{
     Result,
-    example::{EncodeContext, Row},
+    data::example::{EncodeContext, Row},
 };
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use peft_core::{
     BadRows, Error, Result,
-    example::{EncodeContext, Row},
+    data::example::{EncodeContext, Row},
 };
 
 /// The shape of a row.

@@ -1,7 +1,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{
-    example::{EncodeOptions, Overflow, collate_labels},
-    registry::find,
+    data::example::{EncodeOptions, Overflow, collate_labels},
+    plugins::registry::find,
 };
 use peft_testing::FakeTokenizer;
 

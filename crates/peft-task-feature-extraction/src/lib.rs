@@ -6,12 +6,18 @@
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use peft_core::{
     AutoClass, BadRows, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, Example, IGNORE, Label, Pooling, Row, collate_labels},
-    finite::check_finite,
+    batch::IGNORE,
+    data::{
+        example::{EncodeContext, Example, Label, Pooling, Row, collate_labels},
+        loss::{self, Loss},
+    },
     inventory,
-    loss::{self, Loss},
-    metrics::correlation::{pearson, spearman},
-    task::{Column, Judged, Metrics, Scores},
+    metrics::{
+        Metrics, Scores,
+        correlation::{pearson, spearman},
+    },
+    plugins::task::{Column, Judged},
+    tensor::finite::check_finite,
 };
 use serde_json::{Value, json};
 

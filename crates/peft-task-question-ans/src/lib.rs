@@ -7,12 +7,18 @@
 use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, Inputs, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, Example, IGNORE, Label, Row},
+    batch::IGNORE,
+    data::{
+        example::{EncodeContext, Example, Label, Row},
+        loss::{self, Loss},
+        tokenizer::Encoding,
+    },
     inventory,
-    loss::{self, Loss},
-    metrics::squad::{exact_match, f1},
-    task::{Column, Judged, Metrics, Scores},
-    tokenizer::Encoding,
+    metrics::{
+        Metrics, Scores,
+        squad::{exact_match, f1},
+    },
+    plugins::task::{Column, Judged},
 };
 use serde_json::{Value, json};
 

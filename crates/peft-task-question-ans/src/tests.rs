@@ -1,7 +1,7 @@
 use burn::tensor::{Device, TensorData};
 use peft_core::{
-    example::{EncodeOptions, Overflow},
-    registry::find,
+    data::example::{EncodeOptions, Overflow},
+    plugins::registry::find,
 };
 use peft_testing::FakeTokenizer;
 

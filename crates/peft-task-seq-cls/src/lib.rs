@@ -8,14 +8,18 @@ use std::{borrow::Cow, collections::BTreeSet};
 use burn::tensor::Tensor;
 use peft_core::{
     AutoClass, BadRows, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, Example, IGNORE, Label, Row},
+    batch::IGNORE,
+    data::{
+        example::{EncodeContext, Example, Label, Row},
+        loss::{self, Loss},
+    },
     inventory,
-    loss::{self, Loss},
     metrics::{
+        Metrics, Scores,
         classification::{Average, accuracy, argmax, matthews, multi_label_precision_recall_f1, precision_recall_f1},
         correlation::{mean_squared_error, pearson, spearman},
     },
-    task::{Column, Judged, LabelSet, Metrics, Scores},
+    plugins::task::{Column, Judged, LabelSet},
 };
 use serde_json::{Map, Value, json};
 

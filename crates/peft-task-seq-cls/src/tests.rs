@@ -1,7 +1,7 @@
 use burn::tensor::{Device, TensorData};
 use peft_core::{
-    example::{EncodeOptions, collate_labels},
-    registry::find,
+    data::example::{EncodeOptions, collate_labels},
+    plugins::registry::find,
 };
 use peft_testing::{FakeTokenizer, classes as info};
 

@@ -3,11 +3,14 @@
 use burn::tensor::{DType, Tensor};
 use peft_core::{
     AutoClass, Batch, Error, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, EncodeOptions, Example, IGNORE, Label, Overflow, Row},
+    batch::IGNORE,
+    data::{
+        example::{EncodeContext, EncodeOptions, Example, Label, Overflow, Row},
+        loss::{self, Loss},
+    },
     inventory,
-    loss::{self, Loss},
-    metrics::likelihood::Likelihood,
-    task::{Asked, Column, Judged, Metrics, Scores},
+    metrics::{Metrics, Scores, likelihood::Likelihood},
+    plugins::task::{Asked, Column, Judged},
 };
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
 use burn::tensor::{Device, TensorData};
 use peft_core::{
     DecoderStart, Inputs, ShiftRight,
-    example::{EncodeOptions, collate_labels},
-    registry::find,
+    data::example::{EncodeOptions, collate_labels},
+    plugins::registry::find,
 };
 use peft_testing::FakeTokenizer;
 

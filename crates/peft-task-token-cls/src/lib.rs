@@ -7,14 +7,18 @@ use std::collections::BTreeSet;
 
 use peft_core::{
     AutoClass, BadRows, Labels, ModelInfo, Outputs, Result, Task, TaskPlugin,
-    example::{EncodeContext, Example, IGNORE, Label, Row},
+    batch::IGNORE,
+    data::{
+        example::{EncodeContext, Example, Label, Row},
+        loss::{self, Loss},
+    },
     inventory,
-    loss::{self, Loss},
     metrics::{
+        Metrics, Scores,
         classification::{Average, accuracy, argmax, precision_recall_f1},
         entities::{entities, entity_scores, is_entity_tag},
     },
-    task::{Column, Judged, LabelSet, Metrics, Scores},
+    plugins::task::{Column, Judged, LabelSet},
 };
 use serde_json::{Value, json};
 

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use peft_core::{ModelInfo, example::Row};
+use peft_core::{ModelInfo, data::example::Row};
 use serde_json::Value;
 
 /// A row that stands on a line of a data file; fields that are not an object are a row without fields.

@@ -2,7 +2,7 @@
 
 use peft_core::{
     Error, Result,
-    tokenizer::{Encoding, Tokenizer},
+    data::tokenizer::{Encoding, Tokenizer},
 };
 
 /// Cuts texts into pieces of so many characters; the id of a piece is the code point of its first character.

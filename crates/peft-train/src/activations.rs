@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use peft_core::{
     BaseModel, Error as PeftError, ModuleTree, Plan,
-    example::{Example, Label},
-    explain,
-    module_tree::with_outer,
-    prompt::PromptEntry,
+    data::example::{Example, Label},
+    model::explain,
+    plugins::prompt::PromptEntry,
+    tensor::module_tree::with_outer,
 };
 use serde::Serialize;
 

@@ -1,6 +1,6 @@
 //! The metric that says which evaluation was the best.
 
-use peft_core::{Error as PeftError, task::Metrics};
+use peft_core::{Error as PeftError, metrics::Metrics};
 
 use crate::{Result, evaluate::EVAL_LOSS};
 

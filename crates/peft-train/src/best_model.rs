@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::TensorData;
 use indexmap::IndexMap;
-use peft_core::task::Metrics;
+use peft_core::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, best_metric::chosen_metric, exact::Exact, recipe::TrainingArguments};

@@ -18,8 +18,8 @@ use peft_backends::{
 };
 use peft_core::{
     CheckedBatch, CheckedInputs, DynModule, DynTensor, Error as PeftError, Inputs, Labels, ModelInfo, PeftModel, Task,
-    example::IGNORE,
-    loss::{check_targets, token_cross_entropy_on_device},
+    batch::IGNORE,
+    data::loss::{check_targets, token_cross_entropy_on_device},
 };
 
 use crate::{Recipe, Result};

@@ -12,11 +12,12 @@ use std::{
 use burn::tensor::TensorData;
 use peft_core::{
     Error as PeftError, PeftConfig,
+    adapter::AdapterFolder,
     files::{
-        ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, PROMPT_ENCODER_WEIGHTS, TensorFile, read_text,
-        write_atomically, write_safetensors,
+        ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT_ENCODER_WEIGHTS, TensorFile, read_text, write_atomically,
+        write_safetensors,
     },
-    model::DEFAULT_ADAPTER,
+    model::peft_model::DEFAULT_ADAPTER,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

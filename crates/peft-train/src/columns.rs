@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use peft_core::{Error, Result, Task, error::nearest, example::Row};
+use peft_core::{Error, Result, Task, data::example::Row, error::nearest};
 
 use crate::data::other_separator;
 

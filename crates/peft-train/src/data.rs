@@ -20,8 +20,8 @@ use std::{io::Read, path::Path, sync::Arc};
 
 use peft_core::{
     Error, Result,
+    data::example::Row,
     error::nearest,
-    example::Row,
     files::{read_bytes, text_of},
 };
 use serde_json::{Map, Value};

@@ -5,8 +5,8 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor};
 use peft_core::{
     BadRows, CheckedBatch, Error as PeftError, ModelInfo, Task,
-    example::{EncodeContext, EncodeOptions, Example, Label, Padding, Row, collate_labels, collate_to},
-    random,
+    data::example::{EncodeContext, EncodeOptions, Example, Label, Padding, Row, collate_labels, collate_to},
+    tensor::random,
 };
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};

@@ -5,9 +5,10 @@ use std::ops::Range;
 use burn::tensor::Device;
 use peft_core::{
     Error as PeftError, PeftModel, Task,
-    example::{EncodeContext, Example},
-    finite::check_finite,
-    task::{Judged, Metrics, Scores},
+    data::example::{EncodeContext, Example},
+    metrics::{Metrics, Scores},
+    plugins::task::Judged,
+    tensor::finite::check_finite,
 };
 use serde_json::{Value, json};
 

@@ -3,8 +3,8 @@
 use std::hash::{Hash, Hasher};
 
 use peft_core::{
-    example::{Example, Label},
-    random::hex,
+    data::example::{Example, Label},
+    files::hex,
 };
 use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher13;

@@ -8,7 +8,7 @@ use std::path::Path;
 use peft_core::{
     Error as PeftError,
     files::{read_text, write_atomically},
-    task::LabelSet,
+    plugins::task::LabelSet,
 };
 use serde::{Deserialize, Serialize};
 

@@ -9,8 +9,9 @@ use peft_backends::{
     memory::{capacity, resident},
 };
 use peft_core::{
-    ModuleTree, Plan, explain,
-    module_tree::{num_values, sum_values},
+    ModuleTree, Plan,
+    model::explain,
+    tensor::module_tree::{num_values, sum_values},
 };
 use serde::Serialize;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use peft_core::{Explanation, task::Metrics};
+use peft_core::{Explanation, metrics::Metrics};
 
 use crate::{Prepared, trainer_log::TrainLine};
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use peft_core::{
     BaseModel, Error as PeftError,
-    example::{Example, IGNORE, Label, collate},
+    batch::IGNORE,
+    data::example::{Example, Label, collate},
 };
 
 use crate::Result;

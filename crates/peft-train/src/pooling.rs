@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use peft_core::{Error, example::Pooling, files::read_text};
+use peft_core::{Error, data::example::Pooling, files::read_text};
 use serde_json::{Map, Value};
 
 use crate::Result;

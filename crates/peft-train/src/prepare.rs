@@ -10,10 +10,12 @@ use burn::tensor::{DType, Device};
 use peft_backends::memory::capacity;
 use peft_core::{
     BadRows, BaseModel, Error as PeftError, ModelInfo, Plan, Task, TaskPlugin,
-    example::{EncodeContext, EncodeOptions, Pooling, Row},
-    explain,
-    task::LabelSet,
-    tokenizer::Tokenizer,
+    data::{
+        example::{EncodeContext, EncodeOptions, Pooling, Row},
+        tokenizer::Tokenizer,
+    },
+    model::explain,
+    plugins::task::LabelSet,
 };
 use peft_models::{
     HfTokenizer,

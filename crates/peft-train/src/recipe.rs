@@ -16,8 +16,8 @@ use std::{
 };
 
 use peft_core::{
-    Error as PeftError, PeftConfig, PeftType, TaskType, config::UnknownKeys, error::plain_types, files::read_text,
-    model::DEFAULT_ADAPTER,
+    Error as PeftError, PeftConfig, PeftType, TaskType, error::plain_types, files::read_text,
+    model::peft_model::DEFAULT_ADAPTER, plugins::config::UnknownKeys,
 };
 use peft_models::hub::{Hub, HubId, Needed};
 use serde_json::{Map, Value};

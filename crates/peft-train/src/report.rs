@@ -3,7 +3,7 @@
 pub use peft_backends::memory::peak_resident as peak_rss_bytes;
 use std::path::PathBuf;
 
-use peft_core::task::Metrics;
+use peft_core::metrics::Metrics;
 use serde::Serialize;
 
 use crate::dataset::DataSummary;

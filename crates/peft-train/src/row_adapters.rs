@@ -1,7 +1,9 @@
 //! Who answers a row: the active adapters, or the adapter that the row names.
 
 use peft_core::{
-    BadRows, CheckedInputs, Labels, Outputs, PeftModel, RunningModel, Task, by_rows::BASE, example::Row, loss::Loss,
+    BadRows, CheckedInputs, Labels, Outputs, PeftModel, RunningModel, Task,
+    adapter::rows::BASE,
+    data::{example::Row, loss::Loss},
 };
 
 use crate::{Result, columns};

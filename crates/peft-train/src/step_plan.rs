@@ -50,7 +50,7 @@ impl StepPlan {
 
 #[cfg(test)]
 mod tests {
-    use peft_core::example::Example;
+    use peft_core::data::example::Example;
 
     use super::*;
     use crate::dataset::DataSummary;

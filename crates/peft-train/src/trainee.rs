@@ -5,11 +5,11 @@ use std::{path::PathBuf, time::Instant};
 use burn::tensor::Tensor;
 use peft_core::{
     Error as PeftError, PeftModel,
-    example::{Example, collate_labels},
-    files::AdapterFolder,
-    finite::first_not_finite,
-    model::DEFAULT_ADAPTER,
-    task::Metrics,
+    adapter::AdapterFolder,
+    data::example::{Example, collate_labels},
+    metrics::Metrics,
+    model::peft_model::DEFAULT_ADAPTER,
+    tensor::finite::first_not_finite,
 };
 use peft_models::{checkpoint::save as save_model, copy_tokenizer};
 

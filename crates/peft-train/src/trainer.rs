@@ -17,7 +17,7 @@ use std::{
 
 use burn::tensor::{Device, Tensor};
 use peft_backends::device;
-use peft_core::{CheckedBatch, PeftModel, example::Example, module_tree::is_inside, task::Metrics};
+use peft_core::{CheckedBatch, PeftModel, data::example::Example, metrics::Metrics, tensor::module_tree::is_inside};
 
 use crate::{
     CapturedSteps, Error, Event, Observer, Prepared, Recipe, Result, TrainReport,

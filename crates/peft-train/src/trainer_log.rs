@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use peft_core::{
     files::{append, read_text, write_atomically},
-    task::Metrics,
+    metrics::Metrics,
 };
 use serde::Serialize;
 use serde_json::Value;

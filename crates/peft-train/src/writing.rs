@@ -4,8 +4,10 @@ use std::{collections::HashSet, ops::Range};
 
 use burn::tensor::Device;
 use peft_core::{
-    BadRows, Error as PeftError, TaskPlugin, example::EncodeContext, metrics::texts::compare, task::Asked,
-    task::Metrics,
+    BadRows, Error as PeftError, TaskPlugin,
+    data::example::EncodeContext,
+    metrics::{Metrics, texts::compare},
+    plugins::task::Asked,
 };
 use peft_generate::{GenerationConfig, Generator, before_stop, check};
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use peft::example::Overflow;
+use peft::data::example::Overflow;
 use peft_train::{
     Recipe,
     recipe::{SchedulerType, Strategy as When, WeightType},

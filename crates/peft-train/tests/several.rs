@@ -7,7 +7,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use peft::files::AdapterFolder;
+use peft::adapter::AdapterFolder;
 use peft_train::{Error, Recipe, Silent, TrainOptions, train};
 use serde_json::{Map, Value};
 

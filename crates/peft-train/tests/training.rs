@@ -9,8 +9,9 @@ use std::{
 use burn::tensor::{Device, TensorData};
 use peft::{
     PeftModel,
-    files::{AdapterFolder, TensorFile, write_safetensors},
-    model::DEFAULT_ADAPTER,
+    adapter::AdapterFolder,
+    files::{TensorFile, write_safetensors},
+    model::peft_model::DEFAULT_ADAPTER,
     models::checkpoint,
 };
 use peft_train::{

@@ -4,8 +4,10 @@
 
 use peft_core::{
     ModelInfo, ModuleTree, PeftConfig, Plan, Result, inventory,
-    plan::TaskRules,
-    tuner::{Tuner, TunerPlugin},
+    plugins::{
+        plan::TaskRules,
+        tuner::{Tuner, TunerPlugin},
+    },
 };
 use serde::{Deserialize, Serialize};
 

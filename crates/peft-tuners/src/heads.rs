@@ -3,10 +3,12 @@
 use peft_core::{
     Error, ModuleTree, Result,
     error::nearest,
-    module_tree::is_inside,
-    plan::{SkipReason, TaskRules},
-    registry::plugins,
-    task::TaskPlugin,
+    plugins::{
+        plan::{SkipReason, TaskRules},
+        registry::plugins,
+        task::TaskPlugin,
+    },
+    tensor::module_tree::is_inside,
 };
 
 use crate::pattern::Pattern;

@@ -13,8 +13,10 @@ use peft_core::{
     Error, ModelInfo, ModuleKind, ModuleTree, PeftConfig, Plan, Result, Tuner, TunerPlugin,
     error::quoted,
     inventory,
-    plan::{Adapted, TaskRules},
-    tuner::LayerTuner,
+    plugins::{
+        plan::{Adapted, TaskRules},
+        tuner::LayerTuner,
+    },
 };
 use serde_json::Value;
 

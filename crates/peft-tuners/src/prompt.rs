@@ -15,9 +15,11 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use peft_core::{
     Error, ModelInfo, ModuleTree, PeftConfig, Plan, PromptTuner, Result, Tuner,
-    plan::TaskRules,
-    prompt::{PromptEntry, PromptPlan},
-    tuner::{Init, TensorSpec, Tensors},
+    plugins::{
+        plan::TaskRules,
+        prompt::{PromptEntry, PromptPlan},
+        tuner::{Init, TensorSpec, Tensors},
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

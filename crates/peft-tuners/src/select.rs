@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use peft_core::{
     Error, ModelInfo, ModuleKind, ModuleTree, Result,
     error::{nearest, quoted},
-    plan::{SkipReason, Skipped, TaskRules},
+    plugins::plan::{SkipReason, Skipped, TaskRules},
 };
 use serde::{Deserialize, Serialize};
 

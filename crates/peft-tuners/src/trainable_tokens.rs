@@ -7,8 +7,10 @@ use std::sync::Arc;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use peft_core::{
     DynTensor, Error, ModelInfo, ModuleKind, ModuleTree, Result,
-    plan::Adapted,
-    tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    plugins::{
+        plan::Adapted,
+        tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    },
 };
 use serde_json::Value;
 

@@ -4,8 +4,8 @@
 use burn::module::ParamId;
 use peft_core::{
     ModelInfo, ModuleInfo, ModuleKind, ModuleTree,
-    module_tree::ParamInfo,
-    plan::{SkipReason, TaskRules},
+    plugins::plan::{SkipReason, TaskRules},
+    tensor::module_tree::ParamInfo,
 };
 use peft_tuners::select::{Rules, Selection, Targets};
 use proptest::prelude::*;

@@ -6,7 +6,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use peft::train::{Dataset, Prepared, Recipe, prepare::preview_all};
 use peft::{
     ModelInfo,
-    example::{Example, IGNORE, Label},
+    batch::IGNORE,
+    data::example::{Example, Label},
     models::hub::Needed,
 };
 use serde_json::{Map, Value, json};
@@ -195,7 +196,7 @@ impl Shown<'_> {
         let learnt = labels.map_or_else(String::new, |labels| {
             format!(", {} of them with a label", labels.iter().filter(|label| **label != IGNORE).count())
         });
-        let place = self.data.rows.get(self.example.row).map(peft::example::Row::place).unwrap_or_default();
+        let place = self.data.rows.get(self.example.row).map(peft::data::example::Row::place).unwrap_or_default();
         let packed = match self.example.parts.len() {
             0 => String::new(),
             parts => format!(", {parts} examples packed"),

@@ -14,7 +14,7 @@ use peft::train::{
 };
 use peft::{
     ModelInfo, PeftModel, Task,
-    example::{EncodeContext, EncodeOptions, Overflow, Pooling, Row},
+    data::example::{EncodeContext, EncodeOptions, Overflow, Pooling, Row},
     models::{ClassSource, HfTokenizer},
 };
 use serde_json::{Value, json};

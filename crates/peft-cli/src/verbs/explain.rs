@@ -9,14 +9,15 @@ use clap::Args;
 use peft::train::Recipe;
 use peft::{
     BaseModel, Explanation, ModuleKind, PeftConfig, TaskPlugin,
-    files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, AdapterFolder, read_text},
-    model::DEFAULT_ADAPTER,
+    adapter::AdapterFolder,
+    files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, read_text},
+    model::peft_model::DEFAULT_ADAPTER,
     models::{
         BaseFor, ClassSource,
         checkpoint::{self, LoadOptions},
         hub::Needed,
     },
-    registry::plugins,
+    plugins::registry::plugins,
 };
 use serde_json::json;
 

@@ -10,7 +10,7 @@ use clap::Args;
 use peft::{
     Batch, CheckedBatch, Error, Inputs, Labels, Outputs, PeftModel,
     files::{TensorFile, check_output_file, write_safetensors},
-    finite::check_finite,
+    tensor::finite::check_finite,
 };
 
 use crate::{CliError, Globals, session::ModelArgs, terminal};

@@ -12,11 +12,13 @@ use peft::generate::{DEFAULT_NEW_TOKENS, Generated, GenerationConfig, Generator,
 use peft::train::data::{Part, read_part};
 use peft::{
     AutoClass, ModelInfo, PeftModel, TaskPlugin,
-    chat::Conversation,
-    example::{EncodeContext, EncodeOptions},
+    data::{
+        chat::Conversation,
+        example::{EncodeContext, EncodeOptions},
+        tokenizer::Tokenizer as _,
+    },
     models::{HfTokenizer, checkpoint},
-    registry::plugins,
-    tokenizer::Tokenizer as _,
+    plugins::registry::plugins,
 };
 use serde_json::{Value, json};
 

@@ -6,7 +6,8 @@ use burn::tensor::TensorData;
 use clap::Args;
 use peft::{
     Error,
-    files::{ADAPTER_CONFIG, AdapterFolder, TensorFile},
+    adapter::AdapterFolder,
+    files::{ADAPTER_CONFIG, TensorFile},
     models::{GgufEntry, gguf_entries},
 };
 use serde_json::json;

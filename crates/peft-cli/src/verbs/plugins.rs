@@ -1,7 +1,7 @@
 //! `peft plugins`: what is linked into this program.
 
 use clap::Args;
-use peft::{ArchitecturePlugin, TaskPlugin, TunerPlugin, registry::plugins};
+use peft::{ArchitecturePlugin, TaskPlugin, TunerPlugin, plugins::registry::plugins};
 use serde_json::json;
 
 use crate::{CliError, Globals, terminal};

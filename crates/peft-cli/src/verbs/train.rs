@@ -22,7 +22,7 @@ use peft::train::{
     schedule::Schedule,
     step_plan::StepPlan,
 };
-use peft::{Explanation, backends::signals::Hangup, models::hub::Needed, task::Metrics};
+use peft::{Explanation, backends::signals::Hangup, metrics::Metrics, models::hub::Needed};
 use serde_json::{Map, Value, json};
 
 use super::explain;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{read_bytes, write_atomically};
-use crate::{Error, Result, random::hex};
+use crate::{Error, Result, files::hex};
 
 /// The file's name.
 pub const MANIFEST: &str = "peft_manifest.json";

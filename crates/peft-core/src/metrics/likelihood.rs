@@ -1,6 +1,6 @@
 //! How likely a language model finds a text.
 
-use crate::task::Scores;
+use crate::metrics::Scores;
 
 /// The negative log-likelihood of some tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -6,7 +6,7 @@ use super::{
     ratio,
     rouge::{rouge_l, rouge_n},
 };
-use crate::task::Metrics;
+use crate::metrics::Metrics;
 
 /// `rouge_l`, `rouge_1` and `rouge_2` (means of F1, 0 to 1), `chrf` and `bleu` (of the corpus, 0 to 100), and `exact_match`,
 /// the share of texts that are equal but for white space around them, 0 to 100.

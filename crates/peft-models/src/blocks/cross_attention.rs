@@ -5,7 +5,7 @@ use burn::{
     nn::{Dropout, Linear},
     tensor::Tensor,
 };
-use peft_core::{PastKeyValues, past::KeyValues};
+use peft_core::{PastKeyValues, batch::past::KeyValues};
 
 use super::{AttentionMask, CrossContext, Heads, Layers, Scores, adapted_linear, attend};
 

@@ -3,8 +3,9 @@
 use burn::{nn::Linear, tensor::Tensor};
 use peft_backends::ops::{self, Adapted, LowRank, Normed, PackedMatrix, Weight};
 use peft_core::{
-    AdapterSet, Conv1D, FrozenWeight, LinearParts, Outputs, WordLogits, adapted_linear_by, linear_parts, tuner,
-    word_logits::{Targets, soft_capped},
+    AdapterSet, Conv1D, FrozenWeight, LinearParts, Outputs, WordLogits, adapted_linear_by, linear_parts,
+    plugins::tuner,
+    weight::token_logits::{Targets, soft_capped},
 };
 
 /// A linear layer and the active adapters on its weight: [`peft_core::adapted_linear`], computed by [`ops::linear`].

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use peft_core::chat::RenderedChat;
+use peft_core::data::chat::RenderedChat;
 
 /// The filter that stands for the tag.
 pub(super) const FILTER: &str = "__generation";

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use peft_core::{Result, random::hex};
+use peft_core::{Result, files::hex};
 use sha2::{Digest, Sha256};
 
 use super::{

@@ -1,7 +1,7 @@
 //! Parameters that a checkpoint lacks: drawn on the host, so that they are the same on every device.
 
 use burn::tensor::{Distribution, TensorData};
-use peft_core::{Fresh, ModelInfo, ModuleKind, random::seeded_for};
+use peft_core::{Fresh, ModelInfo, ModuleKind, tensor::random::seeded_for};
 use serde_json::Value;
 
 /// The value of a fresh parameter, as the architecture says: it depends on the seed and the name, not on the order of creation.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use peft_core::{BaseModel, ModelInfo, ModuleKind, ModuleTree, module_tree::is_inside};
+use peft_core::{BaseModel, ModelInfo, ModuleKind, ModuleTree, tensor::module_tree::is_inside};
 
 use super::shards::{Shards, StoredType};
 

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::Device;
 use peft_backends::ops::{GgmlType, PackedParts, Packing, quantize, quantize_q8_0};
-use peft_core::{Error, ModelInfo, ModuleKind, PackedWeight, Result, module_tree::is_inside};
+use peft_core::{Error, ModelInfo, ModuleKind, PackedWeight, Result, tensor::module_tree::is_inside};
 use serde_json::Value;
 
 use super::{

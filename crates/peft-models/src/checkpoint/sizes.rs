@@ -86,5 +86,5 @@ pub(super) fn check_labels(config: &Map<String, Value>) -> Result<()> {
 }
 
 fn values(shape: &[usize]) -> usize {
-    peft_core::module_tree::num_values(shape)
+    peft_core::tensor::module_tree::num_values(shape)
 }

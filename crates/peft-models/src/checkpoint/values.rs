@@ -14,7 +14,9 @@ use half::{
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
     vec::HalfBitsVecExt,
 };
-use peft_core::{BaseModel, DynParam, DynTensor, ModelInfo, ModuleKind, PackedWeight, Result, packed::placeholder};
+use peft_core::{
+    BaseModel, DynParam, DynTensor, ModelInfo, ModuleKind, PackedWeight, Result, weight::quantized::placeholder,
+};
 use safetensors::Dtype;
 
 use super::{

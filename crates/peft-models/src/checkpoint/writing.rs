@@ -6,8 +6,8 @@ use burn::tensor::{DType, TensorData};
 use peft_core::{
     BaseModel, Error, ModelInfo, ModuleKind, PackedWeight, Result,
     files::{create_folder, read_bytes, write_atomically, write_safetensors},
-    finite::first_not_finite,
-    packed::base_value,
+    tensor::finite::first_not_finite,
+    weight::quantized::base_value,
 };
 use serde_json::Value;
 

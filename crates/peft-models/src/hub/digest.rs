@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use peft_core::random::hex;
+use peft_core::files::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 

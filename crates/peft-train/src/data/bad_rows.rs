@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, path::Path, sync::Arc};
 
-use peft_core::{Result, example::Row};
+use peft_core::{Result, data::example::Row};
 
 /// Collects what is wrong with the rows of a file.
 pub(super) struct BadRows {

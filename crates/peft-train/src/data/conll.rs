@@ -1,6 +1,6 @@
 //! CoNLL columns: a word first and its tag last on a line, an empty line between sentences.
 
-use peft_core::{Result, example::Row};
+use peft_core::{Result, data::example::Row};
 use serde_json::{Map, Value};
 
 use super::Source;

@@ -1,6 +1,6 @@
 //! CoNLL-U, the layout of Universal Dependencies: ten columns a word.
 
-use peft_core::{Result, example::Row};
+use peft_core::{Result, data::example::Row};
 use serde_json::{Map, Value};
 
 use super::Source;

@@ -1,7 +1,7 @@
 //! Comma-separated values as in RFC 4180.
 
 use ::csv::{ReaderBuilder, StringRecord};
-use peft_core::{Error, Result, example::Row};
+use peft_core::{Error, Result, data::example::Row};
 
 use super::{Source, header, text_fields};
 

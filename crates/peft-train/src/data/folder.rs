@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use peft_core::{Error, Result, example::Row};
+use peft_core::{Error, Result, data::example::Row};
 
 use super::{LAYOUTS, read_rows};
 

@@ -1,6 +1,6 @@
 //! One JSON document: an array of objects, or the layout of SQuAD.
 
-use peft_core::{Result, example::Row};
+use peft_core::{Result, data::example::Row};
 use serde_json::{Map, Value};
 
 use super::Source;

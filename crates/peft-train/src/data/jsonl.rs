@@ -1,6 +1,6 @@
 //! JSON lines: an object a line; empty lines are skipped.
 
-use peft_core::{Result, example::Row};
+use peft_core::{Result, data::example::Row};
 use serde_json::Value;
 
 use super::{Source, json::kind};

@@ -20,7 +20,7 @@ use parquet::{
     },
     record::{Field, Row as Record},
 };
-use peft_core::{Error, Result, example::Row, files::refuse_lfs_pointer};
+use peft_core::{Error, Result, data::example::Row, files::refuse_lfs_pointer};
 use serde_json::{Map, Number, Value};
 
 use super::bad_rows::BadRows;

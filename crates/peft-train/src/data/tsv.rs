@@ -1,6 +1,6 @@
 //! Tab-separated values: a tab always ends a cell, a quote is a quote.
 
-use peft_core::{Result, example::Row};
+use peft_core::{Result, data::example::Row};
 
 use super::{Source, header, text_fields};
 

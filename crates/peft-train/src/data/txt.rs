@@ -1,6 +1,6 @@
 //! Plain text: a row for each paragraph; line ends inside a paragraph are kept.
 
-use peft_core::{Result, example::Row};
+use peft_core::{Result, data::example::Row};
 
 use super::{Source, text_fields};
 

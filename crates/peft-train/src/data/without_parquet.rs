@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use peft_core::{Error, Result, example::Row};
+use peft_core::{Error, Result, data::example::Row};
 
 pub(super) fn parse(path: &Path) -> Result<Vec<Row>> {
     let problem =

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::DType;
-use peft_core::example::{Overflow, Pooling};
+use peft_core::data::example::{Overflow, Pooling};
 use peft_models::QuantizationConfig;
 use serde::{Deserialize, Serialize};
 

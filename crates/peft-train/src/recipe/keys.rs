@@ -1,7 +1,11 @@
 //! The keys of all sections: where a key stands that is written without its section or in a wrong one, and what is said of a key
 //! that there is not.
 
-use peft_core::{TaskPlugin, error::nearest, registry::plugins, tuner::TunerPlugin};
+use peft_core::{
+    TaskPlugin,
+    error::nearest,
+    plugins::{registry::plugins, tuner::TunerPlugin},
+};
 use serde::Serialize;
 use serde_json::Value;
 

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use peft_core::by_rows::BASE;
+use peft_core::adapter::rows::BASE;
 use serde_json::{Map, Value};
 
 use super::{Recipe, adapter, document::Section};

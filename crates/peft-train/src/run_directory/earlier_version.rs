@@ -2,8 +2,9 @@
 
 use std::{fs, path::Path};
 
-use peft_core::files::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, Manifest, PROMPT_ENCODER_WEIGHTS, is_own_model_card,
+use peft_core::{
+    adapter::is_own_model_card,
+    files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, Manifest, PROMPT_ENCODER_WEIGHTS},
 };
 use peft_models::{
     TOKENIZER_FILES,

@@ -7,7 +7,7 @@
 use burn::tensor::{DType, FloatDType, Int, Tensor};
 use peft_core::{
     DynTensor, FrozenWeight,
-    tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    plugins::tuner::{Init, LayerTuner, LinearCall, TensorSpec, Tensors},
 };
 
 use super::layer::{LoraEmbedding, LoraLinear, as_dtype};

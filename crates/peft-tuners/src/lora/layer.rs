@@ -4,8 +4,10 @@ use burn::tensor::{DType, FloatDType, Int, Tensor, module::embedding};
 use peft_backends::ops::{self, LowRank, PackedMatrix};
 use peft_core::{
     DynTensor, FrozenWeight,
-    by_rows::{RowsPart, one_by_one},
-    tuner::{self, Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    plugins::{
+        rows_part::{RowsPart, one_by_one},
+        tuner::{self, Init, LayerTuner, LinearCall, TensorSpec, Tensors},
+    },
 };
 
 use super::InitLoraWeights;

@@ -6,12 +6,14 @@ use std::collections::BTreeSet;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::{
     Error, Labels, Result, TunerPlugin,
-    example::IGNORE,
+    batch::IGNORE,
+    data::loss::{self, Loss},
     inventory,
-    loss::{self, Loss},
-    plan::TaskRules,
-    prompt::{PromptEntry, PromptShape, PromptTuner, Words},
-    tuner::{Init, TensorSpec, Tensors},
+    plugins::{
+        plan::TaskRules,
+        prompt::{PromptEntry, PromptShape, PromptTuner, Words},
+        tuner::{Init, TensorSpec, Tensors},
+    },
 };
 use serde::{Deserialize, Serialize};
 

@@ -8,9 +8,11 @@ use peft_core::{
     Error, Result, TunerPlugin,
     files::TensorFile,
     inventory,
-    plan::TaskRules,
-    prompt::{PROMPT_EMBEDDINGS, PromptCall, PromptEntry, PromptShape, PromptTuner, Words},
-    tuner::{Init, TensorSpec, Tensors},
+    plugins::{
+        plan::TaskRules,
+        prompt::{PROMPT_EMBEDDINGS, PromptCall, PromptEntry, PromptShape, PromptTuner, Words},
+        tuner::{Init, TensorSpec, Tensors},
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

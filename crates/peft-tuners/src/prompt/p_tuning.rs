@@ -5,9 +5,11 @@ mod lstm;
 use burn::tensor::{Distribution, Tensor, activation::relu};
 use peft_core::{
     Error, Result, TunerPlugin, inventory,
-    plan::TaskRules,
-    prompt::{PromptEntry, PromptShape, PromptTuner},
-    tuner::{Init, TensorSpec, Tensors},
+    plugins::{
+        plan::TaskRules,
+        prompt::{PromptEntry, PromptShape, PromptTuner},
+        tuner::{Init, TensorSpec, Tensors},
+    },
 };
 use serde::{Deserialize, Serialize};
 

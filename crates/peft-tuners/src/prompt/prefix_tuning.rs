@@ -4,9 +4,11 @@
 use burn::tensor::Tensor;
 use peft_core::{
     Result, TunerPlugin, inventory,
-    plan::TaskRules,
-    prompt::{PromptEntry, PromptShape, PromptTuner},
-    tuner::{Init, TensorSpec, Tensors},
+    plugins::{
+        plan::TaskRules,
+        prompt::{PromptEntry, PromptShape, PromptTuner},
+        tuner::{Init, TensorSpec, Tensors},
+    },
 };
 use serde::{Deserialize, Serialize};
 

@@ -4,10 +4,12 @@
 use burn::tensor::{Tensor, TensorData};
 use peft_core::{
     Error, Result, TunerPlugin, inventory,
-    plan::TaskRules,
-    prompt::{PromptEntry, PromptShape, PromptTuner, Words},
-    random::seeded,
-    tuner::{Init, TensorSpec, Tensors},
+    plugins::{
+        plan::TaskRules,
+        prompt::{PromptEntry, PromptShape, PromptTuner, Words},
+        tuner::{Init, TensorSpec, Tensors},
+    },
+    tensor::random::seeded,
 };
 use rand::RngExt;
 use serde::{Deserialize, Serialize};

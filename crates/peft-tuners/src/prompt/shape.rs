@@ -2,8 +2,10 @@
 
 use peft_core::{
     Error, ModelInfo, ModuleTree, PastShape, Result,
-    plan::TaskRules,
-    prompt::{PromptEntry, PromptShape},
+    plugins::{
+        plan::TaskRules,
+        prompt::{PromptEntry, PromptShape},
+    },
 };
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
 //! A bidirectional LSTM over a short sequence, with PyTorch's tensors.
 
 use burn::tensor::{Tensor, activation::sigmoid};
-use peft_core::tuner::{Init, TensorSpec, Tensors};
+use peft_core::plugins::tuner::{Init, TensorSpec, Tensors};
 
 /// PyTorch's names have these endings for the two directions.
 const DIRECTIONS: [&str; 2] = ["", "_reverse"];

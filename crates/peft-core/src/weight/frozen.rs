@@ -1,0 +1,59 @@
+//! The weight of a frozen layer, dense or quantized.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, FloatDType, Int, Tensor, module};
+
+use super::quantized::PackedWeight;
+
+/// How a layer without adapters is computed, from its input `[tokens, d_in]`, weight `[d_in, d_out]` and bias.
+pub type Product = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>) -> Tensor<2>;
+
+/// The weight of a frozen linear layer.
+#[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one for a call of a layer")]
+pub enum FrozenWeight {
+    /// `[d_in, d_out]`.
+    Dense(Tensor<2>),
+    /// The same packed.
+    Packed(Arc<dyn PackedWeight>),
+}
+
+impl FrozenWeight {
+    /// The values, `[d_in, d_out]`: of a packed weight a copy as large as the layer, so ask only where there is no other way.
+    pub fn dense(&self) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight.clone(),
+            Self::Packed(weight) => weight.dense(),
+        }
+    }
+
+    /// `[d_in, d_out]`.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => weight.dims(),
+            Self::Packed(weight) => weight.dims(),
+        }
+    }
+
+    /// Rows of a table of words in the type that the model computes in.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, sequence]`
+    /// - returned: `[batch, sequence, dimensions]`
+    pub fn embed(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
+        let words = match self {
+            Self::Dense(table) => module::embedding(table.clone(), ids),
+            Self::Packed(table) => table.embed(ids),
+        };
+        if words.dtype() == dtype { words } else { words.cast(FloatDType::from(dtype)) }
+    }
+
+    /// `x W + b`, a dense weight's by `product`.
+    pub fn linear(&self, product: Product, input: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => product(input, weight.clone(), bias),
+            Self::Packed(weight) => weight.linear(input, bias),
+        }
+    }
+}
