@@ -1,7 +1,7 @@
 //! Damaged files of every kind that is read: an error that names the file, or a sound result; never a panic, never a wait.
 //!
 //! The quick part here has fixed seeds. `PEFT_DAMAGE_CASES=20000 cargo test --workspace --test all damage` tries so many of each kind, and
-//! `PROPTEST_RNG_SEED=7` beside it others: `docs/src/testing.md`.
+//! `PROPTEST_RNG_SEED=7` beside it others: `docs/src/contributing.md`.
 
 use std::{
     fs,

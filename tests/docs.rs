@@ -230,7 +230,8 @@ fn every_crate_and_every_feature_is_named() {
 /// `README.md` and the pages of the book.
 fn all_pages() -> Vec<PathBuf> {
     let in_folder = |folder: &str| fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
-    let mut pages: Vec<_> = in_folder("docs/src").chain(in_folder("docs/src/tasks")).filter(|p| p.is_file()).collect();
+    let folders = ["docs/src", "docs/src/guides", "docs/src/tasks"];
+    let mut pages: Vec<_> = folders.into_iter().flat_map(in_folder).filter(|path| path.is_file()).collect();
     pages.push(root().join("README.md"));
     pages
 }
@@ -347,8 +348,8 @@ fn slug(heading: &str) -> String {
 fn every_page_is_in_the_summary() {
     let summary = page("SUMMARY.md");
     for path in all_pages() {
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let name = if path.parent().unwrap().ends_with("tasks") { format!("tasks/{name}") } else { name };
+        let book = root().join("docs/src");
+        let name = path.strip_prefix(book).unwrap_or(Path::new("README.md")).to_string_lossy();
         if name != "SUMMARY.md" && name != "README.md" {
             assert!(summary.contains(&format!("]({name})")), "{name}");
         }
