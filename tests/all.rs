@@ -33,3 +33,4 @@ mod recompute;
 mod registry;
 mod text_metrics;
 mod tidiness;
+mod words;
