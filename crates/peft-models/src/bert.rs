@@ -23,7 +23,7 @@ inventory::submit! {
             AutoClass::QUESTION_ANSWERING,
         ],
         build,
-        summary: "BERT and its kin: MiniLM, sentence encoders",
+        summary: "BERT, MiniLM, sentence encoders",
     }
 }
 

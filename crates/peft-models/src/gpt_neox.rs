@@ -28,7 +28,7 @@ inventory::submit! {
             AutoClass::QUESTION_ANSWERING,
         ],
         build,
-        summary: "GPT-NeoX and what is built like it: Pythia, Dolly",
+        summary: "GPT-NeoX, Pythia, Dolly",
     }
 }
 

@@ -20,7 +20,7 @@ inventory::submit! {
             AutoClass::QUESTION_ANSWERING,
         ],
         build,
-        summary: "Llama and what is built like it: SmolLM, TinyLlama",
+        summary: "Llama, SmolLM, TinyLlama",
     }
 }
 

@@ -26,7 +26,7 @@ inventory::submit! {
         name: "roberta",
         classes: CLASSES,
         build: |config, class, device| build("Roberta", config, class, device),
-        summary: "RoBERTa and its kin: DistilRoBERTa",
+        summary: "RoBERTa, DistilRoBERTa",
     }
 }
 

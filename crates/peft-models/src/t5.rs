@@ -36,7 +36,7 @@ inventory::submit! {
         name: "t5",
         classes: CLASSES,
         build: |config, class, device| build(&T5, config, class, device),
-        summary: "T5, T5 1.1 and Flan-T5: a text for a text",
+        summary: "T5, T5 1.1 and Flan-T5",
     }
 }
 
