@@ -358,6 +358,11 @@ fn the_result_of_a_run_of_another_kind_is_not_replaced() {
     let text = RECIPE.replace("\"LORA\"", "\"FULL\"").replace("r = 2\ntarget_modules = [\"query\", \"value\"]\n", "");
     fs::write(bench.out("recipe.toml"), text).unwrap();
     refused(&[], "this recipe: FULL for TOKEN_CLS");
+    // Versions before the manifest are known by their recipe and their log.
+    let manifest = fs::read(bench.out("out/peft_manifest.json")).unwrap();
+    fs::remove_file(bench.out("out/peft_manifest.json")).unwrap();
+    refused(&[], "LORA for TOKEN_CLS");
+    fs::write(bench.out("out/peft_manifest.json"), manifest).unwrap();
     // Whoever took the recipe away does not lose the adapter by it.
     fs::remove_file(bench.out("out/recipe.toml")).unwrap();
     refused(&[], "without its recipe");
