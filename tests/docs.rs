@@ -14,7 +14,7 @@ use peft::{
     models::HfTokenizer,
     plugins::{
         registry::plugins,
-        task::{DEFAULT_WRAPPER, Judged},
+        task::{DEFAULT_WRAPPER, Scored},
     },
     tuners::defaults,
 };
@@ -253,9 +253,9 @@ fn metrics_of(task: &TaskPlugin) -> BTreeSet<String> {
         ModelInfo::set_labels(&mut info.config, &["O".to_owned(), (*label).to_owned()], problem);
         let context = EncodeContext { tokenizer: &tokenizer, info: &info, options: &options, labelled: true };
         // Only the metrics of pairs ask for rows.
-        let rows = match task.task.bound() {
+        let rows = match task.task.group_size() {
             1 => Vec::new(),
-            bound => vec![Judged { row: &row, examples: vec![(&example, &scores); bound] }],
+            size => vec![Scored { row: &row, examples: vec![(&example, &scores); size] }],
         };
         task.task.metrics(&rows, &context).unwrap().into_keys().collect::<Vec<_>>()
     });

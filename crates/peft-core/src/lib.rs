@@ -52,4 +52,4 @@ pub use tensor::{
     fresh::{Fresh, FreshValues},
     module_tree::{ModuleInfo, ModuleKind, ModuleTree},
 };
-pub use weight::{FrozenWeight, PackedWeight, PackedWeights, WordLogits};
+pub use weight::{FrozenWeight, QuantizedWeight, QuantizedWeights, VocabularyLogits};

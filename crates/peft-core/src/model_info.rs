@@ -78,14 +78,14 @@ pub struct ModelInfo {
     /// How parameters begin that a checkpoint lacks: heads, or all of a new model.
     pub fresh: FreshValues,
     /// What words are multiplied with inside the module that embeds them.
-    pub word_scale: f64,
+    pub embedding_scale: f64,
     /// Keys and values that its layers can have before those of the input; none where the attention takes none.
     pub past: Option<PastShape>,
-    /// Whether its layers can compute anew what they did not keep ([`Inputs::forgetful_layers`](crate::Inputs::forgetful_layers)).
-    pub forgets: bool,
+    /// Whether its layers can compute anew what they did not keep ([`Inputs::checkpointed_layers`](crate::Inputs::checkpointed_layers)).
+    pub supports_checkpointing: bool,
     /// Whether a pass over `input_ids` alone, forward and back, looks at no value of the batch on the host and brings nothing from
     /// there, so that a device can record it and do it again with others.
-    pub records: bool,
+    pub supports_graph_capture: bool,
     /// Whether vectors can stand before the embedded input ([`Inputs::prompt`](crate::Inputs::prompt)).
     pub takes_prompt: bool,
     /// Virtual tokens before the text, which take positions from it.
@@ -138,10 +138,10 @@ impl ModelInfo {
             buffers: &[],
             computed: &[],
             fresh: FreshValues::default(),
-            word_scale: 1.0,
+            embedding_scale: 1.0,
             past: None,
-            forgets: false,
-            records: false,
+            supports_checkpointing: false,
+            supports_graph_capture: false,
             takes_prompt: false,
             virtual_tokens: 0,
             virtual_outputs: 0,

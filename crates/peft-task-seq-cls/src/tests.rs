@@ -45,7 +45,7 @@ fn check_metrics(info: &ModelInfo, data: &[(Value, &[f32])], expected: &[(&str, 
         let examples: Vec<_> =
             rows.iter().flat_map(|row| SequenceClassification.encode(row, context).unwrap()).collect();
         let judged: Vec<_> = rows.iter().zip(examples.iter().zip(&scores)).collect();
-        let judged: Vec<_> = judged.into_iter().map(|(row, pair)| Judged { row, examples: vec![pair] }).collect();
+        let judged: Vec<_> = judged.into_iter().map(|(row, pair)| Scored { row, examples: vec![pair] }).collect();
         let metrics = SequenceClassification.metrics(&judged, context).unwrap();
         assert_eq!(metrics.keys().collect::<Vec<_>>(), expected.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for ((name, found), (_, expected)) in metrics.iter().zip(expected) {
@@ -57,7 +57,7 @@ fn check_metrics(info: &ModelInfo, data: &[(Value, &[f32])], expected: &[(&str, 
 fn answer(info: &ModelInfo, logits: &[f32]) -> Value {
     let (row, example, scores) = (row(2, json!({ "text": "hi" })), Example::default(), vec![logits.to_vec()]);
     with_context(info, |context| {
-        let judged = Judged { row: &row, examples: vec![(&example, &scores)] };
+        let judged = Scored { row: &row, examples: vec![(&example, &scores)] };
         SequenceClassification.answer(&judged, context).unwrap()
     })
 }

@@ -37,15 +37,15 @@ pub struct Inputs {
     /// `[batch, past + sequence]`.
     pub past_key_values: Option<PastKeyValues>,
     /// How many layers, counted from the first that runs, keep their input alone and compute the rest anew when gradients are
-    /// due: activation checkpointing. Heeded by models that say so ([`ModelInfo::forgets`](crate::ModelInfo::forgets)).
-    pub forgetful_layers: usize,
+    /// due: activation checkpointing. Heeded by models that say so ([`ModelInfo::supports_checkpointing`](crate::ModelInfo::supports_checkpointing)).
+    pub checkpointed_layers: usize,
 }
 
 impl Inputs {
-    /// [`forgetful_layers`](Self::forgetful_layers), of which there are none behind keys and values from elsewhere: a layer that
+    /// [`checkpointed_layers`](Self::checkpointed_layers), of which there are none behind keys and values from elsewhere: a layer that
     /// ran again would add its own to them twice, and they would get no gradient.
-    pub fn forgetful_layers(&self) -> usize {
-        if self.past_key_values.is_some() { 0 } else { self.forgetful_layers }
+    pub fn checkpointed_layers(&self) -> usize {
+        if self.past_key_values.is_some() { 0 } else { self.checkpointed_layers }
     }
 
     /// [`attention_mask`](Self::attention_mask) to compute with, on the model's device.

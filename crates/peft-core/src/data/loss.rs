@@ -5,7 +5,7 @@ use std::fmt;
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 
 use crate::{
-    Error, Labels, Outputs, Result, batch::IGNORE, tensor::finite::check_finite, weight::token_logits::Targets,
+    Error, Labels, Outputs, Result, batch::IGNORE, tensor::finite::check_finite, weight::vocabulary_logits::Targets,
 };
 
 /// What labels make of outputs: a mean, and what it is a mean of.
@@ -117,7 +117,7 @@ pub fn check_targets(targets: &[i64], rows: usize, classes: usize) -> Result<()>
 /// [`Error::Data`] if there is no such output, a target is no class, or their number is not that of the positions.
 pub fn token_cross_entropies(outputs: &Outputs, name: &str, targets: &[i64]) -> Result<Tensor<1>> {
     let [batch, positions, classes] = outputs.dims::<3>(name)?;
-    if let Some(words) = outputs.words(name) {
+    if let Some(words) = outputs.vocabulary_logits(name) {
         check_targets(targets, batch * positions, classes)?;
         let targets: Vec<_> = targets.iter().map(|target| usize::try_from(*target).ok()).collect();
         if let Some(losses) = words.cross_entropies(Targets::Known(&targets)) {
@@ -155,7 +155,7 @@ pub fn token_cross_entropy_on_device(outputs: &Outputs, name: &str, targets: &Te
         return Err(Error::Data(format!("{} targets for {rows} rows of logits", targets.dims()[0])));
     }
     let is_missing = targets.clone().lower_elem(0);
-    let fused = outputs.words(name).and_then(|words| words.cross_entropies(Targets::OnDevice(targets)));
+    let fused = outputs.vocabulary_logits(name).and_then(|words| words.cross_entropies(Targets::OnDevice(targets)));
     let losses = match fused {
         Some(losses) => losses,
         None => {
@@ -251,7 +251,7 @@ fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
 ///
 /// # Errors
 /// [`Error::Data`] if there are more labels than outputs, or rows of unequal length.
-pub fn behind_prompt(labels: &Labels, batch: usize, length: usize) -> Result<Vec<i64>> {
+pub fn after_prompt(labels: &Labels, batch: usize, length: usize) -> Result<Vec<i64>> {
     let values = labels.integers("labels")?;
     let width = values.len() / batch.max(1);
     let Some(front) = length.checked_sub(width).filter(|_| values.len() == width * batch) else {

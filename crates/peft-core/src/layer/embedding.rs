@@ -23,7 +23,7 @@ pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3
         Some(set) => {
             let base = embedding.weight.base();
             let dtype = base.dtype();
-            let weight = set.packed().map_or_else(|| FrozenWeight::Dense(base), FrozenWeight::Packed);
+            let weight = set.quantized().map_or_else(|| FrozenWeight::Dense(base), FrozenWeight::Quantized);
             let frozen = weight.embed(ids.clone(), dtype);
             set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, &weight, ids.clone(), out))
         }

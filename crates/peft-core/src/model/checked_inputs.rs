@@ -62,10 +62,10 @@ impl CheckedInputs {
         })
     }
 
-    /// The same with so many [`forgetful_layers`](Inputs::forgetful_layers).
+    /// The same with so many [`checkpointed_layers`](Inputs::checkpointed_layers).
     #[must_use]
-    pub fn with_forgetful_layers(self, forgetful_layers: usize) -> Self {
-        self.map(|inputs| Inputs { forgetful_layers, ..inputs })
+    pub fn with_checkpointed_layers(self, checkpointed_layers: usize) -> Self {
+        self.map(|inputs| Inputs { checkpointed_layers, ..inputs })
     }
 
     /// The inputs, to be changed and checked again.

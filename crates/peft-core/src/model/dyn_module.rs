@@ -9,7 +9,7 @@ use burn::{
 };
 
 use crate::{
-    Acting, Adapter, CheckedInputs, DynParam, DynTensor, Inputs, ModuleTree, Outputs, PackedWeights,
+    Acting, Adapter, CheckedInputs, DynParam, DynTensor, Inputs, ModuleTree, Outputs, QuantizedWeights,
     model::{attach, prompted::Prompted},
 };
 
@@ -28,7 +28,7 @@ pub type ParamFn<'a> = &'a mut dyn FnMut(&str, DynParam) -> DynParam;
 ///
 /// [`PeftModel`](crate::PeftModel) and [`RunningModel`](crate::RunningModel) run it for a caller; by itself it knows neither what its
 /// inputs were checked for nor the adapters of their rows.
-pub trait DynModule: Send + Debug {
+pub trait DynModule: Send + Sync + Debug {
     /// Runs the model.
     fn forward(&self, inputs: &CheckedInputs) -> Outputs;
     /// A copy that shares the weights.
@@ -39,7 +39,7 @@ pub trait DynModule: Send + Debug {
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
-        packed: &PackedWeights,
+        quantized: &QuantizedWeights,
         adapters: &[(&str, &Adapter)],
         acting: &Acting,
     ) -> Box<dyn DynModule>;
@@ -66,7 +66,7 @@ pub trait DynModule: Send + Debug {
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule>;
 }
 
-impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
+impl<M: Module + ModuleDisplay + Forward + Sync + 'static> DynModule for M {
     fn forward(&self, inputs: &CheckedInputs) -> Outputs {
         Forward::forward(self, inputs)
     }
@@ -82,11 +82,11 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
-        packed: &PackedWeights,
+        quantized: &QuantizedWeights,
         adapters: &[(&str, &Adapter)],
         acting: &Acting,
     ) -> Box<dyn DynModule> {
-        let attached = attach::attach(self.clone(), rename, packed, adapters, acting);
+        let attached = attach::attach(self.clone(), rename, quantized, adapters, acting);
         match attach::prompt(adapters, acting) {
             Some((prompt, plan)) => Box::new(Prompted::new(attached, prompt, plan)),
             None => Box::new(attached),

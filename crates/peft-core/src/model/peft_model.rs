@@ -126,11 +126,11 @@ impl PeftModel {
         self.check_new(name, &config)?;
         let plan = explain::plan(&self.base, &config)?;
         self.check_biases(&plan)?;
-        if plan.in_place && !self.base.packed.is_empty() {
-            let problem = format!("{} trains every weight, and some of this model's are packed", config.peft_type);
+        if plan.in_place && !self.base.quantized.is_empty() {
+            let problem = format!("{} trains every weight, and some of this model's are quantized", config.peft_type);
             return Err(Error::config("peft_type", problem));
         }
-        let words = self.words(&plan, tokenizer, seed);
+        let words = self.token_embeddings(&plan, tokenizer, seed);
         let prompt = plan.prompt.clone();
         let adapter = self.fill(name, plan, |key, slot| match slot {
             Slot::Tuned(spec, derived) => {
@@ -258,7 +258,7 @@ impl PeftModel {
             None => Acting::Together,
         };
         let info = &self.base.info;
-        let module = self.base.module.attach(&|path| info.rename(path), &self.base.packed, &hung, &acting);
+        let module = self.base.module.attach(&|path| info.rename(path), &self.base.quantized, &hung, &acting);
         self.module = module.set_training(self.training);
         self.info = match self.prompt() {
             Some(prompt) => Arc::new(prompt.info(&self.base.info)),
@@ -531,3 +531,9 @@ fn tied_ids(adapter: &Adapter) -> impl Iterator<Item = ParamId> {
     let is_tied = |tensor: &&AdapterTensor| adapter.ties.iter().any(|tie| tie.original == tensor.parameter);
     adapter.tensors.iter().filter(is_tied).map(|tensor| tensor.param.id())
 }
+
+/// A service shares one model among its threads.
+const _: fn() = || {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<PeftModel>();
+};

@@ -10,7 +10,7 @@ use burn::{
 
 use crate::{
     Acting, Adapter, AdapterSet, CheckedInputs, DynModule, DynParam, DynTensor, Forward, ModuleTree, Outputs,
-    PackedWeights,
+    QuantizedWeights,
     model::{
         attach,
         dyn_module::{ParamFn, with_params, with_training},
@@ -43,7 +43,7 @@ impl<M: Module> Prompted<M> {
     }
 }
 
-impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
+impl<M: Module + ModuleDisplay + Forward + Sync + 'static> DynModule for Prompted<M> {
     fn forward(&self, inputs: &CheckedInputs) -> Outputs {
         let inputs = self.plan.before(inputs, &self.prompt.prompt(), self.prompt.is_training());
         Forward::forward(&self.model, &inputs)
@@ -60,11 +60,11 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
-        packed: &PackedWeights,
+        quantized: &QuantizedWeights,
         adapters: &[(&str, &Adapter)],
         acting: &Acting,
     ) -> Box<dyn DynModule> {
-        self.model.attach(rename, packed, adapters, acting)
+        self.model.attach(rename, quantized, adapters, acting)
     }
 
     fn attached_params(&self) -> HashMap<ParamId, DynParam> {

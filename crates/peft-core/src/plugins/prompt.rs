@@ -88,7 +88,7 @@ pub trait PromptTuner: Debug + Send + Sync {
     ///
     /// # Errors
     /// If what it is made from is missing.
-    fn derived(&self, _name: &str, _shape: &PromptShape, _words: &Words<'_>) -> Result<Option<TensorData>> {
+    fn derived(&self, _name: &str, _shape: &PromptShape, _words: &TokenEmbeddings<'_>) -> Result<Option<TensorData>> {
         Ok(None)
     }
 
@@ -139,8 +139,8 @@ pub struct PromptCall<'a> {
 
 /// The words of the base model, from which a prompt may be made.
 #[derive(Debug)]
-pub struct Words<'a> {
-    /// What [`ModelInfo::word_scale`] gives words in the model, done: `[words, width]`.
+pub struct TokenEmbeddings<'a> {
+    /// What [`ModelInfo::embedding_scale`] gives words in the model, done: `[words, width]`.
     pub table: Tensor<2>,
     /// Turns the text of a prompt into words, where one was given.
     pub tokenizer: Option<&'a dyn Tokenizer>,
@@ -148,7 +148,7 @@ pub struct Words<'a> {
     pub seed: u64,
 }
 
-impl Words<'_> {
+impl TokenEmbeddings<'_> {
     /// The vectors of these words, `[ids, width]`, in single precision.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ pub const DEFAULT_WRAPPER: &str = "PeftModel";
 
 /// One row of data with all examples made from it and what the model said about each.
 #[derive(Debug)]
-pub struct Judged<'a> {
+pub struct Scored<'a> {
     /// The row.
     pub row: &'a Row,
     /// Its examples: one, or one for each window of a long text.
@@ -28,11 +28,11 @@ pub struct Judged<'a> {
 
 /// What a model is to write for one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct GenerationPrompt {
     /// The tokens that it goes on from, or the source's where there is an encoder.
     pub prompt: Vec<u32>,
     /// The text that it should write, where the row says so.
-    pub wanted: Option<String>,
+    pub reference: Option<String>,
 }
 
 /// The classes that a data set has, and what kind of problem they make.
@@ -113,7 +113,7 @@ pub trait Task: Debug + Send + Sync {
     }
 
     /// How many consecutive examples belong together and must stay in one batch.
-    fn bound(&self) -> usize {
+    fn group_size(&self) -> usize {
         1
     }
 
@@ -144,7 +144,7 @@ pub trait Task: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) with file and line.
-    fn asks(&self, _row: &Row, _context: &EncodeContext<'_>) -> Result<Option<Asked>> {
+    fn asks(&self, _row: &Row, _context: &EncodeContext<'_>) -> Result<Option<GenerationPrompt>> {
         Ok(None)
     }
 
@@ -155,13 +155,13 @@ pub trait Task: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) with file and line of a row whose label cannot be read.
-    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics>;
+    fn metrics(&self, rows: &[Scored<'_>], context: &EncodeContext<'_>) -> Result<Metrics>;
 
     /// The answer for one row, as a JSON object.
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) with file and line.
-    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value>;
+    fn answer(&self, row: &Scored<'_>, context: &EncodeContext<'_>) -> Result<Value>;
 }
 
 /// A role that a column of the data plays for a task.

@@ -1,7 +1,7 @@
-//! Weights that are kept packed: what a model knows of a matrix whose values are nowhere in memory.
+//! Weights that are kept quantized: what a model knows of a matrix whose values are nowhere in memory.
 //!
 //! In the module a [`placeholder`] stands in the weight's place, with its shape and no memory; [`attach`](crate::model::attach::attach)
-//! hangs the packed weight on it. Whoever asks the parameter for its value gets it unpacked, and layers that are
+//! hangs the quantized weight on it. Whoever asks the parameter for its value gets it dequantized, and layers that are
 //! [adapted](crate::adapted_linear) compute with it as it is.
 
 use std::{any::Any, collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -14,7 +14,7 @@ use burn::{
 use crate::{DynParam, DynTensor};
 
 /// A frozen linear layer's weight, or a table of words, in fewer bits than its values need.
-pub trait PackedWeight: Debug + Send + Sync {
+pub trait QuantizedWeight: Debug + Send + Sync {
     /// The values in single precision, as large as the layer: `[d_in, d_out]`, a table's `[words, dimensions]`.
     fn dense(&self) -> Tensor<2>;
 
@@ -37,32 +37,32 @@ pub trait PackedWeight: Debug + Send + Sync {
         module::embedding(self.dense(), ids)
     }
 
-    /// How it is packed: `nf4`.
+    /// How it is quantized: `nf4`.
     fn kind(&self) -> &str;
 
     /// The memory it takes.
     fn bytes(&self) -> usize;
 
-    /// Other values packed in the same way, `[d_in, d_out]`, which changes them; none where values cannot be packed so.
-    fn repacked(&self, values: Tensor<2>) -> Option<Arc<dyn PackedWeight>>;
+    /// Other values quantized in the same way, `[d_in, d_out]`, which changes them; none where values cannot be quantized so.
+    fn requantized(&self, values: Tensor<2>) -> Option<Arc<dyn QuantizedWeight>>;
 
     /// What checkpoints hold of it, by name; nothing if they cannot. `parameter` is the name of the dense weight.
     fn stored(&self, parameter: &str) -> Vec<(String, TensorData)>;
 
     /// The same on another device.
-    fn to_device(&self, device: &Device) -> Arc<dyn PackedWeight>;
+    fn to_device(&self, device: &Device) -> Arc<dyn QuantizedWeight>;
 
     /// What a backend's operations know it as: for tuners that have an operation of their own.
     fn as_any(&self) -> &dyn Any;
 }
 
-/// The packed weights of a model by the names of their parameters.
+/// The quantized weights of a model by the names of their parameters.
 #[derive(Debug, Clone, Default)]
-pub struct PackedWeights(Arc<BTreeMap<String, Arc<dyn PackedWeight>>>);
+pub struct QuantizedWeights(Arc<BTreeMap<String, Arc<dyn QuantizedWeight>>>);
 
-impl PackedWeights {
-    /// The parameter's weight, if it is packed.
-    pub fn get(&self, parameter: &str) -> Option<&Arc<dyn PackedWeight>> {
+impl QuantizedWeights {
+    /// The parameter's weight, if it is quantized.
+    pub fn get(&self, parameter: &str) -> Option<&Arc<dyn QuantizedWeight>> {
         self.0.get(parameter)
     }
 
@@ -72,7 +72,7 @@ impl PackedWeights {
     }
 
     /// Names and weights in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<dyn PackedWeight>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<dyn QuantizedWeight>)> {
         self.0.iter().map(|(name, weight)| (name.as_str(), weight))
     }
 
@@ -82,25 +82,25 @@ impl PackedWeights {
     }
 }
 
-impl FromIterator<(String, Arc<dyn PackedWeight>)> for PackedWeights {
-    fn from_iter<I: IntoIterator<Item = (String, Arc<dyn PackedWeight>)>>(weights: I) -> Self {
+impl FromIterator<(String, Arc<dyn QuantizedWeight>)> for QuantizedWeights {
+    fn from_iter<I: IntoIterator<Item = (String, Arc<dyn QuantizedWeight>)>>(weights: I) -> Self {
         Self(Arc::new(weights.into_iter().collect()))
     }
 }
 
 /// A parameter of a shape and without values: one number, which is none, seen from every place.
 ///
-/// What forgets that the weight is packed computes NaN, and not something plausible.
+/// What forgets that the weight is quantized computes NaN, and not something plausible.
 pub fn placeholder(id: ParamId, shape: [usize; 2], dtype: DType, device: &Device) -> Param<Tensor<2>> {
     let nothing = Tensor::<2>::from_data(TensorData::new(vec![f32::NAN], [1, 1]).convert_dtype(dtype), (device, dtype));
     Param::initialized(id, nothing.expand(shape))
 }
 
-/// The value of a parameter of the base model, unpacked if it is packed.
-pub fn base_value(param: &DynParam, packed: Option<&Arc<dyn PackedWeight>>) -> DynTensor {
+/// The value of a parameter of the base model, dequantized if it is quantized.
+pub fn base_value(param: &DynParam, quantized: Option<&Arc<dyn QuantizedWeight>>) -> DynTensor {
     let value = param.tensor().without_autodiff();
-    match (packed, &value) {
-        (Some(packed), DynTensor::R2(placeholder)) => DynTensor::R2(packed.dense()).cast(placeholder.dtype()),
+    match (quantized, &value) {
+        (Some(quantized), DynTensor::R2(placeholder)) => DynTensor::R2(quantized.dense()).cast(placeholder.dtype()),
         _ => value,
     }
 }

@@ -95,7 +95,7 @@ impl PeftModel {
                 let (mine, theirs) = (floats(stored.to_data()), floats(data.clone()));
                 let near = mine.iter().zip(&theirs).all(is_near);
                 brought.differs |= !near;
-                if mine == theirs || near && self.base.packed.get(&parameter).is_some() {
+                if mine == theirs || near && self.base.quantized.get(&parameter).is_some() {
                     continue;
                 }
                 let value = DynTensor::from_data(data.clone().convert::<f32>(), &self.device.clone().inner());
@@ -123,7 +123,7 @@ impl PeftModel {
                 "adapter `{name}` brings other embeddings than those that `{other}` has: they cannot be on one model"
             )));
         }
-        let BaseModel { module, info, packed } = self.base.clone();
+        let BaseModel { module, info, quantized } = self.base.clone();
         let mut values: HashMap<String, DynTensor> = brought.values.into_iter().collect();
         for (copy, original) in &info.tied {
             let turned = is_stored_transposed(&self.tree, copy) != is_stored_transposed(&self.tree, original);
@@ -138,9 +138,9 @@ impl PeftModel {
             Some(value) => param.with_value(value.clone()),
             None => param,
         });
-        let packed = packed.iter().filter(|(name, _)| !values.contains_key(*name));
-        let packed = packed.map(|(name, weight)| (name.to_owned(), Arc::clone(weight))).collect();
-        self.base = BaseModel { module, info, packed };
+        let quantized = quantized.iter().filter(|(name, _)| !values.contains_key(*name));
+        let quantized = quantized.map(|(name, weight)| (name.to_owned(), Arc::clone(weight))).collect();
+        self.base = BaseModel { module, info, quantized };
         Ok(())
     }
 }

@@ -22,7 +22,7 @@ pub enum Targets<'a> {
 
 /// Hidden states and the frozen output layer that turns them into logits.
 #[derive(Debug, Clone)]
-pub struct WordLogits {
+pub struct VocabularyLogits {
     /// `[batch, positions, width]`.
     pub hidden: Tensor<3>,
     /// `[width, classes]`.
@@ -35,7 +35,7 @@ pub struct WordLogits {
     pub losses: LinearCrossEntropies,
 }
 
-impl WordLogits {
+impl VocabularyLogits {
     /// `[batch, positions, classes]`.
     pub fn dims(&self) -> [usize; 3] {
         let [batch, positions, _] = self.hidden.dims();
