@@ -38,19 +38,19 @@ pub struct AdapterSet {
 }
 
 impl AdapterSet {
-    /// What visitors are told that this is.
+    /// The container name that module visitors are given.
     pub(crate) const CONTAINER: &'static str = "Struct:AdapterSet";
 
     pub(crate) fn new(entries: Vec<Entry>) -> Self {
         Self { entries, training: Param::from_bool(false), quantized: None, rows: None }
     }
 
-    /// The same on a parameter that only stands for a quantized weight.
+    /// The set on the placeholder of a quantized weight.
     pub(crate) fn on(self, quantized: Option<Arc<dyn QuantizedWeight>>) -> Self {
         Self { quantized, ..self }
     }
 
-    /// The same with each adapter acting on its rows alone.
+    /// The set with each adapter acting on its own rows only.
     pub(crate) fn by(self, rows: Option<Arc<AdapterRows>>) -> Self {
         Self { rows, ..self }
     }

@@ -45,7 +45,7 @@ impl Outputs {
         self
     }
 
-    /// Adds logits over a vocabulary, which are worked out only where they are asked for.
+    /// Adds logits over the vocabulary, which are computed on demand.
     #[must_use]
     pub fn with_vocabulary_logits(mut self, name: &'static str, logits: VocabularyLogits) -> Self {
         self.0.push((name, Output::Vocabulary(Box::new(logits))));
@@ -63,7 +63,7 @@ impl Outputs {
             .ok_or_else(|| self.lacks(name, D))
     }
 
-    /// The sizes of the output of that name and rank, without working it out.
+    /// The sizes of the output of that name and rank, without computing it.
     ///
     /// # Errors
     /// [`Error::Data`] if the model has no such output.
@@ -85,7 +85,7 @@ impl Outputs {
         Ok(all.narrow(1, positions.saturating_sub(1), 1))
     }
 
-    /// The logits of that name, where they are not worked out yet.
+    /// The logits of that name, if they are computed on demand.
     pub fn vocabulary_logits(&self, name: &str) -> Option<&VocabularyLogits> {
         match self.find(name) {
             Some(Output::Vocabulary(logits)) => Some(logits),

@@ -1,4 +1,4 @@
-//! Embeddings that find an adapter on their own table.
+//! Embeddings that find an adapter on their own weight.
 
 use burn::{
     nn::Embedding,
@@ -8,7 +8,7 @@ use burn::{
 use super::rows as by_rows;
 use crate::{AdapterSet, FrozenWeight};
 
-/// An embedding and the active adapters on its table.
+/// An embedding and the active adapters on its weight.
 ///
 /// # Shapes
 /// - `ids`: `[batch, sequence]`

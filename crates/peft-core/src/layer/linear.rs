@@ -32,7 +32,7 @@ impl Conv1D {
         self.forward_by(module::linear, input)
     }
 
-    /// The same with the frozen layer computed by `product`.
+    /// [`forward`](Self::forward) with the frozen layer computed by `product`: a backend's own, where the model knows one.
     pub fn forward_by<const D: usize>(&self, product: Product, input: Tensor<D>) -> Tensor<D> {
         adapted(&self.weight, self.bias.as_ref(), input, product)
     }

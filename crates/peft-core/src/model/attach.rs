@@ -1,4 +1,4 @@
-//! Hanging adapters on a model and taking their values back: pure functions from models to models.
+//! Attaching adapters to a model and taking their values back: pure functions from models to models.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     plugins::prompt::PromptPlan,
 };
 
-/// Where the adapters that hang on a model act.
+/// Where the adapters that are attached to a model act.
 #[derive(Debug, Clone)]
 pub enum Acting {
     /// Nowhere.
@@ -37,13 +37,13 @@ impl Acting {
     }
 }
 
-/// Hangs the adapters on the base model's parameters.
+/// Attaches the adapters to the base model's parameters.
 ///
 /// The base is not changed and no weight is copied. Parameters without an adapter are left as they are; call this on a
 /// plain base model, since Burn keeps an older reparameterization and drops a newer one.
 ///
-/// With [`Acting::Off`] only trained biases act, as PEFT's `disable_adapter` leaves them. Weights that are `quantized` are hung on
-/// the placeholders that stand for them in any case.
+/// With [`Acting::Off`] only trained biases act, as PEFT's `disable_adapter` leaves them. Weights that are `quantized` are attached
+/// to their placeholders in any case.
 pub fn attach<M: Module>(
     base: M,
     rename: &dyn Fn(&str) -> String,
@@ -141,7 +141,7 @@ impl Reparameterizer for Once {
 
 /// The module with new values of those parameters that `values` has, by identity; what was trained before is so again.
 ///
-/// All places of a parameter get one tensor: their gradients must go on to add up.
+/// All occurrences of a parameter get one tensor, so that their gradients are still summed.
 pub(crate) fn assign<M: Module>(module: M, values: HashMap<ParamId, DynTensor>) -> M {
     struct Assign {
         values: HashMap<ParamId, DynTensor>,

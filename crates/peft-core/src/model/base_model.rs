@@ -13,7 +13,7 @@ pub struct BaseModel {
     pub module: Box<dyn DynModule>,
     /// What it says of itself.
     pub info: Arc<ModelInfo>,
-    /// The weights that are kept quantized, for which placeholders stand in the module.
+    /// The quantized weights; the module has placeholders for them.
     pub quantized: QuantizedWeights,
 }
 
@@ -38,7 +38,7 @@ impl BaseModel {
         bytes
     }
 
-    /// The same with every quantized weight dequantized.
+    /// The model with every quantized weight dequantized.
     #[must_use]
     pub fn dequantized(self) -> Self {
         let Self { module, info, quantized } = self;
@@ -49,7 +49,7 @@ impl BaseModel {
         Self { module, info, quantized: QuantizedWeights::default() }
     }
 
-    /// The same with its parameters in another type; quantized weights stay as they are.
+    /// The model with its parameters in another data type; quantized weights stay as they are.
     #[must_use]
     pub fn cast(self, dtype: DType) -> Self {
         let Self { module, info, quantized } = self;
@@ -61,6 +61,7 @@ impl BaseModel {
     }
 
     /// The model as it runs without an adapter.
+    #[must_use]
     pub fn running(&self) -> RunningModel {
         RunningModel::new(self.unadapted().valid(), Arc::clone(&self.info))
     }

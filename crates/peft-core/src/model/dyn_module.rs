@@ -35,7 +35,7 @@ pub trait DynModule: Send + Sync + Debug {
     fn boxed_clone(&self) -> Box<dyn DynModule>;
     /// Modules and parameters by checkpoint name, without initialising anything.
     fn tree(&self, rename: &dyn Fn(&str) -> String) -> ModuleTree;
-    /// The model with adapters hung on it, see [`attach`](attach::attach).
+    /// The model with adapters attached, see [`attach`](attach::attach).
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
@@ -43,7 +43,7 @@ pub trait DynModule: Send + Sync + Debug {
         adapters: &[(&str, &Adapter)],
         acting: &Acting,
     ) -> Box<dyn DynModule>;
-    /// The current values of what [`attach`](Self::attach) hung on it.
+    /// The current values of the tensors that [`attach`](Self::attach) added, by parameter id.
     fn attached_params(&self) -> HashMap<ParamId, DynParam>;
     /// Replaces the model's parameters one by one, by name; a prompt before it stays.
     fn map_params(self: Box<Self>, rename: &dyn Fn(&str) -> String, f: ParamFn<'_>) -> Box<dyn DynModule>;
@@ -60,7 +60,7 @@ pub trait DynModule: Send + Sync + Debug {
         lr: f64,
         gradients: GradientsParams,
     ) -> Box<dyn DynModule>;
-    /// Gives what [`attach`](Self::attach) hung on it new values, by identity; others stay.
+    /// Assigns new values, by parameter id, to the tensors that [`attach`](Self::attach) added; others stay.
     fn assign(self: Box<Self>, values: HashMap<ParamId, DynTensor>) -> Box<dyn DynModule>;
     /// Moves the model.
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule>;

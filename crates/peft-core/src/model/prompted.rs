@@ -18,10 +18,10 @@ use crate::{
     plugins::prompt::PromptPlan,
 };
 
-/// A model and the prompt that stands before its input: optimisers, devices and `valid` see the prompt's tensors as they see
+/// A model and the prompt before its input: optimisers, devices and `valid` see the prompt's tensors as they see
 /// the model's.
 ///
-/// It is no [`Forward`] itself: what has a prompt gets no second one.
+/// It does not implement [`Forward`]: a model has at most one prompt.
 #[derive(Module, Debug)]
 pub(crate) struct Prompted<M: Module> {
     model: M,

@@ -17,7 +17,7 @@ use crate::{
 /// PEFT's class name of the wrapper that a model without a task type gets.
 pub const DEFAULT_WRAPPER: &str = "PeftModel";
 
-/// One row of data with all examples made from it and what the model said about each.
+/// One row of data with all examples made from it and the model's scores for each.
 #[derive(Debug)]
 pub struct Scored<'a> {
     /// The row.
@@ -26,12 +26,12 @@ pub struct Scored<'a> {
     pub examples: Vec<(&'a Example, &'a Scores)>,
 }
 
-/// What a model is to write for one row.
+/// What generation starts from for one row, and what its text is compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerationPrompt {
-    /// The tokens that it goes on from, or the source's where there is an encoder.
+    /// Token ids of the prompt, or of the source where there is an encoder.
     pub prompt: Vec<u32>,
-    /// The text that it should write, where the row says so.
+    /// The reference text, where the row has one.
     pub reference: Option<String>,
 }
 
@@ -76,10 +76,10 @@ pub trait Task: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Judges the examples together, before the first step: whether what must be learnt is.
+    /// Checks the examples together, before the first step.
     ///
     /// # Errors
-    /// [`Error::Data`](crate::Error::Data) with what is not learnt.
+    /// [`Error::Data`](crate::Error::Data) with what is missing from the loss.
     fn check_examples(&self, _examples: &[Example], _context: &EncodeContext<'_>) -> Result<()> {
         Ok(())
     }
@@ -171,7 +171,7 @@ pub struct Column {
     pub role: &'static str,
     /// Whether every row must have it.
     pub required: bool,
-    /// Whether it holds what is learnt, which only labelled rows need.
+    /// Whether it holds labels, which only training and evaluation need.
     pub learnt: bool,
     /// What it holds.
     pub holds: &'static str,

@@ -15,12 +15,12 @@ pub type Product = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>) -> Tensor<2>;
 pub enum FrozenWeight {
     /// `[d_in, d_out]`.
     Dense(Tensor<2>),
-    /// The same quantized.
+    /// `[d_in, d_out]`, quantized.
     Quantized(Arc<dyn QuantizedWeight>),
 }
 
 impl FrozenWeight {
-    /// The values, `[d_in, d_out]`: of a quantized weight a copy as large as the layer, so ask only where there is no other way.
+    /// The values, `[d_in, d_out]`: dequantizing allocates a copy as large as the layer.
     pub fn dense(&self) -> Tensor<2> {
         match self {
             Self::Dense(weight) => weight.clone(),
@@ -36,17 +36,17 @@ impl FrozenWeight {
         }
     }
 
-    /// Rows of a table of words in the type that the model computes in.
+    /// Looks up token embeddings, in the data type that the model computes in.
     ///
     /// # Shapes
     /// - `ids`: `[batch, sequence]`
     /// - returned: `[batch, sequence, dimensions]`
     pub fn embed(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
-        let words = match self {
+        let embeddings = match self {
             Self::Dense(table) => module::embedding(table.clone(), ids),
             Self::Quantized(table) => table.embed(ids),
         };
-        if words.dtype() == dtype { words } else { words.cast(FloatDType::from(dtype)) }
+        if embeddings.dtype() == dtype { embeddings } else { embeddings.cast(FloatDType::from(dtype)) }
     }
 
     /// `x W + b`, a dense weight's by `product`.

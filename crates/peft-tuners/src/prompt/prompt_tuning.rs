@@ -112,7 +112,7 @@ pub(super) fn init(init: PromptTuningInit) -> Init {
     }
 }
 
-/// The words that a fresh prompt begins as, `[rows, width]`.
+/// The token embeddings that a fresh prompt is initialized from, `[rows, width]`.
 pub(super) fn first_words(
     init: PromptTuningInit,
     text: Option<&str>,

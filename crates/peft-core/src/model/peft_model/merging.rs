@@ -25,7 +25,7 @@ impl PeftModel {
         self.merge_into(Merged::Dense)
     }
 
-    /// The same with quantized weights quantized again, which rounds the sums: what PEFT does.
+    /// [`merge`](Self::merge) with quantized weights quantized again, which rounds the sums: what PEFT does.
     ///
     /// # Errors
     /// As [`merge`](Self::merge).
@@ -43,11 +43,11 @@ impl PeftModel {
         }
         let mut broken = None;
         let info = Arc::clone(&self.base.info);
-        let mut hung: BTreeMap<&str, Vec<(&str, &AdapterTensor)>> = BTreeMap::new();
+        let mut attached: BTreeMap<&str, Vec<(&str, &AdapterTensor)>> = BTreeMap::new();
         for name in &self.active {
             let Some(adapter) = self.adapters.get(name) else { continue };
             for tensor in &adapter.tensors {
-                hung.entry(&tensor.parameter).or_default().push((name, tensor));
+                attached.entry(&tensor.parameter).or_default().push((name, tensor));
             }
         }
         let ties: HashMap<&str, (&Tie, &AdapterTensor)> =
@@ -61,7 +61,7 @@ impl PeftModel {
                 still.remove(name);
                 return param.with_value(follow(own, tie, tensor));
             }
-            let Some(tensors) = hung.get(name) else { return param };
+            let Some(tensors) = attached.get(name) else { return param };
             let value = merge_one(base_value(&param, quantized.get(name)), tensors);
             if !is_finite(&value.to_data()) {
                 broken = broken

@@ -32,7 +32,7 @@ impl PeftModel {
     /// Adds a saved adapter. It is not active until [`set_active`](Self::set_active) says so.
     ///
     /// # Errors
-    /// [`Error::Tensors`] that lists every tensor of the file that has no place and every place that stays empty.
+    /// [`Error::Tensors`] that lists the unexpected and the missing keys.
     pub fn load_adapter(&mut self, name: &str, folder: AdapterFolder) -> Result<()> {
         self.check_new(name, &folder.config)?;
         let in_file = |error: Error| error.in_file(&folder.path.join(ADAPTER_CONFIG));
@@ -119,7 +119,7 @@ impl PeftModel {
             .then(|| format!("the adapter was trained on {}, and this base model is a {own}", meant.join(", ")))
     }
 
-    /// The same error, saying so where no module of the model is adapted.
+    /// Adds to an error that no module of the model is adapted, where that is so.
     fn for_another(&self, error: Error, config: &PeftConfig) -> Error {
         match (error, self.meant_for(config)) {
             (Error::NothingTargeted(problem), Some(meant)) => Error::NothingTargeted(format!("{problem}; {meant}")),
@@ -224,7 +224,7 @@ impl PeftModel {
         Ok(Adapter { config: plan.config.clone(), plan, tensors, ties, embeddings: Vec::new() })
     }
 
-    /// The base model's words, if a tensor of the prompt begins as some of them.
+    /// The base model's token embeddings, if a tensor of the prompt is initialized from them.
     pub(super) fn token_embeddings<'a>(
         &self,
         plan: &Plan,
