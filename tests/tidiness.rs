@@ -126,7 +126,9 @@ fn paths_after(text: &str, prefix: &str) -> Vec<String> {
             }
             c => depth == 0 && !(c.is_alphanumeric() || c == '_' || c == ':'),
         });
-        found.extend(paths(&rest[..end.unwrap_or(rest.len())]));
+        // The brace that closes a tree belongs to it.
+        let end = end.map_or(rest.len(), |end| if rest[..end].contains('{') { end + 1 } else { end });
+        found.extend(paths(&rest[..end]));
     }
     found
 }

@@ -175,7 +175,7 @@ impl<'a> Trainee<'a> {
 
     /// The optimiser's step; returns the norm of the gradients before clipping.
     pub(crate) fn step(&mut self, model: &mut PeftModel) -> Option<Tensor<1>> {
-        // Only bound examples can leave a whole step without a loss.
+        // Only grouped examples can leave a whole step without a loss.
         let loss = self.loss.take()?;
         self.unread.push(loss);
         self.optimizer.step(model, self.schedule.at(self.state.global_step))

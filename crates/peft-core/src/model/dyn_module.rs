@@ -16,7 +16,7 @@ use crate::{
 /// What a Burn module needs to become a model of `peft`: a forward pass.
 ///
 /// Inputs are [`CheckedInputs`] before they get here, so this only computes.
-pub trait Forward {
+pub trait Forward: Sync {
     /// Runs the model.
     fn forward(&self, inputs: &Inputs) -> Outputs;
 }
@@ -66,7 +66,7 @@ pub trait DynModule: Send + Sync + Debug {
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule>;
 }
 
-impl<M: Module + ModuleDisplay + Forward + Sync + 'static> DynModule for M {
+impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
     fn forward(&self, inputs: &CheckedInputs) -> Outputs {
         Forward::forward(self, inputs)
     }

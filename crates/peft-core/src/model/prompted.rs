@@ -43,7 +43,7 @@ impl<M: Module> Prompted<M> {
     }
 }
 
-impl<M: Module + ModuleDisplay + Forward + Sync + 'static> DynModule for Prompted<M> {
+impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
     fn forward(&self, inputs: &CheckedInputs) -> Outputs {
         let inputs = self.plan.before(inputs, &self.prompt.prompt(), self.prompt.is_training());
         Forward::forward(&self.model, &inputs)

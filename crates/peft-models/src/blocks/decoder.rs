@@ -64,7 +64,7 @@ impl DecoderSizes {
 }
 
 /// A layer of a [`Decoder`].
-pub trait DecoderLayer: Module + ModuleDisplay + 'static {
+pub trait DecoderLayer: Module + ModuleDisplay + Sync + 'static {
     /// The next hidden state.
     ///
     /// # Shapes
