@@ -378,7 +378,7 @@ fn class_texts(row: &Row, value: &Value) -> Result<Vec<String>> {
         Value::Array(several) if several.iter().all(|one| !one.is_array()) => {
             several.iter().map(|one| class_texts(row, one)).collect::<Result<Vec<_>>>().map(|texts| texts.concat())
         }
-        other => Err(row.error(format!("label {other} is no class, no number and no list of them"))),
+        other => Err(row.error(format!("label {other} is not a class, a number or a list of them"))),
     }
 }
 

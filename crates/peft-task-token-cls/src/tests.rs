@@ -85,9 +85,9 @@ fn wrong_tags_are_refused() {
         assert!(error.starts_with("train.conll:3: ") && error.contains(part), "{error}");
     };
     check(sentence("a b", "O"), "1 tags for 2 words");
-    check(sentence("a b", "O B-PRE"), "label `B-PRE` is no class of the model; did you mean `B-PER`?");
+    check(sentence("a b", "O B-PRE"), "unknown label `B-PRE`; did you mean `B-PER`?");
     // Even where the word was cut.
-    check(sentence("abcdefghijklmnopq b", "O X"), "label `X` is no class");
+    check(sentence("abcdefghijklmnopq b", "O X"), "unknown label `X`");
 }
 
 #[test]

@@ -62,8 +62,7 @@ impl DataSummary {
         }
         // Training counts those apart that it leaves out.
         let examples = self.examples.max(self.without_loss);
-        let mut problem =
-            format!("none of the {examples} examples of its {} rows has anything that counts for the loss", self.rows);
+        let mut problem = format!("none of its {} rows ({examples} examples) has a token in the loss", self.rows);
         if self.cut > 0 {
             problem.push_str(&format!(
                 "; {} rows were cut to {limit} tokens, so that nothing of what is wanted is left",

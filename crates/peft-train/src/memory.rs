@@ -157,7 +157,7 @@ impl Memory {
             parts.into_iter().filter_map(|(what, most)| Some(format!("{what} up to {}", most?))).collect();
         match found.is_empty() {
             true => text.push_str("; no batch fits: pack the weights (load_in_4bit), or take a smaller model"),
-            false => text.push_str(&format!("; alone would fit: {}", found.join(", "))),
+            false => text.push_str(&format!("; would fit with any one of: {}", found.join(", "))),
         }
         text
     }

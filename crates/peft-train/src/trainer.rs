@@ -73,7 +73,7 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
         memory.check()?;
     }
     if let Some(warning) = memory.warning() {
-        observer.observe(&Event::Note(&format!("memory may not do: {warning}")));
+        observer.observe(&Event::Note(&format!("memory may run out: {warning}")));
     }
     let mut model = PeftModel::from_base(largest.base.clone(), &options.device);
     for ((name, recipe), prepared) in apart.iter().zip(&prepared) {
@@ -164,7 +164,7 @@ fn capture(
         None => CapturedSteps::new(model, checkpointed_layers),
     };
     let mut note = |text: String| observer.observe(&Event::Note(&format!("captured_steps: {text}")));
-    let captured = captured.map_err(|reason| note(format!("steps are not captured, {reason}"))).ok()?;
+    let captured = captured.map_err(|reason| note(format!("CUDA graphs are off: {reason}"))).ok()?;
     let multiple = recipe.training.multiple(true);
     let lengths: BTreeSet<usize> = prepared.iter().flat_map(|prepared| prepared.padded_lengths(multiple)).collect();
     if lengths.len() > captured_steps::MOST {

@@ -58,7 +58,7 @@ impl Merge {
                 checkpoint::torch_name(dtype).unwrap_or("half precision")
             )
         });
-        terminal::note(globals, format!("merged {} into {}{own}", model.active().join(", "), self.output.display()));
+        terminal::note(globals, format!("merged {} → {}{own}", model.active().join(", "), self.output.display()));
         Ok(())
     }
 }
