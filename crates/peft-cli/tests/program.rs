@@ -228,7 +228,7 @@ fn an_error_of_a_configuration_names_its_file_and_key() {
         ("{}", 2, "`model_type`: missing"),
         (r#"{"model_type": "berta"}"#, 2, "`model_type`: unknown architecture `berta`"),
         (r#"{"model_type": "bert"}"#, 2, "`hidden_size`: missing"),
-        (r#"{"model_type": "marian"}"#, 4, "`marian` the task needs AutoModelForSequenceClassification"),
+        (r#"{"model_type": "marian"}"#, 4, "the task needs AutoModelForSequenceClassification"),
     ] {
         let (found, message) = explain(content);
         assert_eq!(found, Some(code), "{content}: {message}");
