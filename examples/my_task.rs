@@ -21,7 +21,7 @@ use peft::{
         HfTokenizer,
         checkpoint::{self, LoadOptions},
     },
-    plugins::task::{Column, Judged, LabelSet},
+    plugins::task::{Column, LabelSet, Scored},
 };
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ impl Task for Ordinal {
         Ok(ranks.into_iter().take(examples.len()).map(|rank| vec![vec![rank]]).collect())
     }
 
-    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
+    fn metrics(&self, rows: &[Scored<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
         let mut off = 0.0;
         for judged in rows {
             let rank = judged.row.text(context.column("label"))?.parse::<f64>().unwrap_or(0.0);
@@ -86,7 +86,7 @@ impl Task for Ordinal {
         Ok([("mean_absolute_error".to_owned(), off / rows.len().max(1) as f64)].into_iter().collect())
     }
 
-    fn answer(&self, row: &Judged<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
+    fn answer(&self, row: &Scored<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
         Ok(json!({ "rank": row.examples.first().and_then(|(_, s)| s.first()?.first().copied()) }))
     }
 }

@@ -14,7 +14,7 @@ use peft::{
     models::HfTokenizer,
     plugins::{
         registry::plugins,
-        task::{DEFAULT_WRAPPER, Judged},
+        task::{DEFAULT_WRAPPER, Scored},
     },
     tuners::defaults,
 };
@@ -223,7 +223,8 @@ fn every_crate_and_every_feature_is_named() {
     let manifest = fs::read_to_string(root().join("crates/peft/Cargo.toml")).unwrap();
     let features =
         manifest.lines().skip_while(|line| *line != "[features]").skip(1).take_while(|line| !line.is_empty());
-    let features = features.filter_map(|line| line.split(" = ").next()).filter(|name| *name != "default");
+    let features = features.filter(|line| !line.starts_with('#')).filter_map(|line| line.split(" = ").next());
+    let features = features.filter(|name| *name != "default");
     assert_eq!(shown, features.collect());
 }
 
@@ -254,9 +255,9 @@ fn metrics_of(task: &TaskPlugin) -> BTreeSet<String> {
         ModelInfo::set_labels(&mut info.config, &["O".to_owned(), (*label).to_owned()], problem);
         let context = EncodeContext { tokenizer: &tokenizer, info: &info, options: &options, labelled: true };
         // Only the metrics of pairs ask for rows.
-        let rows = match task.task.bound() {
+        let rows = match task.task.group_size() {
             1 => Vec::new(),
-            bound => vec![Judged { row: &row, examples: vec![(&example, &scores); bound] }],
+            size => vec![Scored { row: &row, examples: vec![(&example, &scores); size] }],
         };
         task.task.metrics(&rows, &context).unwrap().into_keys().collect::<Vec<_>>()
     });

@@ -86,7 +86,7 @@ fn broken_files_are_errors_with_the_file_name_and_the_documented_exit_code() {
         ),
         ("no weights", |f| fs::remove_file(f.join(ADAPTER_WEIGHTS)).unwrap(), 6, ADAPTER_WEIGHTS),
         ("no configuration", |f| fs::remove_file(f.join(ADAPTER_CONFIG)).unwrap(), 6, ADAPTER_CONFIG),
-        ("configuration is no JSON", |f| fs::write(f.join(ADAPTER_CONFIG), "{").unwrap(), 2, ADAPTER_CONFIG),
+        ("configuration is no JSON", |f| fs::write(f.join(ADAPTER_CONFIG), "{").unwrap(), 3, ADAPTER_CONFIG),
     ];
     for (what, break_it, code, file) in table {
         let folder = tempfile::tempdir().unwrap();

@@ -269,6 +269,30 @@ fn an_adapter_is_fetched_without_what_its_training_left() {
 }
 
 #[test]
+fn an_adapter_in_a_folder_of_a_repository_is_fetched_alone() {
+    let cache = TempDir::new().unwrap();
+    let files = ["adapter_config.json", "adapter_model.safetensors"];
+    let all = ["math/adapter_config.json", "math/adapter_model.safetensors", "code/adapter_config.json", "README.md"];
+    let server = Server::new(repository(all.iter().map(|name| (*name, name.as_bytes().to_vec())).collect()));
+    let hub = hub(&cache, &server.address);
+    let folder = locate(&hub, "org/tiny:math", Needed::Adapter).unwrap();
+    assert!(folder.ends_with("math") && files.iter().all(|file| folder.join(file).exists()), "{}", folder.display());
+    assert!(!server.asked().iter().any(|path| path.contains("code")));
+    let error = locate(&hub, "org/tiny", Needed::Adapter).unwrap_err().to_string();
+    assert!(error.contains("2 folders with one: code, math"), "{error}");
+    // Without the Hub it is found again, and the one that was not fetched is told of.
+    let offline = Hub { offline: true, ..hub };
+    assert_eq!(locate(&offline, "org/tiny:math", Needed::Adapter).unwrap(), folder);
+    assert_eq!(locate(&offline, "org/tiny", Needed::Adapter).unwrap(), folder);
+    assert_eq!(offline.cached(Path::new("org/tiny:math")), folder);
+    assert!(locate(&offline, "org/tiny:code", Needed::Adapter).is_err());
+    for outside in ["org/tiny:../c", "org/tiny:/etc", "org/tiny:.hidden", "org/tiny:"] {
+        let error = locate(&offline, outside, Needed::Adapter).unwrap_err().to_string();
+        assert!(error.contains("no Hub id"), "{error}");
+    }
+}
+
+#[test]
 fn a_local_folder_wins_and_nobody_is_asked() {
     let server = Server::new(|_| Answer::new(500, &[], ""));
     let cache = tempfile::tempdir().unwrap();

@@ -108,7 +108,7 @@ fn logits(base: &BaseModel, ids: &TensorData) -> TensorData {
 fn packed_checkpoints_load_and_are_written_as_they_were(#[values("nf4", "fp4", "int8")] kind: &str) {
     let expected = tensors(&format!("{kind}.safetensors"));
     let base = load(kind, QuantizationConfig::default()).unwrap();
-    assert_eq!(base.packed.iter().count(), 14);
+    assert_eq!(base.quantized.iter().count(), 14);
     assert_close("logits", &logits(&base, &expected["input_ids"]), &expected["logits"]);
 
     let written = tempfile::tempdir().unwrap();
@@ -133,7 +133,7 @@ fn packing_while_loading_gives_the_same_model(#[values("nf4", "fp4", "int8")] ki
     let base = load("dense", packed_as(kind)).unwrap();
     let theirs = load(kind, QuantizationConfig::default()).unwrap();
     let mut largest = 0.0_f32;
-    for ((name, own), (_, theirs)) in base.packed.iter().zip(theirs.packed.iter()) {
+    for ((name, own), (_, theirs)) in base.quantized.iter().zip(theirs.quantized.iter()) {
         assert_eq!(own.stored(name)[0], theirs.stored(name)[0]);
         let [own, theirs] = [own, theirs].map(|weight| floats(&weight.dense().into_data()));
         let distances = own.iter().zip(&theirs).map(|(own, theirs)| (own - theirs).abs() / theirs.abs().max(1e-9));
@@ -184,7 +184,7 @@ fn adapters_on_packed_weights_train_as_on_the_unpacked(
 ) {
     let ids = &tensors("nf4.safetensors")["input_ids"];
     let base = load(kind, QuantizationConfig::default()).unwrap();
-    let (dense_loss, dense) = trained(base.clone().unpacked(), dora, ids);
+    let (dense_loss, dense) = trained(base.clone().dequantized(), dora, ids);
     let (loss, packed) = trained(base, dora, ids);
     assert_close("loss", &loss, &dense_loss);
     assert_eq!(packed.keys().collect::<Vec<_>>(), dense.keys().collect::<Vec<_>>());
@@ -199,14 +199,14 @@ fn merging_gives_dense_weights_or_packs_them_again(#[values("nf4", "int8")] kind
     let batch = model.check(batch(ids)).unwrap();
     let adapted = model.forward(&batch.inputs).unwrap().get::<3>("logits").unwrap().without_autodiff().into_data();
     let merged = model.merge().unwrap();
-    assert!(merged.packed.is_empty());
+    assert!(merged.quantized.is_empty());
     assert_close("merged", &run(&merged), &adapted);
 
-    let repacked = model.merge_repacked().unwrap();
-    assert_eq!(repacked.packed.iter().count(), 14);
+    let repacked = model.merge_requantized().unwrap();
+    assert_eq!(repacked.quantized.iter().count(), 14);
     let name = "model.layers.0.mlp.down_proj.weight";
     let [before, after] =
-        [model.base(), &repacked].map(|base| base.packed.get(name).unwrap().stored(name)[0].1.clone());
+        [model.base(), &repacked].map(|base| base.quantized.get(name).unwrap().stored(name)[0].1.clone());
     assert_ne!(before, after);
     // Rounded to the nearest codes of the sums, which is what packing the merged model gives.
     let folder = tempfile::tempdir().unwrap();
@@ -236,7 +236,7 @@ fn what_cannot_be_packed_names_the_key() {
     }
     let skip = |names: &[&str]| {
         let llm_int8_skip_modules = Some(names.iter().map(|name| (*name).to_owned()).collect());
-        load("dense", QuantizationConfig { llm_int8_skip_modules, ..nf4() }).unwrap().packed.iter().count()
+        load("dense", QuantizationConfig { llm_int8_skip_modules, ..nf4() }).unwrap().quantized.iter().count()
     };
     assert_eq!(skip(&["lm_head"]), 14);
     assert_eq!(skip(&["down_proj", "model.layers.0"]), 6);
@@ -365,13 +365,13 @@ fn a_table_in_eight_bits_trains_as_its_floats_and_near_the_dense(#[case] name: &
         checkpoint::load(folder.path(), &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base
     };
     let (packed, dense) = (load(EMBEDDINGS(), None), load(QuantizationConfig::default(), None));
-    assert_eq!(packed.packed.iter().map(|(name, _)| name).collect::<Vec<_>>(), packed_names);
-    assert!(packed.packed.iter().all(|(_, weight)| weight.kind() == "Q8_0"));
+    assert_eq!(packed.quantized.iter().map(|(name, _)| name).collect::<Vec<_>>(), packed_names);
+    assert!(packed.quantized.iter().all(|(_, weight)| weight.kind() == "Q8_0"));
     assert_eq!(packed.tree().num_params(), dense.tree().num_params());
     assert!(packed.bytes() < dense.bytes(), "{} of {}", packed.bytes(), dense.bytes());
 
     let (dense_loss, _) = trained(dense, false, &ids);
-    let (unpacked_loss, unpacked_grads) = trained(packed.clone().unpacked(), false, &ids);
+    let (unpacked_loss, unpacked_grads) = trained(packed.clone().dequantized(), false, &ids);
     let (loss, grads) = trained(packed.clone(), false, &ids);
     assert_close("loss", &loss, &unpacked_loss);
     grads.iter().for_each(|(key, grad)| assert_close(key, grad, &unpacked_grads[key]));
@@ -397,14 +397,15 @@ fn a_table_in_eight_bits_goes_with_linear_layers_in_four_and_is_merged_dense() {
     };
     let both = QuantizationConfig { load_embeddings_in_8bit: true, ..packed_as("nf4") };
     let base = load(folder.path(), both.clone());
-    let count = |base: &BaseModel, kind: &str| base.packed.iter().filter(|(_, weight)| weight.kind() == kind).count();
+    let count =
+        |base: &BaseModel, kind: &str| base.quantized.iter().filter(|(_, weight)| weight.kind() == kind).count();
     assert_eq!((count(&base, "nf4"), count(&base, "Q8_0")), (14, 2));
     let skipped = Some(vec!["lm_head".to_owned()]);
     let kept = load(folder.path(), QuantizationConfig { llm_int8_skip_modules: skipped, ..both });
     assert_eq!((count(&kept, "nf4"), count(&kept, "Q8_0")), (14, 1));
 
     let mut model = lora(base, false);
-    for (merged, packed) in [(model.merge_repacked().unwrap(), 14), (model.merge().unwrap(), 0)] {
+    for (merged, packed) in [(model.merge_requantized().unwrap(), 14), (model.merge().unwrap(), 0)] {
         let written = tempfile::tempdir().unwrap();
         checkpoint::save(&merged, None, written.path()).unwrap();
         let again = load(written.path(), QuantizationConfig::default());
@@ -427,7 +428,7 @@ fn a_table_of_many_words_is_packed_like_a_small_one() {
     let base = checkpoint::load(folder.path(), &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base;
     let name = "model.embed_tokens.weight";
     let whole = quantize_q8_0(&floats(&written[name]), [40_000, 32]).unwrap();
-    let packed = base.packed.get(name).unwrap().as_any().downcast_ref::<PackedMatrix>().unwrap();
+    let packed = base.quantized.get(name).unwrap().as_any().downcast_ref::<PackedMatrix>().unwrap();
     assert_eq!(packed.parts(), whole);
 }
 
@@ -436,7 +437,7 @@ fn a_table_that_a_gguf_file_has_in_blocks_stays_in_them() {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("gguf/llama-old-quants.gguf");
     let options = LoadOptions { quantization: EMBEDDINGS(), ..LoadOptions::default() };
     let base = checkpoint::load(&file, &AutoClass::CAUSAL_LM, &options, &Device::flex()).unwrap().base;
-    let kinds: Vec<_> = base.packed.iter().map(|(name, weight)| (name, weight.kind())).collect();
+    let kinds: Vec<_> = base.quantized.iter().map(|(name, weight)| (name, weight.kind())).collect();
     assert_eq!(kinds, [("lm_head.weight", "Q8_0"), ("model.embed_tokens.weight", "Q4_1")]);
 }
 

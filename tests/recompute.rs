@@ -83,7 +83,7 @@ impl Run {
         let base = model.base();
         let module = base.module.attach(
             &|path| base.info.rename(path),
-            &base.packed,
+            &base.quantized,
             &[(DEFAULT_ADAPTER, &adapter)],
             &peft::Acting::Together,
         );
@@ -93,10 +93,10 @@ impl Run {
     }
 
     /// The loss and the gradients with so many layers that keep nothing, and how often adapted layers ran.
-    pub(crate) fn gradients(&self, forgetful: usize) -> (TensorData, BTreeMap<String, TensorData>, usize) {
+    pub(crate) fn gradients(&self, checkpointed: usize) -> (TensorData, BTreeMap<String, TensorData>, usize) {
         Device::flex().seed(5);
         self.calls.lock().unwrap().clear();
-        let inputs = self.model.prepare(&self.batch.inputs).with_forgetful_layers(forgetful);
+        let inputs = self.model.prepare(&self.batch.inputs).with_checkpointed_layers(checkpointed);
         let outputs = self.module.forward(&inputs);
         let loss = match self.model.task().unwrap() {
             Some(task) if !self.batch.labels.is_empty() => {
@@ -120,7 +120,7 @@ impl Run {
     fn runs_again(&self) -> bool {
         let layers: BTreeSet<_> = self.layers().flatten().collect();
         let info = self.model.info();
-        info.forgets && (layers.len() > 1 || info.shift_right.is_some())
+        info.supports_checkpointing && (layers.len() > 1 || info.shift_right.is_some())
     }
 }
 
@@ -130,8 +130,8 @@ fn layers_that_run_again_give_the_same_gradients(#[files("golden/*/expected.json
     let run = Run::new(case, |_| {});
     let (loss, gradients, calls) = run.gradients(0);
     assert!(gradients.values().any(|gradient| floats(gradient).iter().any(|value| *value != 0.0)));
-    for forgetful in [2, usize::MAX] {
-        let (same_loss, same, more_calls) = run.gradients(forgetful);
+    for checkpointed in [2, usize::MAX] {
+        let (same_loss, same, more_calls) = run.gradients(checkpointed);
         assert_eq!(loss, same_loss);
         assert_eq!(gradients.keys().collect::<Vec<_>>(), same.keys().collect::<Vec<_>>());
         // The layers of a decoder add up what an encoder's states get, in another order.
@@ -146,7 +146,7 @@ fn layers_that_run_again_give_the_same_gradients(#[files("golden/*/expected.json
         }
         // A classifier of whole texts lets one token alone through the last layer, which is not run again then.
         let is_classifier = run.adapter.config.task_type.as_ref().is_some_and(|task| task.as_str() == "SEQ_CLS");
-        if forgetful == usize::MAX && run.runs_again() && !is_classifier {
+        if checkpointed == usize::MAX && run.runs_again() && !is_classifier {
             assert!(more_calls > calls, "{more_calls} calls, {calls} without");
         }
     }
@@ -158,14 +158,14 @@ fn nothing_below_the_lowest_adapted_layer_is_part_of_a_graph(
     #[files("golden/*.default/expected.json")]
     #[exclude("none|FEATURE_EXTRACTION")]
     facts: PathBuf,
-    #[values(0, usize::MAX)] forgetful: usize,
+    #[values(0, usize::MAX)] checkpointed: usize,
 ) {
     let case = facts.parent().unwrap();
     let last = Run::new(case, |_| {}).layers().flatten().max().unwrap();
     let run = Run::new(case, |config| {
         config.options.insert("layers_to_transform".to_owned(), last.into());
     });
-    let (_, gradients, _) = run.gradients(forgetful);
+    let (_, gradients, _) = run.gradients(checkpointed);
     assert!(!gradients.is_empty());
     // The first adapted linear layer reads what the layers below have made, at most normalised.
     assert!(!run.calls.lock().unwrap()[0]);

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Device};
 #[non_exhaustive]
 pub enum DeviceError {
     /// The word names no device.
-    #[error("`{name}` names no device (devices: cpu, wgpu, wgpu:N, cuda, cuda:N)")]
+    #[error("unknown device `{name}` (devices: cpu, wgpu, wgpu:N, cuda, cuda:N)")]
     Unknown {
         /// What was asked for.
         name: String,

@@ -168,7 +168,7 @@ fn option(text: &str) -> Result<(String, Value), String> {
     let known = serde_json::to_value(GenerationConfig::default()).unwrap_or_default();
     if known.get(key).is_none() {
         let known: Vec<_> = known.as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
-        return Err(format!("`{key}` is no option of generation (options: {})", known.join(", ")));
+        return Err(format!("`{key}` is not a generation option (options: {})", known.join(", ")));
     }
     Ok((key.to_owned(), value(given)))
 }

@@ -41,7 +41,7 @@ pub(crate) struct Globals {
     /// Type of the base model's weights: f32, bf16 or f16.
     #[arg(long, global = true, value_name = "DTYPE")]
     pub(crate) dtype: Option<String>,
-    /// Say only what goes wrong.
+    /// Errors and results only.
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
 }

@@ -1,27 +1,27 @@
-//! Options that pack the weights of a model, as all verbs that load one take them.
+//! Options that quantize the weights of a model, of all verbs that load one.
 
 use clap::{Args, ValueEnum};
 use peft::models::{QuantizationConfig, quantization::QuantType};
 
-/// How weights are packed while the model is loaded.
+/// How weights are quantized while the model is loaded.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct QuantizationArgs {
-    /// Keep the weights of linear layers in four bits.
+    /// Quantize the weights of linear layers to 4 bits.
     #[arg(long)]
     load_in_4bit: bool,
-    /// Keep the weights of linear layers in eight bits.
+    /// Quantize the weights of linear layers to 8 bits.
     #[arg(long, conflicts_with = "load_in_4bit")]
     load_in_8bit: bool,
-    /// What codes of four bits stand for; fp4 when absent.
+    /// 4-bit data type; fp4 when absent.
     #[arg(long, value_name = "TYPE", requires = "load_in_4bit")]
     bnb_4bit_quant_type: Option<QuantTypeArg>,
-    /// Pack the scales of codes of four bits as well.
+    /// Quantize the 4-bit scales as well (double quantization).
     #[arg(long, requires = "load_in_4bit")]
     bnb_4bit_use_double_quant: bool,
-    /// Keep the weights of a GGUF file packed as they are there.
+    /// Keep the weights of a GGUF file quantized as they are.
     #[arg(long)]
     keep_gguf_packed: bool,
-    /// Keep the table of words and the output layer in eight bits.
+    /// Quantize token embeddings and lm_head to 8 bits.
     #[arg(long)]
     load_embeddings_in_8bit: bool,
 }

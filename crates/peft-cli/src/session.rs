@@ -125,7 +125,7 @@ impl ModelArgs {
         let loaded = base.load(&model, &device)?;
         let heads: Vec<String> = folders.first().map(|(_, first)| first.config.modules_to_save()).unwrap_or_default();
         for head in loaded.initialised.iter().filter(|name| !heads.iter().any(|head| name.starts_with(head))) {
-            terminal::note(globals, format!("note: the checkpoint has no `{head}`; it was initialised at random"));
+            terminal::note(globals, format!("note: the checkpoint has no `{head}`; it is newly initialized"));
         }
         self.base = Some(base);
         let mut model = PeftModel::from_base(loaded.base, &device);

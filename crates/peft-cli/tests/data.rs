@@ -174,7 +174,7 @@ fn labels_outside_the_models_are_named_with_the_nearest() {
     write_rows(folder.path(), "train.jsonl", &rows);
     write_rows(folder.path(), "eval.jsonl", &[rows[0].clone(), json!({ "text": "so", "label": "godo" })]);
     let message = refused(folder.path(), &["data.eval=eval.jsonl"]);
-    assert!(message.contains("eval.jsonl:2: label `godo` is no class of the model; did you mean `good`?"), "{message}");
+    assert!(message.contains("eval.jsonl:2: unknown label `godo`; did you mean `good`?"), "{message}");
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn labels_outside_the_models_are_named_for_every_task_with_classes() {
     };
     let tags = json!({ "tokens": ["a", "b"], "tags": ["B-PER", "O"] });
     let wrong = json!({ "tokens": ["a", "b"], "tags": ["O", "B-PRE"] });
-    check("TOKEN_CLS", &[tags], wrong, "label `B-PRE` is no class of the model; did you mean `B-PER`?");
+    check("TOKEN_CLS", &[tags], wrong, "unknown label `B-PRE`; did you mean `B-PER`?");
     let several = |labels: &[&str]| json!({ "text": "a", "label": labels });
     check("SEQ_CLS", &[several(&["red", "blue"])], several(&["red", "bleu"]), "did you mean `blue`?");
     let number = |label: &str| json!({ "text": "a", "label": label });

@@ -197,8 +197,8 @@ fn an_error_of_a_configuration_names_its_file_and_key() {
     check("peft_type = ", 2, "TOML parse error at line 1");
     check("peft_type = 'LORA'\nlora_alhpa = 3", 2, "`lora_alhpa`: unknown key; did you mean `lora_alpha`?");
     check(r#"{"task_type": "SEQ_CLS"}"#, 2, "`peft_type`: missing; one of ");
-    check(r#"{"peft_type": "LORE"}"#, 2, "`peft_type`: no tuner named `LORE`");
-    check(r#"{"peft_type": "LORA", "task_type": "SEQ_CLASS"}"#, 2, "`task_type`: no task named `SEQ_CLASS`");
+    check(r#"{"peft_type": "LORE"}"#, 2, "`peft_type`: unknown tuner `LORE`");
+    check(r#"{"peft_type": "LORA", "task_type": "SEQ_CLASS"}"#, 2, "`task_type`: unknown task `SEQ_CLASS`");
     let lora = |rest: &str| format!(r#"{{"peft_type": "LORA", "task_type": "SEQ_CLS", {rest}}}"#);
     check(&lora(r#""r": 0"#), 2, "`r`: rank 0: must be at least 1");
     check(&lora(r#""r": "eight""#), 2, "`r`: invalid type");
@@ -226,9 +226,9 @@ fn an_error_of_a_configuration_names_its_file_and_key() {
     for (content, code, says) in [
         ("{", 3, "not a JSON object"),
         ("{}", 2, "`model_type`: missing"),
-        (r#"{"model_type": "berta"}"#, 2, "`model_type`: no architecture named `berta`"),
+        (r#"{"model_type": "berta"}"#, 2, "`model_type`: unknown architecture `berta`"),
         (r#"{"model_type": "bert"}"#, 2, "`hidden_size`: missing"),
-        (r#"{"model_type": "marian"}"#, 4, "`marian` has no AutoModelForSequenceClassification"),
+        (r#"{"model_type": "marian"}"#, 4, "the task needs AutoModelForSequenceClassification"),
     ] {
         let (found, message) = explain(content);
         assert_eq!(found, Some(code), "{content}: {message}");
@@ -478,7 +478,7 @@ fn a_model_writes_text_greedily_drawn_and_in_beams() {
     assert!(json(&["--chat"])[0]["text"].is_string());
 
     let refused = [
-        (&["--prompt", "x", "temprature=3"][..], "`temprature` is no option of generation"),
+        (&["--prompt", "x", "temprature=3"][..], "`temprature` is not a generation option"),
         (&["--prompt", "x", "--stream", "num_beams=2"], "--stream is for one prompt"),
     ];
     for (arguments, part) in refused {

@@ -13,9 +13,9 @@ pub use past::PastKeyValues;
 /// Inputs and labels together.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    /// What the model reads.
+    /// The inputs of the model.
     pub inputs: Inputs,
-    /// What it should say; may be empty.
+    /// The labels; may be empty.
     pub labels: Labels,
 }
 

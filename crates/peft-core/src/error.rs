@@ -10,7 +10,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A plugin was asked for by a name that nothing linked into the program has.
-    #[error("no {kind} named `{name}` is linked into this program (linked: {linked})")]
+    #[error("unknown {kind} `{name}` (linked into this program: {linked})")]
     UnknownPlugin {
         /// `tuner`, `task` or `architecture`.
         kind: &'static str,
@@ -84,7 +84,7 @@ pub enum Error {
     #[error("{0}")]
     Data(String),
     /// The task asks for a head that the base model's architecture does not have.
-    #[error("`{model_type}` has no {class} (it has {has}): the task and the base model do not fit")]
+    #[error("the task needs {class}, which {model_type} does not have (it has {has})")]
     NoSuchHead {
         /// The architecture.
         model_type: String,

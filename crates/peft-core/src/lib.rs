@@ -1,7 +1,7 @@
 //! The traits, the configuration type, adapters and files of `peft`: everything that names no tuner, no task, no
 //! architecture and no backend.
 //!
-//! An [`Adapter`] is a value: a [`PeftConfig`] and named tensors. [`attach`](model::attach::attach) hangs adapters on the
+//! An [`Adapter`] is a value: a [`PeftConfig`] and named tensors. [`attach`](model::attach::attach) attaches adapters to the
 //! parameters of any Burn module through Burn's own reparameterization hook; [`PeftModel`] keeps a base model and its
 //! named adapters together. Tuners, tasks and architectures are plugins found in the [`registry`](plugins::registry).
 
@@ -52,4 +52,4 @@ pub use tensor::{
     fresh::{Fresh, FreshValues},
     module_tree::{ModuleInfo, ModuleKind, ModuleTree},
 };
-pub use weight::{FrozenWeight, PackedWeight, PackedWeights, WordLogits};
+pub use weight::{FrozenWeight, QuantizedWeight, QuantizedWeights, VocabularyLogits};

@@ -19,7 +19,7 @@ use indexmap::IndexMap;
 /// Metrics by name, in the order in which they are shown; the first is the one that picks the best model.
 pub type Metrics = IndexMap<String, f64>;
 
-/// What a model said about one example, on the host: as many vectors as the task needs.
+/// The model's outputs for one example, on the host: as many vectors as the task needs.
 pub type Scores = Vec<Vec<f32>>;
 
 /// Whether more of a metric is better; only losses, errors and perplexities are minimised.

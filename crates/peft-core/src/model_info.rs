@@ -55,7 +55,7 @@ pub struct ModelInfo {
     pub class: AutoClass,
     /// `config.json`, with what was set since (labels, problem type).
     pub config: Map<String, Value>,
-    /// The module that turns hidden states into words, if the class has one: `lm_head`.
+    /// The module that turns hidden states into logits over the vocabulary, if the class has one: `lm_head`.
     pub output_embedding: Option<String>,
     /// The module that turns ids into vectors: `model.embed_tokens`.
     pub input_embedding: Option<String>,
@@ -69,36 +69,37 @@ pub struct ModelInfo {
     pub base_model_prefix: &'static str,
     /// Modules that a checkpoint may lack, because a task adds them: `classifier`.
     pub head_modules: Vec<String>,
-    /// Tensors of checkpoints that are no parameters: name suffixes.
+    /// Tensors of checkpoints that are not parameters: name suffixes.
     pub ignored_tensors: &'static [&'static str],
-    /// Tensors that are stored and are no parameters: never trained or counted, and zero where a checkpoint lacks them.
+    /// Buffers, stored but not parameters: never trained or counted, and zero where a checkpoint lacks them.
     pub buffers: &'static [&'static str],
     /// Parameters that the model works out by itself, so that checkpoints lack them: name endings.
     pub computed: &'static [&'static str],
     /// How parameters begin that a checkpoint lacks: heads, or all of a new model.
     pub fresh: FreshValues,
-    /// What words are multiplied with inside the module that embeds them.
-    pub word_scale: f64,
-    /// Keys and values that its layers can have before those of the input; none where the attention takes none.
+    /// The factor that the model applies to its token embeddings: `sqrt(hidden_size)` in Gemma.
+    pub embedding_scale: f64,
+    /// The shape of its past keys and values; none where the attention takes none.
     pub past: Option<PastShape>,
-    /// Whether its layers can compute anew what they did not keep ([`Inputs::forgetful_layers`](crate::Inputs::forgetful_layers)).
-    pub forgets: bool,
-    /// Whether a pass over `input_ids` alone, forward and back, looks at no value of the batch on the host and brings nothing from
-    /// there, so that a device can record it and do it again with others.
-    pub records: bool,
-    /// Whether vectors can stand before the embedded input ([`Inputs::prompt`](crate::Inputs::prompt)).
+    /// Whether it supports activation checkpointing ([`Inputs::checkpointed_layers`](crate::Inputs::checkpointed_layers)).
+    pub supports_checkpointing: bool,
+    /// Whether a training step on `input_ids` alone can be captured as a CUDA graph: forward and backward read no value of the batch
+    /// on the host and copy nothing from there.
+    pub supports_graph_capture: bool,
+    /// Whether it accepts vectors before the embedded input ([`Inputs::prompt`](crate::Inputs::prompt)).
     pub takes_prompt: bool,
     /// Virtual tokens before the text, which take positions from it.
     pub virtual_tokens: usize,
     /// Tasks that a prompt is made for by the rows' own numbers.
     pub num_tasks: Option<usize>,
-    /// Virtual tokens at the front of outputs that have one place for each token.
+    /// Virtual tokens at the front of outputs that have one position for each token.
     pub virtual_outputs: usize,
     /// Most tokens the model can take, virtual ones included.
     pub max_positions: Option<usize>,
     /// How many different `position_ids` it can take, where they are not as many: RoBERTa counts from its padding token's on.
     pub position_rows: Option<usize>,
-    /// Beyond so many positions the keys of the first ones are others too (LongRoPE): a text that grows over them is read anew.
+    /// Beyond so many positions the frequencies change for all positions (LongRoPE), so that cached keys are invalid and the text is
+    /// processed again.
     pub rereads_after: Option<usize>,
     /// Whether it reads its answer off each row's last token, which padding hides unless `pad_token_id` or the attention mask tells it.
     pub pools_last_token: bool,
@@ -108,7 +109,7 @@ pub struct ModelInfo {
     pub shift_right: Option<ShiftRight>,
 }
 
-/// The keys and values that stand before the input of a model's layers.
+/// The shape of the past keys and values of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PastShape {
     /// Layers that have some: a decoder's where there is one.
@@ -138,10 +139,10 @@ impl ModelInfo {
             buffers: &[],
             computed: &[],
             fresh: FreshValues::default(),
-            word_scale: 1.0,
+            embedding_scale: 1.0,
             past: None,
-            forgets: false,
-            records: false,
+            supports_checkpointing: false,
+            supports_graph_capture: false,
             takes_prompt: false,
             virtual_tokens: 0,
             virtual_outputs: 0,

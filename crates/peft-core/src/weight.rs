@@ -2,8 +2,8 @@
 
 mod frozen;
 pub mod quantized;
-pub mod token_logits;
+pub mod vocabulary_logits;
 
 pub use frozen::{FrozenWeight, Product};
-pub use quantized::{PackedWeight, PackedWeights};
-pub use token_logits::WordLogits;
+pub use quantized::{QuantizedWeight, QuantizedWeights};
+pub use vocabulary_logits::VocabularyLogits;

@@ -86,9 +86,13 @@ impl Encoder for DistilBert {
         let hidden = self.embeddings.forward(inputs)?;
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
         let mask = Arc::new(mask);
-        Some(run_layers(&self.transformer.layer, inputs.forgetful_layers(), hidden, [], move |block, _, hidden, []| {
-            block.forward(hidden, &mask)
-        }))
+        Some(run_layers(
+            &self.transformer.layer,
+            inputs.checkpointed_layers(),
+            hidden,
+            [],
+            move |block, _, hidden, []| block.forward(hidden, &mask),
+        ))
     }
 }
 
@@ -141,7 +145,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
         },
         info: ModelInfo {
             model_type: "distilbert".to_owned(),
-            forgets: true,
+            supports_checkpointing: true,
             config: config.clone(),
             segments: &[("backbone", "distilbert"), ("layer_norm", "LayerNorm")],
             base_model_prefix: "distilbert",

@@ -87,7 +87,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
             ignored_tensors: &["position_ids"],
             fresh: FreshValues::default().with_zero_row("word_embeddings.weight", fields.padding_row(Some(0))?),
             past: Some(sizes.past()),
-            forgets: true,
+            supports_checkpointing: true,
             max_positions: Some(sizes.positions),
             ..ModelInfo::custom()
         },

@@ -86,7 +86,7 @@ impl CausalBackbone for Gpt2 {
         let mask = AttentionMask::causal(inputs.attention_mask.as_ref(), &hidden, past_length(inputs));
         let (mask, past) = (Arc::new(mask), inputs.past_key_values.clone());
         let hidden = dropout(&self.drop, hidden);
-        let hidden = run_layers(&self.h, inputs.forgetful_layers(), hidden, [], move |block, _, hidden, []| {
+        let hidden = run_layers(&self.h, inputs.checkpointed_layers(), hidden, [], move |block, _, hidden, []| {
             block.forward(hidden, &mask, past.as_ref())
         });
         Some(self.ln_f.forward(hidden))
@@ -155,7 +155,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let backbone = backbone(fields, &layers)?;
     let info = ModelInfo {
         model_type: "gpt2".to_owned(),
-        forgets: true,
+        supports_checkpointing: true,
         class_name: class_name.to_owned(),
         config: config.clone(),
         segments,

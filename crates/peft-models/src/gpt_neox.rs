@@ -89,7 +89,7 @@ impl CausalBackbone for GptNeoX {
             tables: self.rotary.tables(places, end, hidden.dtype(), &hidden.device().inner()),
             past: inputs.past_key_values.clone(),
         });
-        let hidden = run_layers(&self.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
+        let hidden = run_layers(&self.layers, inputs.checkpointed_layers(), hidden, [], move |layer, _, hidden, []| {
             layer.forward(hidden, &context)
         });
         Some(self.final_layer_norm.forward(hidden))
@@ -147,7 +147,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let backbone = backbone(fields, &layers)?;
     let info = ModelInfo {
         model_type: "gpt_neox".to_owned(),
-        forgets: true,
+        supports_checkpointing: true,
         class_name: class_name("GPTNeoX", class),
         config: config.clone(),
         segments: if is_tagger { &[BACKBONE, ("score", "classifier")] } else { &[BACKBONE] },

@@ -86,7 +86,7 @@ impl Hub {
     /// The local folder or file of what `given` names, without contacting anything: itself if it exists, else the cache's
     /// folder of a Hub id, else `given` unchanged.
     pub fn cached(&self, given: &Path) -> PathBuf {
-        let snapshot = || given.to_str().and_then(HubId::parse).and_then(|id| Cached::new(&self.cache, &id).snapshot());
+        let snapshot = || given.to_str().and_then(HubId::parse).and_then(|id| Cached::new(&self.cache, &id).place());
         if given.exists() { given.to_owned() } else { snapshot().unwrap_or_else(|| given.to_owned()) }
     }
 
@@ -103,7 +103,10 @@ impl Hub {
             return Ok(given.to_owned());
         }
         let Some(id) = given.to_str().and_then(HubId::parse) else {
-            let what = format!("{}, and no Hub id, which is `org/name` or `org/name@revision`", needed.what());
+            let what = format!(
+                "{}, and no Hub id, which is `org/name`, `org/name@revision` or `org/name:subfolder`",
+                needed.what()
+            );
             return Err(Error::NotFound { path: given.to_owned(), what });
         };
         let cached = Cached::new(&self.cache, &id);

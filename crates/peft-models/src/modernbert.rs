@@ -137,12 +137,13 @@ impl Encoder for ModernBert {
         let sliding = View { mask: mask.within(self.reach), tables: tables(&self.sliding_rotary) };
         let full = View { mask, tables: tables(&self.full_rotary) };
         let views = Arc::new((full, sliding));
-        let hidden = run_layers(&self.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
-            match layer.layer_type {
+        let hidden =
+            run_layers(&self.layers, inputs.checkpointed_layers(), hidden, [], move |layer, _, hidden, []| match layer
+                .layer_type
+            {
                 LayerType::Full => layer.forward(hidden, &views.0),
                 LayerType::Sliding => layer.forward(hidden, &views.1),
-            }
-        });
+            });
         Some(self.final_norm.forward(hidden))
     }
 }
@@ -229,7 +230,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let layers = Layers::new(fields, device)?;
     let info = ModelInfo {
         model_type: "modernbert".to_owned(),
-        forgets: true,
+        supports_checkpointing: true,
         config: config.clone(),
         segments: &[("backbone", "model"), ("wqkv", "Wqkv"), ("wi", "Wi"), ("wo", "Wo")],
         base_model_prefix: "model",

@@ -89,9 +89,10 @@ impl CausalBackbone for Opt {
         let hidden = adapted_embedding(&decoder.embed_positions, places(inputs, &words)) + words;
         let mask = AttentionMask::causal(inputs.attention_mask.as_ref(), &hidden, past_length(inputs));
         let (mask, past) = (Arc::new(mask), inputs.past_key_values.clone());
-        let hidden = run_layers(&decoder.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
-            layer.forward(hidden, &mask, past.as_ref())
-        });
+        let hidden =
+            run_layers(&decoder.layers, inputs.checkpointed_layers(), hidden, [], move |layer, _, hidden, []| {
+                layer.forward(hidden, &mask, past.as_ref())
+            });
         let hidden = match &decoder.final_layer_norm {
             Some(norm) => norm.forward(hidden),
             None => hidden,
@@ -166,7 +167,7 @@ fn build(config: &Map<String, Value>, class: &AutoClass, device: &Device) -> Res
     let decoder = decoder(fields, &layers)?;
     let info = ModelInfo {
         model_type: "opt".to_owned(),
-        forgets: true,
+        supports_checkpointing: true,
         class_name: class_name("OPT", class),
         config: config.clone(),
         fresh: FreshValues::with_std(layers.std).with_zero_row("embed_tokens.weight", fields.padding_row(Some(1))?),

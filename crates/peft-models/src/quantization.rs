@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::blocks::Fields;
 
 pub(crate) use stored::{ABSMAX, FORMAT, NESTED_ABSMAX, NESTED_MAP, QUANT_MAP, QUANT_STATE, QuantState, SCB};
-pub use weight::QuantizedWeight;
+pub use weight::QuantizedMatrix;
 
 /// The key of a model's `config.json` that says how its weights are packed.
 pub const QUANTIZATION_CONFIG: &str = "quantization_config";

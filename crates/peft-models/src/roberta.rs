@@ -129,7 +129,7 @@ fn build(family: &'static str, config: &Map<String, Value>, class: &AutoClass, d
                 .with_zero_row("word_embeddings.weight", Some(padding_idx))
                 .with_zero_row("position_embeddings.weight", Some(padding_idx)),
             past: Some(sizes.past()),
-            forgets: true,
+            supports_checkpointing: true,
             max_positions: Some(positions),
             position_rows: Some(sizes.positions),
             ..ModelInfo::custom()

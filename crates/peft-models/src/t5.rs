@@ -164,14 +164,14 @@ impl T5Encoder {
         let run = move |block: &T5EncoderBlock, _, hidden, [bias]: [Tensor<3>; 1]| {
             block.layer_1.forward(block.layer_0.forward(hidden, &mask, None, bias))
         };
-        let hidden = run_layers(&self.block, inputs.forgetful_layers(), hidden, [bias], run);
+        let hidden = run_layers(&self.block, inputs.checkpointed_layers(), hidden, [bias], run);
         Some(dropout(&self.dropout, self.final_layer_norm.forward(hidden)))
     }
 }
 
 impl T5Decoder {
-    /// `forgetful` of its layers keep their inputs alone.
-    fn forward(&self, words: Tensor<3>, inputs: &Inputs, states: &Tensor<3>, forgetful: usize) -> Tensor<3> {
+    /// `checkpointed` of its layers keep their inputs alone.
+    fn forward(&self, words: Tensor<3>, inputs: &Inputs, states: &Tensor<3>, checkpointed: usize) -> Tensor<3> {
         let hidden = dropout(&self.dropout, words);
         let context = Arc::new(CrossContext::new(inputs, &hidden, states));
         let first = self.block.first().map(|block| &block.layer_0.self_attention);
@@ -180,7 +180,7 @@ impl T5Decoder {
             let hidden = block.layer_0.forward(hidden, &context.own, context.past.as_ref(), bias);
             block.layer_2.forward(block.layer_1.forward(hidden, &states, &context))
         };
-        let hidden = run_layers(&self.block, forgetful, hidden, [states.clone(), bias], run);
+        let hidden = run_layers(&self.block, checkpointed, hidden, [states.clone(), bias], run);
         dropout(&self.dropout, self.final_layer_norm.forward(hidden))
     }
 }
@@ -239,8 +239,8 @@ impl Seq2SeqBackbone for T5Model {
     fn decode(&self, inputs: &Inputs, states: &Tensor<3>) -> Option<Tensor<3>> {
         let words = || target_ids(inputs, self.shift.as_ref()).map(|ids| adapted_embedding(self.target_words(), ids));
         let words = inputs.decoder_inputs_embeds.clone().or_else(words)?;
-        let forgetful = inputs.forgetful_layers().saturating_sub(self.encoder.block.len());
-        Some(self.decoder.forward(behind_prompt(inputs.decoder_prompt.as_ref(), words), inputs, states, forgetful))
+        let checkpointed = inputs.checkpointed_layers().saturating_sub(self.encoder.block.len());
+        Some(self.decoder.forward(behind_prompt(inputs.decoder_prompt.as_ref(), words), inputs, states, checkpointed))
     }
 
     fn target_words(&self) -> &Embedding {
@@ -311,7 +311,7 @@ fn build(family: &Family, config: &Map<String, Value>, class: &AutoClass, device
         ignored_tensors: &["EncDecAttention.relative_attention_bias.weight"],
         fresh: sizes.fresh(),
         past: Some(sizes.attention.heads.past(sizes.decoder_layers)),
-        forgets: true,
+        supports_checkpointing: true,
         shift_right: Some(shift),
         ..ModelInfo::custom()
     };

@@ -3,7 +3,7 @@
 use peft_core::{
     Result,
     data::example::{EncodeContext, Row},
-    plugins::task::Asked,
+    plugins::task::GenerationPrompt,
 };
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The prompt and what is wanted; none for a row that is a whole text, or a conversation without an answer to be compared.
-pub(crate) fn asked(row: &Row, context: &EncodeContext<'_>) -> Result<Option<Asked>> {
+pub(crate) fn asked(row: &Row, context: &EncodeContext<'_>) -> Result<Option<GenerationPrompt>> {
     if Shape::of(row, context)? == Shape::Text {
         return Ok(None);
     }
@@ -45,5 +45,5 @@ pub(crate) fn asked(row: &Row, context: &EncodeContext<'_>) -> Result<Option<Ask
         }
     };
     let example = context.example(row, &encoding)?;
-    Ok(example.map(|example| Asked { prompt: example.input_ids, wanted }))
+    Ok(example.map(|example| GenerationPrompt { prompt: example.input_ids, reference: wanted }))
 }

@@ -16,7 +16,7 @@ use peft_core::{
     },
     inventory,
     metrics::{Metrics, Scores, likelihood::Likelihood},
-    plugins::task::{Asked, Column, Judged},
+    plugins::task::{Column, GenerationPrompt, Scored},
 };
 use serde_json::{Value, json};
 
@@ -152,18 +152,18 @@ impl Task for CausalLm {
         Ok(losses.into_iter().map(|(sum, tokens)| vec![vec![sum as f32, tokens as f32]]).collect())
     }
 
-    fn asks(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Option<Asked>> {
+    fn asks(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Option<GenerationPrompt>> {
         asked(row, context)
     }
 
     /// `perplexity`: the exponential of the mean negative log-likelihood of all tokens; NaN if there are none.
-    fn metrics(&self, rows: &[Judged<'_>], _context: &EncodeContext<'_>) -> Result<Metrics> {
+    fn metrics(&self, rows: &[Scored<'_>], _context: &EncodeContext<'_>) -> Result<Metrics> {
         let scores = rows.iter().flat_map(|row| &row.examples).map(|(_, scores)| *scores);
         Ok([("perplexity".to_owned(), Likelihood::of(scores).perplexity())].into())
     }
 
     /// `{"nll", "tokens", "perplexity"}` of the row's text.
-    fn answer(&self, row: &Judged<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
+    fn answer(&self, row: &Scored<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
         let sum = Likelihood::of(row.examples.iter().map(|(_, scores)| *scores));
         Ok(json!({ "nll": sum.nll, "tokens": sum.tokens, "perplexity": sum.perplexity() }))
     }

@@ -123,7 +123,7 @@ fn perplexity_is_a_mean_over_all_tokens() {
     close(f64::from(scores[1][0][0]), 0.169_846_019_556_285_48);
     assert_eq!((scores[0][0][1], scores[1][0][1]), (3.0, 1.0));
     let row = row(1, json!({ "text": "" }));
-    let judged: Vec<_> = examples.iter().zip(&scores).map(|pair| Judged { row: &row, examples: vec![pair] }).collect();
+    let judged: Vec<_> = examples.iter().zip(&scores).map(|pair| Scored { row: &row, examples: vec![pair] }).collect();
     with_context(&ModelInfo::custom(), true, |context| {
         close(CausalLm.metrics(&judged, context).unwrap()["perplexity"], 0.942_055_686_651_751_3_f64.exp());
         let answer = CausalLm.answer(&judged[1], context).unwrap();
@@ -138,11 +138,14 @@ fn a_prompt_asks_for_its_completion_and_a_whole_text_for_nothing() {
         with_context(&ModelInfo::custom(), labelled, |context| CausalLm.asks(&row(1, fields.clone()), context)).unwrap()
     };
     let both = json!({ "prompt": "abcd", "completion": " ef" });
-    assert_eq!(asks(both.clone(), true), Some(Asked { prompt: vec![97, 99], wanted: Some(" ef".to_owned()) }));
-    assert_eq!(asks(both, false), Some(Asked { prompt: vec![97, 99], wanted: None }));
-    assert_eq!(asks(json!({ "prompt": "ab" }), false), Some(Asked { prompt: vec![97], wanted: None }));
+    assert_eq!(
+        asks(both.clone(), true),
+        Some(GenerationPrompt { prompt: vec![97, 99], reference: Some(" ef".to_owned()) })
+    );
+    assert_eq!(asks(both, false), Some(GenerationPrompt { prompt: vec![97, 99], reference: None }));
+    assert_eq!(asks(json!({ "prompt": "ab" }), false), Some(GenerationPrompt { prompt: vec![97], reference: None }));
     let question = json!({ "instruction": "i", "output": "o" });
-    assert_eq!(asks(question, true).and_then(|asked| asked.wanted).as_deref(), Some("o"));
+    assert_eq!(asks(question, true).and_then(|asked| asked.reference).as_deref(), Some("o"));
     assert_eq!(asks(json!({ "text": "abcd" }), true), None);
     assert_eq!(asks(json!({ "text": "abcd" }), false), None);
 }

@@ -16,7 +16,7 @@ use peft_core::{
         Metrics, Scores,
         correlation::{pearson, spearman},
     },
-    plugins::task::{Column, Judged},
+    plugins::task::{Column, Scored},
     tensor::finite::check_finite,
 };
 use serde_json::{Value, json};
@@ -110,7 +110,7 @@ impl Task for FeatureExtraction {
     }
 
     /// The two texts of a pair.
-    fn bound(&self) -> usize {
+    fn group_size(&self) -> usize {
         2
     }
 
@@ -143,7 +143,7 @@ impl Task for FeatureExtraction {
     }
 
     /// `pearson` and `spearman` of the pairs' cosines with their scores.
-    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
+    fn metrics(&self, rows: &[Scored<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
         let (mut truth, mut predicted) = (Vec::new(), Vec::new());
         for row in rows {
             let [(first, left), (_, right)] = row.examples.as_slice() else { continue };
@@ -165,7 +165,7 @@ impl Task for FeatureExtraction {
     }
 
     /// `{"vector"}`; `{"vector", "vector_pair", "cosine"}` for a row with `text_pair`.
-    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value> {
+    fn answer(&self, row: &Scored<'_>, context: &EncodeContext<'_>) -> Result<Value> {
         let vector = |scores: &Scores| if context.options.normalize { unit(scores) } else { values(scores).collect() };
         Ok(match row.examples.as_slice() {
             [(_, left), (_, right)] => {

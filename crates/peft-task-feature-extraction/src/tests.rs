@@ -143,7 +143,7 @@ fn pairs_are_judged_by_their_cosine() {
     // Cosines 1, 0 and -1.
     let vectors = [[[1.0, 1.0], [2.0, 2.0]], [[1.0, 0.0], [0.0, 3.0]], [[1.0, 0.0], [-2.0, 0.0]]];
     let scores = vectors.map(|pair| pair.map(|vector| vec![vector.to_vec()]));
-    let judged = examples.iter().zip(&scores).map(|(e, s)| Judged { row: &row, examples: e.iter().zip(s).collect() });
+    let judged = examples.iter().zip(&scores).map(|(e, s)| Scored { row: &row, examples: e.iter().zip(s).collect() });
     let judged: Vec<_> = judged.collect();
     with_context(&ModelInfo::custom(), true, |context| {
         let metrics = FeatureExtraction.metrics(&judged, context).unwrap();
@@ -151,7 +151,7 @@ fn pairs_are_judged_by_their_cosine() {
         assert!(metrics.values().all(|value| (value - 1.0).abs() < 1e-9), "{metrics:?}");
         assert!(FeatureExtraction.metrics(&[], context).unwrap().is_empty());
         let (example, vector) = (Example::default(), vec![vec![1.0, 0.0]]);
-        let unscored = Judged { row: &row, examples: vec![(&example, &vector); 2] };
+        let unscored = Scored { row: &row, examples: vec![(&example, &vector); 2] };
         let error = FeatureExtraction.metrics(&[unscored], context).unwrap_err().to_string();
         assert!(error.contains("`score`"), "{error}");
         let answer = FeatureExtraction.answer(&judged[1], context).unwrap();
@@ -164,7 +164,7 @@ fn vectors_have_length_one_unless_told_otherwise() {
     let (row, example) = (row(1, json!({ "text": "" })), Example::default());
     let answer = |vector: Vec<f32>, normalize: bool| {
         let scores = vec![vector];
-        let judged = Judged { row: &row, examples: vec![(&example, &scores)] };
+        let judged = Scored { row: &row, examples: vec![(&example, &scores)] };
         let options = EncodeOptions { normalize, ..EncodeOptions::default() };
         let info = ModelInfo::custom();
         let context = EncodeContext { tokenizer: &TOKENIZER, info: &info, options: &options, labelled: false };

@@ -18,7 +18,7 @@ use peft_core::{
         Metrics, Scores,
         squad::{exact_match, f1},
     },
-    plugins::task::{Column, Judged},
+    plugins::task::{Column, Scored},
 };
 use serde_json::{Value, json};
 
@@ -103,7 +103,7 @@ impl Task for QuestionAnswering {
     }
 
     /// SQuAD's `f1` and `exact_match`, 0 to 100. "No answer" is possible if a row of the data has none.
-    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
+    fn metrics(&self, rows: &[Scored<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
         let right = rows.iter().map(|judged| answers(judged.row, context)).collect::<Result<Vec<_>>>()?;
         let may_be_none = right.iter().any(Vec::is_empty);
         let (mut exact, mut overlap) = (0.0, 0.0);
@@ -124,7 +124,7 @@ impl Task for QuestionAnswering {
 
     /// `{"answer", "start", "end", "score", "no_answer"}`: the place in code points, the probability among the best spans and
     /// that of no answer. The answer is empty only if that is the likeliest and the row has SQuAD 2's `is_impossible`.
-    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value> {
+    fn answer(&self, row: &Scored<'_>, context: &EncodeContext<'_>) -> Result<Value> {
         let text = row.row.text(context.column("context"))?;
         let verdict = Verdict::of(row);
         let no_answer = verdict.probability(verdict.null);
@@ -252,7 +252,7 @@ struct Verdict {
 }
 
 impl Verdict {
-    fn of(judged: &Judged<'_>) -> Self {
+    fn of(judged: &Scored<'_>) -> Self {
         let mut verdict = Self { spans: Vec::new(), null: f64::INFINITY };
         for (example, scores) in &judged.examples {
             let [starts, ends] = scores.as_slice() else { continue };

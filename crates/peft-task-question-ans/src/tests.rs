@@ -36,7 +36,7 @@ fn judge<T>(
     row: &Row,
     labelled: bool,
     peaks: &[(usize, usize, usize, f32)],
-    run: impl Fn(&Judged<'_>, &EncodeContext<'_>) -> T,
+    run: impl Fn(&Scored<'_>, &EncodeContext<'_>) -> T,
 ) -> T {
     let examples = encode(row).unwrap();
     let mut scores: Vec<Scores> = examples.iter().map(|e| vec![vec![0.0; e.input_ids.len()]; 2]).collect();
@@ -44,7 +44,7 @@ fn judge<T>(
         scores[*window][0][*start] = *logit;
         scores[*window][1][*end] = *logit;
     }
-    let judged = Judged { row, examples: examples.iter().zip(&scores).collect() };
+    let judged = Scored { row, examples: examples.iter().zip(&scores).collect() };
     with_context(&ModelInfo::custom(), labelled, |context| run(&judged, context))
 }
 
@@ -175,7 +175,7 @@ fn metrics_are_percentages_over_questions() {
             scores[*row][1][*end] = *logit;
         }
         let pairs = rows.iter().zip(examples.iter().zip(&scores));
-        let judged: Vec<_> = pairs.map(|(row, (e, s))| Judged { row, examples: vec![(&e[0], s)] }).collect();
+        let judged: Vec<_> = pairs.map(|(row, (e, s))| Scored { row, examples: vec![(&e[0], s)] }).collect();
         let found =
             with_context(&ModelInfo::custom(), true, |context| QuestionAnswering.metrics(&judged, context).unwrap());
         (found["f1"], found["exact_match"], found.keys().next().cloned())

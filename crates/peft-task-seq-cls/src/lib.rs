@@ -19,7 +19,7 @@ use peft_core::{
         classification::{Average, accuracy, argmax, matthews, multi_label_precision_recall_f1, precision_recall_f1},
         correlation::{mean_squared_error, pearson, spearman},
     },
-    plugins::task::{Column, Judged, LabelSet},
+    plugins::task::{Column, LabelSet, Scored},
 };
 use serde_json::{Map, Value, json};
 
@@ -205,7 +205,7 @@ impl Task for SequenceClassification {
 
     /// One class each: `accuracy`, `f1` (the mean over classes), `f1_weighted`, `matthews`. Several: `f1_micro`, `f1_macro`
     /// and `accuracy`, for which all classes of a row must be right. A number: `pearson`, `spearman`, `mse`.
-    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
+    fn metrics(&self, rows: &[Scored<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
         let judged = || {
             rows.iter().flat_map(|row| &row.examples).filter_map(|(e, s)| Some((e.labels.get("labels")?, logits(s))))
         };
@@ -251,7 +251,7 @@ impl Task for SequenceClassification {
 
     /// `{"label", "score", "scores"}`; `{"labels", "scores"}` for several classes; `{"score"}` for one number, `{"scores"}`
     /// for several.
-    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value> {
+    fn answer(&self, row: &Scored<'_>, context: &EncodeContext<'_>) -> Result<Value> {
         let info = context.info;
         let Some((example, scores)) = row.examples.first() else { return Ok(Value::Null) };
         let logits = logits(scores);
@@ -378,7 +378,7 @@ fn class_texts(row: &Row, value: &Value) -> Result<Vec<String>> {
         Value::Array(several) if several.iter().all(|one| !one.is_array()) => {
             several.iter().map(|one| class_texts(row, one)).collect::<Result<Vec<_>>>().map(|texts| texts.concat())
         }
-        other => Err(row.error(format!("label {other} is no class, no number and no list of them"))),
+        other => Err(row.error(format!("label {other} is not a class, a number or a list of them"))),
     }
 }
 

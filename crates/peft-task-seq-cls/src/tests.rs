@@ -45,7 +45,7 @@ fn check_metrics(info: &ModelInfo, data: &[(Value, &[f32])], expected: &[(&str, 
         let examples: Vec<_> =
             rows.iter().flat_map(|row| SequenceClassification.encode(row, context).unwrap()).collect();
         let judged: Vec<_> = rows.iter().zip(examples.iter().zip(&scores)).collect();
-        let judged: Vec<_> = judged.into_iter().map(|(row, pair)| Judged { row, examples: vec![pair] }).collect();
+        let judged: Vec<_> = judged.into_iter().map(|(row, pair)| Scored { row, examples: vec![pair] }).collect();
         let metrics = SequenceClassification.metrics(&judged, context).unwrap();
         assert_eq!(metrics.keys().collect::<Vec<_>>(), expected.iter().map(|(name, _)| name).collect::<Vec<_>>());
         for ((name, found), (_, expected)) in metrics.iter().zip(expected) {
@@ -57,7 +57,7 @@ fn check_metrics(info: &ModelInfo, data: &[(Value, &[f32])], expected: &[(&str, 
 fn answer(info: &ModelInfo, logits: &[f32]) -> Value {
     let (row, example, scores) = (row(2, json!({ "text": "hi" })), Example::default(), vec![logits.to_vec()]);
     with_context(info, |context| {
-        let judged = Judged { row: &row, examples: vec![(&example, &scores)] };
+        let judged = Scored { row: &row, examples: vec![(&example, &scores)] };
         SequenceClassification.answer(&judged, context).unwrap()
     })
 }
@@ -138,7 +138,7 @@ fn labels_that_teach_nothing_are_refused() {
     check(&[json!("a"), json!("a")], "every row has the label `a`");
     check(&[json!("a"), json!("")], "train.tsv:3: the label is empty");
     check(&[json!(["a"]), json!("a")], "train.tsv:3: column `label` is a list in other rows, but not here");
-    check(&[json!("a"), json!({})], "train.tsv:3: label {} is no class");
+    check(&[json!("a"), json!({})], "train.tsv:3: label {} is not a class");
     let error = SequenceClassification.labels(&labelled(&[json!("a")]), "class").unwrap_err().to_string();
     assert!(error.contains("no column `class` (columns: text, label)"), "{error}");
 }
@@ -182,10 +182,10 @@ fn labels_that_the_model_has_not_are_refused() {
         assert!(error.starts_with("train.tsv:2: ") && error.contains(part), "{error}");
     };
     let classes = info(&["negative", "positive"], "single_label_classification");
-    check(&classes, json!("postive"), "label `postive` is no class of the model; did you mean `positive`?");
-    check(&classes, json!("2"), "it has: negative, positive");
+    check(&classes, json!("postive"), "unknown label `postive`; did you mean `positive`?");
+    check(&classes, json!("2"), "classes: negative, positive");
     check(&classes, json!(["positive"]), "is a list");
-    check(&ModelInfo::custom(), json!(2), "label `2` is no class");
+    check(&ModelInfo::custom(), json!(2), "unknown label `2`");
     check(&info(&["LABEL_0"], "regression"), json!("good"), "label `good` is no number");
     check(&info(&["a", "b"], "regression"), json!([1]), "1 numbers for 2 outputs");
     let long = row(7, json!({ "text": "too long", "label": "positive" }));

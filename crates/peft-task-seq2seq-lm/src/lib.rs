@@ -10,7 +10,7 @@ use peft_core::{
     },
     inventory,
     metrics::{Metrics, Scores, likelihood::Likelihood},
-    plugins::task::{Asked, Column, Judged},
+    plugins::task::{Column, GenerationPrompt, Scored},
 };
 use serde_json::{Value, json};
 
@@ -105,7 +105,7 @@ impl Task for Seq2SeqLm {
     fn loss<'a>(&self, labels: &'a Labels, _info: &'a ModelInfo) -> Result<Loss<'a>> {
         Ok(Loss::of_sum(loss::counted(&labels.integers("labels")?), move |outputs| {
             let [batch, length, _] = outputs.dims::<3>("logits")?;
-            let targets = loss::behind_prompt(labels, batch, length)?;
+            let targets = loss::after_prompt(labels, batch, length)?;
             Ok(loss::token_cross_entropies(outputs, "logits", &targets)?.sum())
         }))
     }
@@ -124,20 +124,20 @@ impl Task for Seq2SeqLm {
         Ok(losses.into_iter().map(|(sum, tokens)| vec![vec![sum as f32, tokens as f32]]).collect())
     }
 
-    fn asks(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Option<Asked>> {
+    fn asks(&self, row: &Row, context: &EncodeContext<'_>) -> Result<Option<GenerationPrompt>> {
         let Some(Example { input_ids: prompt, .. }) = source(row, context)? else { return Ok(None) };
         let wanted = context.labelled.then(|| row.text(context.column("target")).map(str::to_owned)).transpose()?;
-        Ok(Some(Asked { prompt, wanted }))
+        Ok(Some(GenerationPrompt { prompt, reference: wanted }))
     }
 
     /// `perplexity` of the targets: the exponential of the mean negative log-likelihood; NaN if there are none.
-    fn metrics(&self, rows: &[Judged<'_>], _context: &EncodeContext<'_>) -> Result<Metrics> {
+    fn metrics(&self, rows: &[Scored<'_>], _context: &EncodeContext<'_>) -> Result<Metrics> {
         let scores = rows.iter().flat_map(|row| &row.examples).map(|(_, scores)| *scores);
         Ok([("perplexity".to_owned(), Likelihood::of(scores).perplexity())].into())
     }
 
     /// `{"nll", "tokens", "perplexity"}` of the row's target.
-    fn answer(&self, row: &Judged<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
+    fn answer(&self, row: &Scored<'_>, _context: &EncodeContext<'_>) -> Result<Value> {
         let sum = Likelihood::of(row.examples.iter().map(|(_, scores)| *scores));
         Ok(json!({ "nll": sum.nll, "tokens": sum.tokens, "perplexity": sum.perplexity() }))
     }

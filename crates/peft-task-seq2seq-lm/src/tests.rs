@@ -135,7 +135,7 @@ fn perplexity_is_a_mean_over_all_tokens() {
     close(f64::from(scores[0][0][0]), 5.541_585_610_609_039);
     close(f64::from(scores[1][0][0]), 1.645_769_254_235_706_3);
     let row = row(1, json!({ "source": "" }));
-    let judged: Vec<_> = examples.iter().zip(&scores).map(|pair| Judged { row: &row, examples: vec![pair] }).collect();
+    let judged: Vec<_> = examples.iter().zip(&scores).map(|pair| Scored { row: &row, examples: vec![pair] }).collect();
     with_context(&ModelInfo::custom(), true, |context| {
         close(Seq2SeqLm.metrics(&judged, context).unwrap()["perplexity"], 1.197_892_477_474_124_4_f64.exp());
         assert_eq!(Seq2SeqLm.answer(&judged[1], context).unwrap()["tokens"], 2.0);
@@ -148,8 +148,8 @@ fn the_source_asks_for_the_target() {
         let row = row(1, json!({ "source": "abcdef", "target": "xyz" }));
         with_context(&ModelInfo::custom(), labelled, |context| Seq2SeqLm.asks(&row, context)).unwrap().unwrap()
     };
-    assert_eq!(asks(true), Asked { prompt: vec![97, 98, 99, 100], wanted: Some("xyz".to_owned()) });
-    assert_eq!(asks(false).wanted, None);
+    assert_eq!(asks(true), GenerationPrompt { prompt: vec![97, 98, 99, 100], reference: Some("xyz".to_owned()) });
+    assert_eq!(asks(false).reference, None);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use peft_core::{
         classification::{Average, accuracy, argmax, precision_recall_f1},
         entities::{entities, entity_scores, is_entity_tag},
     },
-    plugins::task::{Column, Judged, LabelSet},
+    plugins::task::{Column, LabelSet, Scored},
 };
 use serde_json::{Value, json};
 
@@ -90,7 +90,7 @@ impl Task for TokenClassification {
         Ok(Loss::of_sum(loss::counted(&labels.integers("labels")?), move |outputs| {
             let logits = outputs.get::<3>("logits")?;
             let [batch, length, classes] = logits.dims();
-            let targets = loss::behind_prompt(labels, batch, length)?;
+            let targets = loss::after_prompt(labels, batch, length)?;
             Ok(loss::cross_entropies(logits.reshape([batch * length, classes]), &targets)?.sum())
         }))
     }
@@ -117,7 +117,7 @@ impl Task for TokenClassification {
 
     /// With `B-` and `I-` tags the entities' `f1`, `precision` and `recall` by seqeval's rules, and `accuracy` over words;
     /// else `accuracy` and `f1` (the mean over classes).
-    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
+    fn metrics(&self, rows: &[Scored<'_>], context: &EncodeContext<'_>) -> Result<Metrics> {
         let info = context.info;
         let (mut truth, mut predicted) = (Vec::new(), Vec::new());
         for (example, scores) in rows.iter().flat_map(|row| &row.examples) {
@@ -144,7 +144,7 @@ impl Task for TokenClassification {
 
     /// `{"tokens", "tags", "entities": [{"type", "start", "end", "text"}]}`; `start` and `end` count words, and a word without
     /// a prediction has the tag null.
-    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value> {
+    fn answer(&self, row: &Scored<'_>, context: &EncodeContext<'_>) -> Result<Value> {
         let words = words(row.row, context)?;
         let predicted = row.examples.first().map_or(&[][..], |(_, scores)| scores.first().map_or(&[], Vec::as_slice));
         let mut tags: Vec<Option<String>> =

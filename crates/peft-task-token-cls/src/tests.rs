@@ -36,7 +36,7 @@ fn metrics(info: &ModelInfo, data: &[(Row, &[f32])]) -> Vec<(String, f64)> {
         let examples: Vec<_> =
             data.iter().map(|(row, _)| TokenClassification.encode(row, context).unwrap().remove(0)).collect();
         let pairs = examples.iter().zip(&scores).zip(data);
-        let judged: Vec<_> = pairs.map(|(pair, (row, _))| Judged { row, examples: vec![pair] }).collect();
+        let judged: Vec<_> = pairs.map(|(pair, (row, _))| Scored { row, examples: vec![pair] }).collect();
         TokenClassification.metrics(&judged, context).unwrap().into_iter().collect()
     })
 }
@@ -85,9 +85,9 @@ fn wrong_tags_are_refused() {
         assert!(error.starts_with("train.conll:3: ") && error.contains(part), "{error}");
     };
     check(sentence("a b", "O"), "1 tags for 2 words");
-    check(sentence("a b", "O B-PRE"), "label `B-PRE` is no class of the model; did you mean `B-PER`?");
+    check(sentence("a b", "O B-PRE"), "unknown label `B-PRE`; did you mean `B-PER`?");
     // Even where the word was cut.
-    check(sentence("abcdefghijklmnopq b", "O X"), "label `X` is no class");
+    check(sentence("abcdefghijklmnopq b", "O X"), "unknown label `X`");
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn answers_hold_tags_and_entities() {
         let row = row(1, json!({ "tokens": ["New", "York", "x"] }));
         let (example, scores) = (Example::default(), vec![classes.to_vec()]);
         with_context(&info(labels), false, |context| {
-            let judged = Judged { row: &row, examples: vec![(&example, &scores)] };
+            let judged = Scored { row: &row, examples: vec![(&example, &scores)] };
             TokenClassification.answer(&judged, context).unwrap()
         })
     };

@@ -24,10 +24,10 @@ pub struct Activations {
     pub kept_bytes: u64,
     /// What would be kept if no layer ran again, in bytes.
     pub all_bytes: u64,
-    /// For [`Inputs::forgetful_layers`](peft_core::Inputs::forgetful_layers): as `recomputed`, with the layers counted that have
+    /// For [`Inputs::checkpointed_layers`](peft_core::Inputs::checkpointed_layers): as `recomputed`, with the layers counted that have
     /// nothing to keep.
     #[serde(skip)]
-    pub forgetful_layers: usize,
+    pub checkpointed_layers: usize,
     /// Whether more is kept than was allowed, for want of layers to run again.
     pub exceeds: bool,
 }
@@ -74,7 +74,7 @@ impl Activations {
             (false, None) => return Ok(None),
         };
         let plan = explain::plan(&prepared.base, &recipe.adapter)?;
-        let problem = if !prepared.base.info.forgets {
+        let problem = if !prepared.base.info.supports_checkpointing {
             Some(format!("the layers of {} always keep what they compute", prepared.base.info.class_name))
         } else if plan.prompt.as_ref().is_some_and(|prompt| prompt.tuner.entry() == PromptEntry::PastKeyValues) {
             Some(format!("{} does not work with it, as in PEFT: it enters every layer", recipe.adapter.peft_type))
@@ -114,23 +114,23 @@ impl std::fmt::Display for Activations {
 /// The fewest layers, the first ones, that have to run again for the rest to fit; all without a budget. The last is never among
 /// them: the pass back begins with what it would have kept.
 fn fewest(kept: &[Kept], budget: Option<u64>) -> Activations {
-    let total = |forgetful: usize| {
+    let total = |checkpointed: usize| {
         let layers = kept.iter().enumerate();
         layers
-            .map(|(at, layer)| layer.input.filter(|_| at < forgetful).unwrap_or(layer.all))
+            .map(|(at, layer)| layer.input.filter(|_| at < checkpointed).unwrap_or(layer.all))
             .fold(0, u64::saturating_add)
     };
     let most = kept.len().saturating_sub(1);
-    let fits = |forgetful: &usize| budget.is_some_and(|budget| total(*forgetful) <= budget);
-    let forgetful_layers = (0..most).find(fits).unwrap_or(most);
-    let again = kept.iter().take(forgetful_layers).filter(|layer| layer.input.is_some());
+    let fits = |checkpointed: &usize| budget.is_some_and(|budget| total(*checkpointed) <= budget);
+    let checkpointed_layers = (0..most).find(fits).unwrap_or(most);
+    let again = kept.iter().take(checkpointed_layers).filter(|layer| layer.input.is_some());
     Activations {
         layers: kept.len(),
         recomputed: again.count(),
-        kept_bytes: total(forgetful_layers),
+        kept_bytes: total(checkpointed_layers),
         all_bytes: total(0),
-        forgetful_layers,
-        exceeds: budget.is_some_and(|budget| total(forgetful_layers) > budget),
+        checkpointed_layers,
+        exceeds: budget.is_some_and(|budget| total(checkpointed_layers) > budget),
     }
 }
 
@@ -215,7 +215,7 @@ fn layer_of(name: &str) -> Option<&str> {
 /// The most tokens of a batch with its padding: those that are read and those that are to be written.
 fn tokens(recipe: &Recipe, prepared: &Prepared) -> [u64; 2] {
     let data = &prepared.train;
-    let rows = recipe.training.per_device_train_batch_size.saturating_mul(data.bound).min(data.examples.len());
+    let rows = recipe.training.per_device_train_batch_size.saturating_mul(data.group_size).min(data.examples.len());
     lengths(recipe, prepared).map(|length| (rows * length) as u64)
 }
 
@@ -247,10 +247,10 @@ mod tests {
         // Two below the lowest adapted one, which has no gradient to hand on.
         let layers = [layer(0, 0), layer(0, 0), layer(100, 0), layer(100, 10), layer(100, 10), layer(100, 10)];
         let chosen = |budget| {
-            let Activations { recomputed, kept_bytes, all_bytes, forgetful_layers, exceeds, layers } =
+            let Activations { recomputed, kept_bytes, all_bytes, checkpointed_layers, exceeds, layers } =
                 fewest(&layers, budget);
             assert_eq!((layers, all_bytes), (6, 400));
-            (recomputed, forgetful_layers, kept_bytes, exceeds)
+            (recomputed, checkpointed_layers, kept_bytes, exceeds)
         };
         assert_eq!(chosen(Some(400)), (0, 0, 400, false));
         assert_eq!(chosen(Some(399)), (1, 4, 310, false));

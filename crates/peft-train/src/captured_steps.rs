@@ -45,7 +45,7 @@ pub struct CapturedSteps {
     module: Box<dyn DynModule>,
     trained: Vec<(ParamId, Slot<Float>)>,
     classes: usize,
-    forgetful_layers: usize,
+    checkpointed_layers: usize,
     /// The last used is the last.
     passes: Vec<Pass>,
 }
@@ -67,13 +67,13 @@ impl CapturedSteps {
     ///
     /// # Errors
     /// Why the model's passes cannot be recorded, in words.
-    pub fn new(model: &mut PeftModel, forgetful_layers: usize) -> Result<Self, String> {
+    pub fn new(model: &mut PeftModel, checkpointed_layers: usize) -> Result<Self, String> {
         let device = model.device().clone().inner();
         if !is_recordable(&device) {
             return Err("only a GPU records".to_owned());
         }
         let info = Arc::clone(model.info());
-        if !info.records {
+        if !info.supports_graph_capture {
             return Err(format!("{} is not known to look at nothing but token ids", info.class_name));
         }
         if info.num_types().is_some() {
@@ -100,7 +100,7 @@ impl CapturedSteps {
             places.insert(id, place);
         }
         let module = model.module().boxed_clone().assign(places);
-        Ok(Self { device, task, module, trained: slots, classes, forgetful_layers, passes: Vec::new() })
+        Ok(Self { device, task, module, trained: slots, classes, checkpointed_layers, passes: Vec::new() })
     }
 
     /// The mean loss of a batch, `[1]`, and the gradients of what the model trains as it is now, both multiplied by `share`.
@@ -177,7 +177,7 @@ impl CapturedSteps {
             return Err(unfit("the device has no place for it"));
         };
         let inputs =
-            Inputs { input_ids: Some(input_ids), forgetful_layers: self.forgetful_layers, ..Inputs::default() };
+            Inputs { input_ids: Some(input_ids), checkpointed_layers: self.checkpointed_layers, ..Inputs::default() };
         // Ids of checked batches will stand in the slot.
         let inputs = CheckedInputs::new(self.task.prepare(inputs), info)?;
         let trained: Vec<ParamId> = self.trained.iter().map(|(id, _)| *id).collect();

@@ -62,8 +62,7 @@ impl DataSummary {
         }
         // Training counts those apart that it leaves out.
         let examples = self.examples.max(self.without_loss);
-        let mut problem =
-            format!("none of the {examples} examples of its {} rows has anything that counts for the loss", self.rows);
+        let mut problem = format!("none of its {} rows ({examples} examples) has a token in the loss", self.rows);
         if self.cut > 0 {
             problem.push_str(&format!(
                 "; {} rows were cut to {limit} tokens, so that nothing of what is wanted is left",
@@ -88,7 +87,7 @@ pub struct Dataset {
     /// The examples in the order of their rows.
     pub examples: Vec<Example>,
     /// How many consecutive examples stay together.
-    pub bound: usize,
+    pub group_size: usize,
     /// How much there is.
     pub summary: DataSummary,
 }
@@ -111,7 +110,7 @@ impl Dataset {
     }
 
     fn encode(rows: Vec<Row>, task: &dyn Task, context: &EncodeContext<'_>, drop_lossless: bool) -> Result<Self> {
-        let bound = task.bound().max(1);
+        let group_size = task.group_size().max(1);
         let mut summary = DataSummary { rows: rows.len(), ..DataSummary::default() };
         let mut examples = Vec::with_capacity(rows.len());
         let mut loss_tokens = 0.0;
@@ -132,8 +131,8 @@ impl Dataset {
                     let Some(task) = bad.take(task_id(row, tasks))? else { continue };
                     example.labels.insert(TASK_IDS, Label::Class(task));
                 }
-                // Of bound examples only the whole group has a loss.
-                if context.labelled && bound == 1 {
+                // Of grouped examples only the whole group has a loss.
+                if context.labelled && group_size == 1 {
                     let weight = task
                         .loss(&collate_labels(&[&example]), context.info)
                         .map_err(|error| at_row(row, error))?
@@ -149,9 +148,9 @@ impl Dataset {
             }
         }
         bad.finish()?;
-        if context.labelled && bound > 1 {
+        if context.labelled && group_size > 1 {
             let mut counts = Vec::with_capacity(examples.len());
-            for group in examples.chunks(bound) {
+            for group in examples.chunks(group_size) {
                 let weight = task.loss(&collate_labels(&group.iter().collect::<Vec<_>>()), context.info)?.weight();
                 loss_tokens += weight;
                 summary.without_loss += if weight > 0.0 { 0 } else { group.len() };
@@ -163,7 +162,7 @@ impl Dataset {
         }
         summary.examples = examples.len();
         summary.loss_tokens = loss_tokens as usize;
-        Ok(Self { rows, examples, bound, summary })
+        Ok(Self { rows, examples, group_size, summary })
     }
 
     /// That there is something to measure on.
@@ -190,13 +189,13 @@ impl Dataset {
 
     /// How many groups of examples that stay together there are.
     pub fn groups(&self) -> usize {
-        self.examples.len().div_ceil(self.bound)
+        self.examples.len().div_ceil(self.group_size)
     }
 
     /// The examples of a group.
     pub fn group(&self, group: usize) -> &[Example] {
-        let start = (group * self.bound).min(self.examples.len());
-        let end = (start + self.bound).min(self.examples.len());
+        let start = (group * self.group_size).min(self.examples.len());
+        let end = (start + self.group_size).min(self.examples.len());
         self.examples.get(start..end).unwrap_or_default()
     }
 
@@ -209,7 +208,8 @@ impl Dataset {
 
     /// The groups of these examples from short to long, so that little of a batch is padding.
     pub(crate) fn by_length(&self, examples: &Range<usize>) -> Vec<usize> {
-        let mut order: Vec<usize> = (examples.start / self.bound..examples.end.div_ceil(self.bound)).collect();
+        let mut order: Vec<usize> =
+            (examples.start / self.group_size..examples.end.div_ceil(self.group_size)).collect();
         order.sort_by_key(|group| self.group(*group).iter().map(|e| e.input_ids.len()).max());
         order
     }
@@ -348,12 +348,12 @@ mod tests {
             .collect()
     }
 
-    fn dataset(count: usize, bound: usize) -> Dataset {
+    fn dataset(count: usize, group_size: usize) -> Dataset {
         let example = |at: usize| Example { input_ids: vec![1; count - at], ..Example::default() };
         Dataset {
             rows: rows(count),
             examples: (0..count).map(example).collect(),
-            bound,
+            group_size,
             summary: DataSummary::default(),
         }
     }
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn bound_examples_stay_together() {
+    fn grouped_examples_stay_together() {
         let data = dataset(5, 2);
         let sizes: Vec<_> = (0..data.groups()).map(|group| data.group(group).len()).collect();
         assert_eq!(sizes, [2, 2, 1]);

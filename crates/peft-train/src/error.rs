@@ -114,7 +114,7 @@ pub enum Error {
         key: String,
     },
     /// The run was stopped from outside after it had saved itself.
-    #[error("interrupted after step {step}; {} holds everything, go on with --resume", checkpoint.display())]
+    #[error("interrupted after step {step}; checkpoint {} saved; continue with --resume", checkpoint.display())]
     Interrupted {
         /// The last step that was finished.
         step: usize,

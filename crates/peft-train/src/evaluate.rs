@@ -7,7 +7,7 @@ use peft_core::{
     Error as PeftError, PeftModel, Task,
     data::example::{EncodeContext, Example},
     metrics::{Metrics, Scores},
-    plugins::task::Judged,
+    plugins::task::Scored,
     tensor::finite::check_finite,
 };
 use serde_json::{Value, json};
@@ -179,7 +179,7 @@ impl Pass<'_> {
                 }
             }
             let found = self.task.scores(&outputs, &examples, self.context.info)?;
-            let places = groups.iter().flat_map(|group| group * data.bound..(group + 1) * data.bound);
+            let places = groups.iter().flat_map(|group| group * data.group_size..(group + 1) * data.group_size);
             for (place, found) in places.zip(found) {
                 if let Some(slot) = place.checked_sub(of.start).and_then(|place| scores.get_mut(place)) {
                     *slot = found;
@@ -193,9 +193,9 @@ impl Pass<'_> {
 }
 
 /// These rows with their examples and scores.
-fn judged<'a>(data: &'a Dataset, rows: Range<usize>, examples: Range<usize>, scores: &'a [Scores]) -> Vec<Judged<'a>> {
+fn judged<'a>(data: &'a Dataset, rows: Range<usize>, examples: Range<usize>, scores: &'a [Scores]) -> Vec<Scored<'a>> {
     let of = data.rows.get(rows.clone()).unwrap_or_default();
-    let mut judged: Vec<Judged<'a>> = of.iter().map(|row| Judged { row, examples: Vec::new() }).collect();
+    let mut judged: Vec<Scored<'a>> = of.iter().map(|row| Scored { row, examples: Vec::new() }).collect();
     for (example, scores) in data.examples.get(examples).unwrap_or_default().iter().zip(scores) {
         if let Some(row) = example.row.checked_sub(rows.start).and_then(|row| judged.get_mut(row)) {
             row.examples.push((example, scores));

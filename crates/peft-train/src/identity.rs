@@ -58,6 +58,11 @@ impl Identity {
         })
     }
 
+    /// Whether it says which base model it was of, or need not.
+    pub(crate) fn knows_base(&self, recipe: &Recipe) -> bool {
+        self.base_sha256.is_some() || recipe.model.init == Some(Init::Random)
+    }
+
     /// Refuses to go on with the run of a checkpoint in `folder`, of identity `then`, if its numbers would be others. Evaluation rows
     /// count if it has `evaluated`.
     pub(crate) fn check(

@@ -110,16 +110,17 @@ impl Memory {
         let tree = prepared.base.tree();
         let data = &prepared.train;
         let size = Size {
-            rows: (recipe.training.per_device_train_batch_size.saturating_mul(data.bound)).min(data.examples.len()),
+            rows: (recipe.training.per_device_train_batch_size.saturating_mul(data.group_size))
+                .min(data.examples.len()),
             lengths: lengths(recipe, prepared),
             trained: trained(&plan, &tree),
         };
-        let forgetful = chosen.map_or(0, |chosen| chosen.forgetful_layers);
+        let checkpointed = chosen.map_or(0, |chosen| chosen.checkpointed_layers);
         let may =
             recipe.training.captured_steps && captured_steps::hindrance(recipe).is_none() && is_recordable(device);
         let recorded = if may { prepared.padded_lengths(recipe.training.multiple(true)) } else { BTreeSet::new() };
         let layers = kept(recipe, prepared, &plan, &tree);
-        let run = Run { recipe, prepared, tree, layers, forgetful, recorded, device };
+        let run = Run { recipe, prepared, tree, layers, checkpointed, recorded, device };
         let mut memory = run.of(size);
         memory.available = capacity(device);
         memory.fits = memory.available.map(|available| run.fits(size, available));
@@ -156,7 +157,7 @@ impl Memory {
             parts.into_iter().filter_map(|(what, most)| Some(format!("{what} up to {}", most?))).collect();
         match found.is_empty() {
             true => text.push_str("; no batch fits: pack the weights (load_in_4bit), or take a smaller model"),
-            false => text.push_str(&format!("; alone would fit: {}", found.join(", "))),
+            false => text.push_str(&format!("; would fit with any one of: {}", found.join(", "))),
         }
         text
     }
@@ -212,7 +213,7 @@ struct Run<'a> {
     prepared: &'a Prepared,
     tree: ModuleTree,
     layers: Vec<KeptPerToken>,
-    forgetful: usize,
+    checkpointed: usize,
     /// Lengths of rows whose passes are recorded.
     recorded: BTreeSet<usize>,
     device: &'a Device,
@@ -225,17 +226,18 @@ impl Run<'_> {
         let on_host = is_host(&self.device.clone().inner());
         let is_half = matches!(recipe.model.dtype, Some(WeightType::Bf16 | WeightType::F16));
         let width = if is_half { 2 } else { 4 };
-        let is_own =
-            |name: &String| !info.tied.iter().any(|(copy, _)| copy == name) && prepared.base.packed.get(name).is_none();
+        let is_own = |name: &String| {
+            !info.tied.iter().any(|(copy, _)| copy == name) && prepared.base.quantized.get(name).is_none()
+        };
         let dense = tree.params().filter(|(name, _)| is_own(name));
         let dense = sum_values(dense.map(|(_, param)| num_values(&param.shape)));
-        let weights = times(dense as u64, width).saturating_add(prepared.base.packed.bytes() as u64);
+        let weights = times(dense as u64, width).saturating_add(prepared.base.quantized.bytes() as u64);
 
         let tokens = size.lengths.map(|length| times(size.rows as u64, length as u64));
         let most = tokens[0].max(tokens[1]);
         let layers = self.layers.iter().enumerate().map(|(at, layer)| {
             let Kept { all, input } = layer.of(tokens);
-            let bytes = input.filter(|_| at < self.forgetful).unwrap_or(all);
+            let bytes = input.filter(|_| at < self.checkpointed).unwrap_or(all);
             LayerMemory { layer: layer.layer.clone(), bytes }
         });
         let layers: Vec<LayerMemory> = layers.collect();
@@ -282,9 +284,9 @@ impl Run<'_> {
 
     fn fits(&self, size: Size, available: u64) -> Fits {
         let fits = |size: Size| self.of(size).total <= available;
-        let bound = self.prepared.train.bound.max(1);
+        let group_size = self.prepared.train.group_size.max(1);
         let room = self.prepared.info.room().unwrap_or(1 << 20);
-        let batch = most(1 << 16, |batch| fits(Size { rows: batch.saturating_mul(bound), ..size }));
+        let batch = most(1 << 16, |batch| fits(Size { rows: batch.saturating_mul(group_size), ..size }));
         let length = most(room, |length| fits(Size { lengths: [length, length.min(size.lengths[1].max(1))], ..size }));
         let option = self.recipe.adapter.tuner().ok().and_then(|tuner| tuner.rank_option());
         let rank = option.and_then(|option| {

@@ -160,7 +160,7 @@ impl Optimizer {
                 None => {}
             }
         }
-        problems.extend(left.into_iter().map(|key| format!("`{key}`: nothing that is trained has this")));
+        problems.extend(left.into_iter().map(|key| format!("`{key}`: optimizer state of no trainable parameter")));
         if !problems.is_empty() {
             return Err(PeftError::Tensors { origin: file.path.display().to_string(), problems }.into());
         }

@@ -378,7 +378,7 @@ fn check_packed(section: &Section, model: &ModelArguments, adapter: &PeftConfig)
     let Some(key) = model.quantization.packing_key().map_err(|error| located(section, error))? else { return Ok(()) };
     let in_place = adapter.tuner().is_ok_and(|tuner| tuner.trains_in_place());
     let trains_all = model.init == Some(Init::Random) || in_place;
-    let problem = "this recipe trains every weight, and packed ones cannot be: take it away, or train an adapter";
+    let problem = "full fine-tuning needs unquantized weights: remove it, or train an adapter";
     if trains_all { Err(section.error(key, problem)) } else { Ok(()) }
 }
 

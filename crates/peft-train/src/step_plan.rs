@@ -59,7 +59,7 @@ mod tests {
         let data = Dataset {
             rows: Vec::new(),
             examples: vec![Example::default(); examples],
-            bound: 1,
+            group_size: 1,
             summary: DataSummary::default(),
         };
         let arguments = TrainingArguments {

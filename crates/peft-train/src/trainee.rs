@@ -85,6 +85,10 @@ impl<'a> Trainee<'a> {
             let name = name.unwrap_or(DEFAULT_ADAPTER);
             let checkpoint = checkpoint::read(&run.checkpoint(step))?;
             check(&checkpoint, &state, recipe, prepared)?;
+            if !checkpoint.state.identity.knows_base(recipe) {
+                let note = "the checkpoint is of a version that did not look at the base model: whether that has changed is not known";
+                observer.observe(&Event::Note(note));
+            }
             best = best_of(&checkpoint, recipe, &run)?;
             model.load_state_dict(name, checkpoint.adapter, &checkpoint.folder)?;
             optimizer.restore(&checkpoint.optimizer, model.adapter(name)?)?;
@@ -171,7 +175,7 @@ impl<'a> Trainee<'a> {
 
     /// The optimiser's step; returns the norm of the gradients before clipping.
     pub(crate) fn step(&mut self, model: &mut PeftModel) -> Option<Tensor<1>> {
-        // Only bound examples can leave a whole step without a loss.
+        // Only grouped examples can leave a whole step without a loss.
         let loss = self.loss.take()?;
         self.unread.push(loss);
         self.optimizer.step(model, self.schedule.at(self.state.global_step))

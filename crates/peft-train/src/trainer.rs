@@ -73,7 +73,7 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
         memory.check()?;
     }
     if let Some(warning) = memory.warning() {
-        observer.observe(&Event::Note(&format!("memory may not do: {warning}")));
+        observer.observe(&Event::Note(&format!("memory may run out: {warning}")));
     }
     let mut model = PeftModel::from_base(largest.base.clone(), &options.device);
     for ((name, recipe), prepared) in apart.iter().zip(&prepared) {
@@ -106,8 +106,8 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
     }
     model.set_training(true);
 
-    let forgetful_layers = activations.map_or(0, |activations| activations.forgetful_layers);
-    let captured = capture(recipe, &prepared, &mut model, forgetful_layers, observer);
+    let checkpointed_layers = activations.map_or(0, |activations| activations.checkpointed_layers);
+    let captured = capture(recipe, &prepared, &mut model, checkpointed_layers, observer);
     let several = !recipe.adapters.is_empty();
     let from = if options.resume { resumed_steps(&apart, &prepared, &runs, observer)? } else { None };
     let mut trainees = Vec::with_capacity(apart.len());
@@ -119,7 +119,7 @@ pub fn train(recipe: &Recipe, options: &TrainOptions, observer: &mut dyn Observe
         seed: recipe.training.seed,
         trainees,
         model,
-        forgetful_layers,
+        checkpointed_layers,
         multiple: recipe.training.multiple(captured.is_some()),
         captured,
         is_noted: false,
@@ -153,7 +153,7 @@ fn capture(
     recipe: &Recipe,
     prepared: &[Prepared],
     model: &mut PeftModel,
-    forgetful_layers: usize,
+    checkpointed_layers: usize,
     observer: &mut dyn Observer,
 ) -> Option<CapturedSteps> {
     if !recipe.training.captured_steps {
@@ -161,10 +161,10 @@ fn capture(
     }
     let captured = match captured_steps::hindrance(recipe) {
         Some(reason) => Err(reason.to_owned()),
-        None => CapturedSteps::new(model, forgetful_layers),
+        None => CapturedSteps::new(model, checkpointed_layers),
     };
     let mut note = |text: String| observer.observe(&Event::Note(&format!("captured_steps: {text}")));
-    let captured = captured.map_err(|reason| note(format!("steps are not captured, {reason}"))).ok()?;
+    let captured = captured.map_err(|reason| note(format!("CUDA graphs are off: {reason}"))).ok()?;
     let multiple = recipe.training.multiple(true);
     let lengths: BTreeSet<usize> = prepared.iter().flat_map(|prepared| prepared.padded_lengths(multiple)).collect();
     if lengths.len() > captured_steps::MOST {
@@ -188,7 +188,7 @@ struct Run<'a> {
     trainees: Vec<Trainee<'a>>,
     model: PeftModel,
     /// How many layers keep their input alone.
-    forgetful_layers: usize,
+    checkpointed_layers: usize,
     /// Rows are padded to a multiple of so many positions.
     multiple: usize,
     captured: Option<CapturedSteps>,
@@ -292,7 +292,7 @@ impl<'a> Run<'a> {
             let least = prepared.padded(longest, self.multiple);
             let CheckedBatch { inputs, labels } =
                 batch(&examples, least, prepared.task, &prepared.context(), &self.device)?;
-            let batch = CheckedBatch { inputs: inputs.with_forgetful_layers(self.forgetful_layers), labels };
+            let batch = CheckedBatch { inputs: inputs.with_checkpointed_layers(self.checkpointed_layers), labels };
             pass(&mut self.model, self.captured.as_mut(), &batch, parts)?;
         }
         let mut stepped = Vec::with_capacity(work.len());

@@ -7,7 +7,7 @@ use peft_core::{
     BadRows, Error as PeftError, TaskPlugin,
     data::example::EncodeContext,
     metrics::{Metrics, texts::compare},
-    plugins::task::Asked,
+    plugins::task::GenerationPrompt,
 };
 use peft_generate::{GenerationConfig, Generator, before_stop, check};
 
@@ -19,7 +19,7 @@ pub struct Writing {
     /// The options of generation.
     pub config: GenerationConfig,
     /// What each row asks for, in the order of the rows; none for a row that asks for nothing.
-    pub asked: Vec<Option<Asked>>,
+    pub asked: Vec<Option<GenerationPrompt>>,
 }
 
 impl Writing {
@@ -71,7 +71,7 @@ impl Writing {
 
     /// What was written against what was wanted: see [`compare`].
     pub fn metrics(&self, written: &[Option<String>]) -> Metrics {
-        let wanted = self.asked.iter().map(|one| one.as_ref()?.wanted.as_deref());
+        let wanted = self.asked.iter().map(|one| one.as_ref()?.reference.as_deref());
         let pairs = written.iter().zip(wanted).filter_map(|(written, wanted)| Some((written.as_deref()?, wanted?)));
         let (written, wanted): (Vec<&str>, Vec<&str>) = pairs.unzip();
         compare(&written, &wanted)

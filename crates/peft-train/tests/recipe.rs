@@ -128,7 +128,7 @@ fn weights_that_are_packed_cannot_all_be_trained() {
         refused(
             &packed,
             &[],
-            &[&format!("recipes/r.toml:2:{}: `{key}` in [model]", key.len() + 4), "trains every weight"],
+            &[&format!("recipes/r.toml:2:{}: `{key}` in [model]", key.len() + 4), "needs unquantized weights"],
         );
     }
 }

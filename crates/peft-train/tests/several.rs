@@ -186,7 +186,7 @@ fn what_is_wrong_with_a_table_is_said_with_its_place() {
         ("learning_rate = 2e-3", "learning_rate = 0.0", "`learning_rate` in [adapters]: must be above 0"),
         ("learning_rate = 2e-3", "learning_rate = \"fast\"", "expected a number"),
         ("r = 3", "task_type = \"SEQ_CLS\"", "the adapters of a run have one task"),
-        ("train = \"own.jsonl\"\n", "", "give `train` as well"),
+        ("train = \"own.jsonl\"\n", "", "`eval` requires `train`"),
         ("seed = 5", "predict_with_generate = true", "train them one by one"),
         ("adapter_column = \"who\"", "adapter = \"red\"", "takes its own rows"),
     ] {

@@ -34,7 +34,7 @@ impl Pattern {
     /// A pattern that must match a whole name, as `re.fullmatch`.
     ///
     /// # Errors
-    /// [`Error::Config`] if it is no regular expression.
+    /// [`Error::Config`] if it is not a regular expression.
     pub fn full(key: &str, given: &str) -> Result<Self> {
         Self::within(key, given, "^(?:{})$")
     }
@@ -42,7 +42,7 @@ impl Pattern {
     /// A pattern that stands at the place of `{}` in another.
     ///
     /// # Errors
-    /// [`Error::Config`] if it is no regular expression.
+    /// [`Error::Config`] if it is not a regular expression.
     pub fn inside(key: &str, given: &str, around: &str) -> Result<Self> {
         Self::within(key, given, around)
     }
@@ -87,7 +87,7 @@ impl<T: Copy> PatternMap<T> {
     /// Compiles the keys.
     ///
     /// # Errors
-    /// [`Error::Config`] for a key that is no regular expression.
+    /// [`Error::Config`] for a key that is not a regular expression.
     pub fn new(key: &str, patterns: &IndexMap<String, T>) -> Result<Self> {
         let entry =
             |(pattern, value): (&String, &T)| Ok((Pattern::within(key, pattern, r"^(?:.*\.)?(?:{})$")?, *value));

@@ -120,7 +120,7 @@ fn endings(name: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(name.split_once('.'), |(_, rest)| rest.split_once('.')).map(|(_, rest)| rest)
 }
 
-/// The same with the name itself first.
+/// The endings of a dotted name, the name itself first.
 fn with_endings(name: &str) -> impl Iterator<Item = &str> {
     std::iter::once(name).chain(endings(name))
 }

@@ -1,4 +1,4 @@
-//! Trainable tokens: some rows of a table of words are learnt, and all others stay as they are.
+//! Trainable tokens: some rows of the token embeddings are trained, all others are frozen.
 //!
 //! LoRA has it as the option `trainable_token_indices`. An output layer that is tied to the table has the same rows.
 
@@ -19,7 +19,7 @@ use crate::lora::as_dtype;
 const KEY: &str = "trainable_token_indices";
 const DELTA: &str = "token_adapter.trainable_tokens_delta";
 
-/// Learnt rows of a table of words, or of the output layer that is tied to it.
+/// Trained rows of token embeddings, or of the output layer that is tied to them.
 #[derive(Debug, Clone)]
 pub struct TrainableTokens {
     /// The rows.
@@ -34,7 +34,7 @@ impl TrainableTokens {
     /// The tables that the option names, each with its tokens: a list is of the input embedding, an object of modules by name.
     ///
     /// # Errors
-    /// [`Error::Config`] for what is no list of tokens of the vocabulary.
+    /// [`Error::Config`] if it is not a list of token ids of the vocabulary.
     pub fn plan(option: Option<&Value>, tree: &ModuleTree, info: &ModelInfo) -> Result<Vec<Adapted>> {
         let named: Vec<(String, &Value)> = match option {
             None | Some(Value::Null) => Vec::new(),
@@ -43,7 +43,7 @@ impl TrainableTokens {
                 let module = info
                     .input_embedding
                     .clone()
-                    .ok_or_else(|| Error::config(KEY, "the model has no table of words"))?;
+                    .ok_or_else(|| Error::config(KEY, "the model has no token embeddings"))?;
                 vec![(module, tokens)]
             }
         };
@@ -54,7 +54,7 @@ impl TrainableTokens {
             };
             let table = tree.modules.iter().find(|m| m.kind == ModuleKind::Embedding && is_it(&m.name));
             let Some((table, (rows, dimensions))) = table.and_then(|table| Some((table, table.weight_dims()?))) else {
-                return Err(Error::config(KEY, format!("`{name}` is no table of words of this model")));
+                return Err(Error::config(KEY, format!("`{name}` is not an embedding of this model")));
             };
             let indices: Vec<usize> = serde_json::from_value(tokens.clone())
                 .map_err(|error| Error::config(KEY, format!("should be a list of tokens: {error}")))?;
@@ -67,13 +67,13 @@ impl TrainableTokens {
         Ok(planned)
     }
 
-    /// The rows as a tensor beside another.
+    /// The row indices, on the device of another tensor.
     fn rows(&self, beside: &Tensor<2>) -> Tensor<1, Int> {
         let rows: Vec<i64> = self.indices.iter().map(|index| i64::try_from(*index).unwrap_or(i64::MAX)).collect();
         Tensor::from_data(TensorData::new(rows, [self.indices.len()]), &beside.device())
     }
 
-    /// What is added to the rows of a weight so that they are the learnt ones.
+    /// What is added to the rows of a weight to make them the trained ones.
     fn change(&self, tensors: &Tensors<'_>, weight: &Tensor<2>) -> Tensor<2> {
         let learnt = as_dtype(tensors.get::<2>(DELTA), weight.dtype());
         let learnt = if self.is_turned { learnt.transpose() } else { learnt };

@@ -194,7 +194,7 @@ impl Shown<'_> {
         let labels = self.token_labels();
         let count = self.example.input_ids.len();
         let learnt = labels.map_or_else(String::new, |labels| {
-            format!(", {} of them with a label", labels.iter().filter(|label| **label != IGNORE).count())
+            format!(", {} in the loss", labels.iter().filter(|label| **label != IGNORE).count())
         });
         let place = self.data.rows.get(self.example.row).map(peft::data::example::Row::place).unwrap_or_default();
         let packed = match self.example.parts.len() {

@@ -92,7 +92,7 @@ fn summary(tests: &[SelfTest]) -> String {
     let right = tests.iter().filter(|test| test.passes()).count();
     let most = tests.iter().filter_map(|test| test.found.as_ref().ok()).fold(0.0_f64, |most, off| most.max(*off));
     let all = tests.len();
-    format!("{right} of {all} operations right, forward and backward, to {most:.0e} of double precision")
+    format!("{right}/{all} kernels pass (forward, backward; max error {most:.0e} against f64)")
 }
 
 fn test_as_json(test: &SelfTest) -> serde_json::Value {

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::{CliError, Globals, session, terminal};
 
-/// Say what a configuration decides for a model, and why
+/// Show what is adapted, trained and frozen, and why
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

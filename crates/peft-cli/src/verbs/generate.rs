@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use super::eval::{column, positive};
 use crate::{CliError, Globals, generation_args::GenerationArgs, session::ModelArgs, terminal};
 
-/// Let a model go on from a text
+/// Generate text from a prompt
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

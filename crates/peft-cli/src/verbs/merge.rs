@@ -36,7 +36,7 @@ impl Merge {
         check(&output, self.model.folder())?;
         let mut model = self.model.open(globals)?;
         check(&output, self.model.folder())?;
-        let merged = if self.requantize { model.merge_repacked()? } else { model.merge()?.unpacked() };
+        let merged = if self.requantize { model.merge_requantized()? } else { model.merge()?.dequantized() };
         // Computed in single precision and rounded once, to what the base model says it is.
         let dtype = globals.dtype.is_none().then(|| checkpoint::stated_dtype(&merged.info)).flatten();
         let merged = match dtype {
@@ -58,7 +58,7 @@ impl Merge {
                 checkpoint::torch_name(dtype).unwrap_or("half precision")
             )
         });
-        terminal::note(globals, format!("merged {} into {}{own}", model.active().join(", "), self.output.display()));
+        terminal::note(globals, format!("merged {} → {}{own}", model.active().join(", "), self.output.display()));
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ use serde_json::{Map, Value, json};
 use super::explain;
 use crate::{CliError, Globals, session, terminal};
 
-/// Fine-tune as a recipe says
+/// Fine-tune a model from a recipe
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -176,7 +176,7 @@ impl Part<'_> {
             terminal::result(line)?;
         }
         terminal::result(format!(
-            "steps: {} ({} each epoch), warmup {}, learning rate {:e} at its highest",
+            "steps: {} ({} each epoch), warmup {}, peak learning rate {:e}",
             self.plan.total, self.plan.steps_per_epoch, self.schedule.warmup, self.schedule.peak
         ))
     }
@@ -187,7 +187,7 @@ pub(super) fn data_lines(prepared: &Prepared) -> Vec<String> {
         let long = data.long_rows(&prepared.options).map(|long| format!(" ({long})")).unwrap_or_default();
         let left_out = match data.without_loss {
             0 => String::new(),
-            count => format!(", {count} of them without anything to learn"),
+            count => format!(", {count} of them with no token in the loss"),
         };
         format!(
             "{what}: {} rows{long}, {} examples{left_out}, {} tokens, {} loss tokens",
@@ -205,10 +205,7 @@ pub(super) fn data_lines(prepared: &Prepared) -> Vec<String> {
     }));
     lines.extend(prepared.notes.iter().map(|note| format!("note: {note}")));
     if !prepared.initialised.is_empty() {
-        lines.push(format!(
-            "initialised at random, because the checkpoint lacks them: {}",
-            prepared.initialised.join(", ")
-        ));
+        lines.push(format!("newly initialized (not in the checkpoint): {}", prepared.initialised.join(", ")));
     }
     lines
 }

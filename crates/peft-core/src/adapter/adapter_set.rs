@@ -12,7 +12,7 @@ use burn::{
 
 use super::{rows::AdapterRows, value::Role};
 use crate::{
-    DynParam, DynTensor, PackedWeight,
+    DynParam, DynTensor, QuantizedWeight,
     plugins::tuner::{LayerTuner, Tensors},
 };
 
@@ -24,7 +24,7 @@ pub(crate) struct Entry {
     pub(crate) tensors: Vec<(Arc<str>, DynParam)>,
 }
 
-/// The active adapters of one parameter, in the form of Burn's reparameterization hook; also its weight, where it is packed.
+/// The active adapters of one parameter, in the form of Burn's reparameterization hook; also its weight, where it is quantized.
 ///
 /// A layer that knows nothing of adapters gets the effective weight from `Param::val`; [`adapted_linear`](crate::adapted_linear)
 /// finds the set and adds to the activation instead.
@@ -32,25 +32,25 @@ pub(crate) struct Entry {
 pub struct AdapterSet {
     pub(crate) entries: Vec<Entry>,
     pub(crate) training: Param<Flag>,
-    packed: Option<Arc<dyn PackedWeight>>,
+    quantized: Option<Arc<dyn QuantizedWeight>>,
     /// Which adapter acts on which rows; all act on all rows where nothing is said.
     rows: Option<Arc<AdapterRows>>,
 }
 
 impl AdapterSet {
-    /// What visitors are told that this is.
+    /// The container name that module visitors are given.
     pub(crate) const CONTAINER: &'static str = "Struct:AdapterSet";
 
     pub(crate) fn new(entries: Vec<Entry>) -> Self {
-        Self { entries, training: Param::from_bool(false), packed: None, rows: None }
+        Self { entries, training: Param::from_bool(false), quantized: None, rows: None }
     }
 
-    /// The same on a parameter that only stands for a packed weight.
-    pub(crate) fn on(self, packed: Option<Arc<dyn PackedWeight>>) -> Self {
-        Self { packed, ..self }
+    /// The set on the placeholder of a quantized weight.
+    pub(crate) fn on(self, quantized: Option<Arc<dyn QuantizedWeight>>) -> Self {
+        Self { quantized, ..self }
     }
 
-    /// The same with each adapter acting on its rows alone.
+    /// The set with each adapter acting on its own rows only.
     pub(crate) fn by(self, rows: Option<Arc<AdapterRows>>) -> Self {
         Self { rows, ..self }
     }
@@ -92,9 +92,9 @@ impl AdapterSet {
         })
     }
 
-    /// The parameter's weight, if it is packed.
-    pub fn packed(&self) -> Option<Arc<dyn PackedWeight>> {
-        self.packed.clone()
+    /// The parameter's weight, if it is quantized.
+    pub fn quantized(&self) -> Option<Arc<dyn QuantizedWeight>> {
+        self.quantized.clone()
     }
 
     /// Whether the parameter as a whole is replaced by a trained copy.
@@ -102,7 +102,7 @@ impl AdapterSet {
         self.entries.iter().any(|entry| !matches!(entry.role, Role::Tuned(_)))
     }
 
-    /// Whether no adapter is there, only a weight that is packed.
+    /// Whether no adapter is there, only a weight that is quantized.
     pub fn is_plain(&self) -> bool {
         self.entries.is_empty()
     }
@@ -128,7 +128,7 @@ impl AdapterSet {
 
     /// The set with those tensors of rank 2 replaced for which `f` has another value.
     pub(crate) fn constrained(self, f: impl Fn(&str, Tensor<2>) -> Option<Tensor<2>>) -> Self {
-        let Self { entries, training, packed, rows } = self;
+        let Self { entries, training, quantized, rows } = self;
         let entry = |entry: Entry| {
             let tensors = entry.tensors.into_iter().map(|(name, param)| {
                 let value = param.val::<2>().and_then(|value| f(&name, value.detach()));
@@ -142,11 +142,11 @@ impl AdapterSet {
             });
             Entry { tensors: tensors.collect(), ..entry }
         };
-        Self { entries: entries.into_iter().map(entry).collect(), training, packed, rows }
+        Self { entries: entries.into_iter().map(entry).collect(), training, quantized, rows }
     }
 
-    fn packed_on(&self, device: &Device) -> Option<Arc<dyn PackedWeight>> {
-        self.packed.as_ref().map(|packed| packed.to_device(device))
+    fn quantized_on(&self, device: &Device) -> Option<Arc<dyn QuantizedWeight>> {
+        self.quantized.as_ref().map(|quantized| quantized.to_device(device))
     }
 
     fn each(self, mut f: impl FnMut(DynParam) -> DynParam) -> Self {
@@ -191,7 +191,7 @@ impl Module for AdapterSet {
         mapper.enter_module("training", Self::CONTAINER);
         let training = Module::map(self.training, mapper);
         mapper.exit_module("training", Self::CONTAINER);
-        Self { entries, training, packed: self.packed, rows: self.rows }
+        Self { entries, training, quantized: self.quantized, rows: self.rows }
     }
 
     fn collect_devices(&self, devices: Devices) -> Devices {
@@ -200,11 +200,11 @@ impl Module for AdapterSet {
     }
 
     fn to_device(self, device: &Device) -> Self {
-        Self { packed: self.packed_on(device), ..self }.each(|param| param.moved_to(device))
+        Self { quantized: self.quantized_on(device), ..self }.each(|param| param.moved_to(device))
     }
 
     fn fork(self, device: &Device) -> Self {
-        Self { packed: self.packed_on(device), ..self }.each(|param| param.fork(device))
+        Self { quantized: self.quantized_on(device), ..self }.each(|param| param.fork(device))
     }
 
     fn valid(&self) -> Self {
@@ -234,18 +234,18 @@ impl Reparameterization for AdapterSet {
     const NAME: &'static str = "peft";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        // What is replaced anyway need not be unpacked.
-        let packed = self.packed.as_ref().filter(|_| !self.replaces()).map(|packed| packed.dense());
-        let unpacked = packed.map(|dense| DynTensor::R2(dense).cast(base.dtype())).and_then(|dense| dense.get());
+        // What is replaced anyway need not be dequantized.
+        let quantized = self.quantized.as_ref().filter(|_| !self.replaces()).map(|quantized| quantized.dense());
+        let dequantized = quantized.map(|dense| DynTensor::R2(dense).cast(base.dtype())).and_then(|dense| dense.get());
         if let Some(rows) = self.differs_by_row() {
             if self.acts_on_rows() {
                 rows.refuse(|| {
                     "a layer computes with an adapted parameter as a whole, which cannot differ by row".to_owned()
                 });
             }
-            return unpacked.unwrap_or(base);
+            return dequantized.unwrap_or(base);
         }
-        let base = unpacked.unwrap_or(base);
+        let base = dequantized.unwrap_or(base);
         let frozen = DynTensor::wrap(base.clone());
         self.entries.iter().enumerate().fold(base, |value, (at, entry)| match &entry.role {
             Role::Saved | Role::Bias => entry.tensors.first().and_then(|(_, copy)| copy.val()).unwrap_or(value),

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// What stands for no adapter in a list of names, as in PEFT.
+/// The name that selects no adapter for a row, as in PEFT.
 pub const BASE: &str = "__base__";
 
 /// Which adapter acts on each row of a batch.

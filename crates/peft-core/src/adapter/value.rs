@@ -13,10 +13,10 @@ use crate::{
     tensor::module_tree::{num_values, sum_values},
 };
 
-/// What stands before every key of an adapter file.
+/// Prefix of every key of an adapter file.
 pub const KEY_PREFIX: &str = "base_model.model.";
 
-/// What stands before the keys of saved modules in the file of a prompt.
+/// Prefix of the keys of saved modules in the file of a prompt.
 pub const PROMPT_KEY_PREFIX: &str = "base_model.";
 
 /// How an adapter's tensor acts on the base model.
@@ -24,7 +24,7 @@ pub const PROMPT_KEY_PREFIX: &str = "base_model.";
 pub enum Role {
     /// One of the tuner's tensors on an adapted module.
     Tuned(Arc<dyn LayerTuner>),
-    /// One of the tensors of a prompt, which hang on no parameter; the plan says how it is made.
+    /// One of the tensors of a prompt, which are attached to no parameter; the plan says how it is made.
     Prompt,
     /// A full copy of a parameter of a saved module; replaces it while the adapter is enabled.
     Saved,
@@ -41,7 +41,7 @@ pub enum Role {
 /// A named tensor of an adapter.
 #[derive(Debug, Clone)]
 pub struct AdapterTensor {
-    /// The parameter of the base model that it hangs on: `….query.weight`.
+    /// The parameter of the base model that it is attached to: `….query.weight`.
     pub parameter: String,
     /// Its name in the file, without `base_model.model.`: `….query.lora_A.weight`.
     pub key: String,

@@ -17,7 +17,7 @@ pub struct Inputs {
     /// Vectors before the embedded input, `[batch, virtual tokens, hidden]`: the prompt of prompt learning. `attention_mask` and
     /// `token_type_ids` cover them too.
     pub prompt: Option<Tensor<3>>,
-    /// The same before the decoder's embedded input.
+    /// Vectors before the decoder's embedded input, `[batch, virtual tokens, hidden]`.
     pub decoder_prompt: Option<Tensor<3>>,
     /// The task of each row, `[batch]`, for prompts that are made by task.
     pub task_ids: Option<Tensor<1, Int>>,
@@ -31,21 +31,21 @@ pub struct Inputs {
     pub decoder_inputs_embeds: Option<Tensor<3>>,
     /// 1 where a decoder position counts, `[batch, target]`; on the model's device or on the host.
     pub decoder_attention_mask: Option<Tensor<2, Int>>,
-    /// What the encoder made of the source, so that it does not run again, `[batch, sequence, hidden]`.
+    /// The encoder's last hidden states, so that it does not run again, `[batch, sequence, hidden]`.
     pub encoder_outputs: Option<Tensor<3>>,
-    /// What stands before the input (before the decoder's, where there is one). The attention mask covers it too:
+    /// Keys and values of the tokens before the input (the decoder's, where there is one). The attention mask covers it too:
     /// `[batch, past + sequence]`.
     pub past_key_values: Option<PastKeyValues>,
-    /// How many layers, counted from the first that runs, keep their input alone and compute the rest anew when gradients are
-    /// due: activation checkpointing. Heeded by models that say so ([`ModelInfo::forgets`](crate::ModelInfo::forgets)).
-    pub forgetful_layers: usize,
+    /// Activation checkpointing: how many layers, counted from the first that runs, keep only their input and recompute their
+    /// activations in the backward pass. Has an effect in models that support it ([`ModelInfo::supports_checkpointing`](crate::ModelInfo::supports_checkpointing)).
+    pub checkpointed_layers: usize,
 }
 
 impl Inputs {
-    /// [`forgetful_layers`](Self::forgetful_layers), of which there are none behind keys and values from elsewhere: a layer that
-    /// ran again would add its own to them twice, and they would get no gradient.
-    pub fn forgetful_layers(&self) -> usize {
-        if self.past_key_values.is_some() { 0 } else { self.forgetful_layers }
+    /// [`checkpointed_layers`](Self::checkpointed_layers), 0 where there are past keys and values: a layer that is
+    /// recomputed would append to them twice, and they would get no gradient.
+    pub fn checkpointed_layers(&self) -> usize {
+        if self.past_key_values.is_some() { 0 } else { self.checkpointed_layers }
     }
 
     /// [`attention_mask`](Self::attention_mask) to compute with, on the model's device.

@@ -25,7 +25,7 @@ impl Labels {
         })
     }
 
-    /// Whether there is nothing to compute a loss from.
+    /// Whether there are no labels.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::{DynTensor, Error, Result, WordLogits, tensor::finite::check_finite};
+use crate::{DynTensor, Error, Result, VocabularyLogits, tensor::finite::check_finite};
 
 /// A model's outputs by their Transformers names (`logits`, `last_hidden_state`, …), in the order of the model.
 #[derive(Debug, Clone, Default)]
@@ -11,21 +11,21 @@ pub struct Outputs(Vec<(&'static str, Output)>);
 #[derive(Debug, Clone)]
 enum Output {
     Tensor(Box<DynTensor>),
-    Words(Box<WordLogits>),
+    Vocabulary(Box<VocabularyLogits>),
 }
 
 impl Output {
     fn tensor(&self) -> DynTensor {
         match self {
             Self::Tensor(tensor) => (**tensor).clone(),
-            Self::Words(words) => DynTensor::R3(words.all()),
+            Self::Vocabulary(logits) => DynTensor::R3(logits.all()),
         }
     }
 
     fn shape(&self) -> Vec<usize> {
         match self {
             Self::Tensor(tensor) => tensor.shape(),
-            Self::Words(words) => words.dims().to_vec(),
+            Self::Vocabulary(logits) => logits.dims().to_vec(),
         }
     }
 }
@@ -45,10 +45,10 @@ impl Outputs {
         self
     }
 
-    /// Adds logits over a vocabulary, which are worked out only where they are asked for.
+    /// Adds logits over the vocabulary, which are computed on demand.
     #[must_use]
-    pub fn with_words(mut self, name: &'static str, words: WordLogits) -> Self {
-        self.0.push((name, Output::Words(Box::new(words))));
+    pub fn with_vocabulary_logits(mut self, name: &'static str, logits: VocabularyLogits) -> Self {
+        self.0.push((name, Output::Vocabulary(Box::new(logits))));
         self
     }
 
@@ -63,7 +63,7 @@ impl Outputs {
             .ok_or_else(|| self.lacks(name, D))
     }
 
-    /// The sizes of the output of that name and rank, without working it out.
+    /// The sizes of the output of that name and rank, without computing it.
     ///
     /// # Errors
     /// [`Error::Data`] if the model has no such output.
@@ -77,18 +77,18 @@ impl Outputs {
     /// # Errors
     /// [`Error::Data`] if the model has no such output.
     pub fn last(&self, name: &str) -> Result<Tensor<3>> {
-        if let Some(words) = self.words(name) {
-            return Ok(words.last());
+        if let Some(logits) = self.vocabulary_logits(name) {
+            return Ok(logits.last());
         }
         let all = self.get::<3>(name)?;
         let positions = all.dims()[1];
         Ok(all.narrow(1, positions.saturating_sub(1), 1))
     }
 
-    /// The logits of that name, where they are not worked out yet.
-    pub fn words(&self, name: &str) -> Option<&WordLogits> {
+    /// The logits of that name, if they are computed on demand.
+    pub fn vocabulary_logits(&self, name: &str) -> Option<&VocabularyLogits> {
         match self.find(name) {
-            Some(Output::Words(words)) => Some(words),
+            Some(Output::Vocabulary(logits)) => Some(logits),
             _ => None,
         }
     }
@@ -112,7 +112,7 @@ impl Outputs {
         let of = |output: &Output| match output {
             _ if output.shape().first() != Some(&batch) => output.clone(),
             Output::Tensor(tensor) => Output::Tensor(Box::new((**tensor).clone().rows(rows))),
-            Output::Words(words) => Output::Words(Box::new(words.rows(rows))),
+            Output::Vocabulary(logits) => Output::Vocabulary(Box::new(logits.rows(rows))),
         };
         Self(self.0.iter().map(|(name, output)| (*name, of(output))).collect())
     }

@@ -1,4 +1,4 @@
-//! Keys and values of tokens that a model has read before, so that it need not read them again.
+//! Past keys and values: the cache of generation, and the prompt of prefix tuning.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,9 +7,9 @@ use burn::tensor::{Int, Tensor};
 /// Keys and values of one attention, each `[batch, key heads, past, head dim]`.
 pub type KeyValues = (Tensor<4>, Tensor<4>);
 
-/// Keys and values of what stands before the input, for each attention of a model; a handle, so copies share them.
+/// Keys and values of the tokens before the input, for each attention of a model; a handle, so copies share them.
 ///
-/// Made empty for generation, where each forward pass leaves its own behind for the next; made full by prefix tuning.
+/// Made empty for generation, where each forward pass appends its own for the next; made full by prefix tuning.
 /// Decoder layer `n` has slot `n`. The attention over an encoder's states has slots of its own ([`cross`](Self::cross)).
 #[derive(Debug, Clone, Default)]
 pub struct PastKeyValues {
@@ -34,17 +34,17 @@ impl PastKeyValues {
         Self { slots: Arc::new(Mutex::new(slots)) }
     }
 
-    /// The same put into a handle that others hold already.
+    /// Fills a handle that others hold already.
     pub fn fill(&self, layers: Vec<KeyValues>) {
         self.with(|slots| slots.own = layers.into_iter().map(Some).collect());
     }
 
-    /// How many positions stand before the input. To be asked before the first layer adds to them.
+    /// How many positions the cache holds; read it before the first layer appends.
     pub fn length(&self) -> usize {
         self.with(|slots| slots.own.iter().flatten().next().map_or(0, |(keys, _)| keys.dims()[2]))
     }
 
-    /// The layer's past with this input's keys and values behind it, which are the past of the next pass.
+    /// Appends this input's keys and values to the layer's past and returns both.
     pub fn extend(&self, layer: usize, keys: Tensor<4>, values: Tensor<4>) -> KeyValues {
         self.with(|slots| {
             let slot = at(&mut slots.own, layer);

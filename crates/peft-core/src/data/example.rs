@@ -127,9 +127,9 @@ impl EncodeContext<'_> {
         named(label).or_else(by_number).ok_or_else(|| {
             let hint = match nearest(label, labels.iter().map(String::as_str)) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!("it has: {}", shortened(&labels)),
+                None => format!("classes: {}", shortened(&labels)),
             };
-            row.error(format!("label `{label}` is no class of the model; {hint}"))
+            row.error(format!("unknown label `{label}`; {hint}"))
         })
     }
 

@@ -5,10 +5,10 @@ use std::fmt;
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 
 use crate::{
-    Error, Labels, Outputs, Result, batch::IGNORE, tensor::finite::check_finite, weight::token_logits::Targets,
+    Error, Labels, Outputs, Result, batch::IGNORE, tensor::finite::check_finite, weight::vocabulary_logits::Targets,
 };
 
-/// What labels make of outputs: a mean, and what it is a mean of.
+/// The loss of a batch: a mean over what counts, and the weight of that mean.
 ///
 /// The weight is known before the forward pass, so that the batches of an accumulated step can be weighted exactly; the mean is
 /// computed from the outputs. Both come from the labels in one place and so cannot tell of different rows.
@@ -63,7 +63,7 @@ pub fn counted<'a>(targets: impl IntoIterator<Item = &'a i64>) -> f64 {
 /// - returned: `[1]`
 ///
 /// # Errors
-/// [`Error::Data`] if a target is no class, or their number is not that of the rows.
+/// [`Error::Data`] if a target is not a class, or their number is not that of the rows.
 pub fn cross_entropy(logits: Tensor<2>, targets: &[i64]) -> Result<Tensor<1>> {
     let losses = cross_entropies(logits, targets)?;
     let [count] = losses.dims();
@@ -78,7 +78,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: &[i64]) -> Result<Tensor<1>> {
 /// - returned: `[counted rows]`
 ///
 /// # Errors
-/// [`Error::Data`] if a target is no class, or their number is not that of the rows.
+/// [`Error::Data`] if a target is not a class, or their number is not that of the rows.
 pub fn cross_entropies(logits: Tensor<2>, targets: &[i64]) -> Result<Tensor<1>> {
     let [rows, classes] = logits.dims();
     check_targets(targets, rows, classes)?;
@@ -114,13 +114,13 @@ pub fn check_targets(targets: &[i64], rows: usize, classes: usize) -> Result<()>
 /// - returned: `[counted positions]`
 ///
 /// # Errors
-/// [`Error::Data`] if there is no such output, a target is no class, or their number is not that of the positions.
+/// [`Error::Data`] if there is no such output, a target is not a class, or their number is not that of the positions.
 pub fn token_cross_entropies(outputs: &Outputs, name: &str, targets: &[i64]) -> Result<Tensor<1>> {
     let [batch, positions, classes] = outputs.dims::<3>(name)?;
-    if let Some(words) = outputs.words(name) {
+    if let Some(logits) = outputs.vocabulary_logits(name) {
         check_targets(targets, batch * positions, classes)?;
         let targets: Vec<_> = targets.iter().map(|target| usize::try_from(*target).ok()).collect();
-        if let Some(losses) = words.cross_entropies(Targets::Known(&targets)) {
+        if let Some(losses) = logits.cross_entropies(Targets::Known(&targets)) {
             return Ok(losses);
         }
     }
@@ -130,7 +130,7 @@ pub fn token_cross_entropies(outputs: &Outputs, name: &str, targets: &[i64]) -> 
 /// The mean of [`token_cross_entropies`], `[1]`; 0/0, that is NaN, if none is counted.
 ///
 /// # Errors
-/// As there.
+/// [`Error::Data`] as in [`token_cross_entropies`].
 pub fn token_cross_entropy(outputs: &Outputs, name: &str, targets: &[i64]) -> Result<Tensor<1>> {
     let losses = token_cross_entropies(outputs, name, targets)?;
     let [count] = losses.dims();
@@ -155,7 +155,7 @@ pub fn token_cross_entropy_on_device(outputs: &Outputs, name: &str, targets: &Te
         return Err(Error::Data(format!("{} targets for {rows} rows of logits", targets.dims()[0])));
     }
     let is_missing = targets.clone().lower_elem(0);
-    let fused = outputs.words(name).and_then(|words| words.cross_entropies(Targets::OnDevice(targets)));
+    let fused = outputs.vocabulary_logits(name).and_then(|logits| logits.cross_entropies(Targets::OnDevice(targets)));
     let losses = match fused {
         Some(losses) => losses,
         None => {
@@ -175,7 +175,7 @@ pub fn token_cross_entropy_on_device(outputs: &Outputs, name: &str, targets: &Te
 /// - `targets`: one list a sequence, no longer than `positions`; what is missing at its end counts as [`IGNORE`]
 ///
 /// # Errors
-/// [`Error::Data`] if there is no such output, a target is no class, or the numbers of sequences or positions do not fit.
+/// [`Error::Data`] if there is no such output, a target is not a class, or the numbers of sequences or positions do not fit.
 pub fn sequence_losses(outputs: &Outputs, name: &str, targets: &[Vec<i64>]) -> Result<Vec<(f64, usize)>> {
     let [_, positions, _] = outputs.dims::<3>(name)?;
     if let Some(long) = targets.iter().map(Vec::len).find(|length| *length > positions) {
@@ -251,7 +251,7 @@ fn indices(values: &[i64], device: &Device) -> Tensor<1, Int> {
 ///
 /// # Errors
 /// [`Error::Data`] if there are more labels than outputs, or rows of unequal length.
-pub fn behind_prompt(labels: &Labels, batch: usize, length: usize) -> Result<Vec<i64>> {
+pub fn after_prompt(labels: &Labels, batch: usize, length: usize) -> Result<Vec<i64>> {
     let values = labels.integers("labels")?;
     let width = values.len() / batch.max(1);
     let Some(front) = length.checked_sub(width).filter(|_| values.len() == width * batch) else {

@@ -1,4 +1,4 @@
-//! Embeddings that find an adapter on their own table.
+//! Embeddings that find an adapter on their own weight.
 
 use burn::{
     nn::Embedding,
@@ -8,7 +8,7 @@ use burn::{
 use super::rows as by_rows;
 use crate::{AdapterSet, FrozenWeight};
 
-/// An embedding and the active adapters on its table.
+/// An embedding and the active adapters on its weight.
 ///
 /// # Shapes
 /// - `ids`: `[batch, sequence]`
@@ -23,7 +23,7 @@ pub fn adapted_embedding(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3
         Some(set) => {
             let base = embedding.weight.base();
             let dtype = base.dtype();
-            let weight = set.packed().map_or_else(|| FrozenWeight::Dense(base), FrozenWeight::Packed);
+            let weight = set.quantized().map_or_else(|| FrozenWeight::Dense(base), FrozenWeight::Quantized);
             let frozen = weight.embed(ids.clone(), dtype);
             set.tuned().fold(frozen, |out, (layer, tensors)| layer.embed(&tensors, &weight, ids.clone(), out))
         }

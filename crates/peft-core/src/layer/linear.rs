@@ -32,7 +32,7 @@ impl Conv1D {
         self.forward_by(module::linear, input)
     }
 
-    /// The same with the frozen layer computed by `product`.
+    /// [`forward`](Self::forward) with the frozen layer computed by `product`: a backend's own, where the model knows one.
     pub fn forward_by<const D: usize>(&self, product: Product, input: Tensor<D>) -> Tensor<D> {
         adapted(&self.weight, self.bias.as_ref(), input, product)
     }
@@ -85,7 +85,7 @@ fn by_all(weight: &Param<Tensor<2>>, bias: Option<Tensor<1>>, input: Tensor<2>, 
         None => product(input, weight.val(), bias),
         Some(set) if set.replaces() => product(input, weight.val(), bias),
         Some(set) => {
-            let weight = set.packed().map_or_else(|| FrozenWeight::Dense(weight.base()), FrozenWeight::Packed);
+            let weight = set.quantized().map_or_else(|| FrozenWeight::Dense(weight.base()), FrozenWeight::Quantized);
             let call = LinearCall { input, weight, bias: bias.clone(), training: set.is_training() };
             let frozen = || call.weight.linear(product, call.input.clone(), bias.clone());
             let mut tuned = set.tuned();
@@ -129,7 +129,7 @@ pub fn linear_parts(linear: &Linear) -> Option<LinearParts> {
         (Some((layer, tensors)), None) => Some(layer.low_rank(&tensors, set.is_training())?),
         _ => return None,
     };
-    let weight = set.packed().map_or_else(|| FrozenWeight::Dense(linear.weight.base()), FrozenWeight::Packed);
+    let weight = set.quantized().map_or_else(|| FrozenWeight::Dense(linear.weight.base()), FrozenWeight::Quantized);
     Some(LinearParts { weight, bias, low_rank })
 }
 

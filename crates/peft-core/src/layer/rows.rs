@@ -37,8 +37,8 @@ pub(crate) fn linear(
 ) -> Tensor<2> {
     let sets =
         (weight.reparameterization::<AdapterSet>(), bias.and_then(|bias| bias.reparameterization::<AdapterSet>()));
-    let frozen = match sets.0.and_then(AdapterSet::packed) {
-        Some(packed) => FrozenWeight::Packed(packed),
+    let frozen = match sets.0.and_then(AdapterSet::quantized) {
+        Some(quantized) => FrozenWeight::Quantized(quantized),
         None => FrozenWeight::Dense(weight.base()),
     };
     let bias_of = |adapter: Option<&str>| bias.map(|bias| row_value(sets.1, adapter, bias.base()));
@@ -91,7 +91,7 @@ pub(crate) fn embedding(rows: &AdapterRows, weight: &Param<Tensor<2>>, ids: Tens
     let set = weight.reparameterization::<AdapterSet>();
     let base = weight.base();
     let dtype = base.dtype();
-    let table = set.and_then(AdapterSet::packed).map_or_else(|| FrozenWeight::Dense(base), FrozenWeight::Packed);
+    let table = set.and_then(AdapterSet::quantized).map_or_else(|| FrozenWeight::Dense(base), FrozenWeight::Quantized);
     let plain = |ids: Tensor<2, Int>| table.embed(ids, dtype);
     if !set.is_some_and(AdapterSet::acts_on_rows) || !rows.takes(ids.dims()[0]) {
         return plain(ids);

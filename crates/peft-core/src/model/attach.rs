@@ -1,4 +1,4 @@
-//! Hanging adapters on a model and taking their values back: pure functions from models to models.
+//! Attaching adapters to a model and taking their values back: pure functions from models to models.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -8,12 +8,12 @@ use burn::{
 };
 
 use crate::{
-    Adapter, AdapterSet, DynParam, DynTensor, PackedWeights,
+    Adapter, AdapterSet, DynParam, DynTensor, QuantizedWeights,
     adapter::{Entry, Role, rows::AdapterRows},
     plugins::prompt::PromptPlan,
 };
 
-/// Where the adapters that hang on a model act.
+/// Where the adapters that are attached to a model act.
 #[derive(Debug, Clone)]
 pub enum Acting {
     /// Nowhere.
@@ -37,17 +37,17 @@ impl Acting {
     }
 }
 
-/// Hangs the adapters on the base model's parameters.
+/// Attaches the adapters to the base model's parameters.
 ///
 /// The base is not changed and no weight is copied. Parameters without an adapter are left as they are; call this on a
 /// plain base model, since Burn keeps an older reparameterization and drops a newer one.
 ///
-/// With [`Acting::Off`] only trained biases act, as PEFT's `disable_adapter` leaves them. Weights that are `packed` are hung on
-/// the placeholders that stand for them in any case.
+/// With [`Acting::Off`] only trained biases act, as PEFT's `disable_adapter` leaves them. Weights that are `quantized` are attached
+/// to their placeholders in any case.
 pub fn attach<M: Module>(
     base: M,
     rename: &dyn Fn(&str) -> String,
-    packed: &PackedWeights,
+    quantized: &QuantizedWeights,
     adapters: &[(&str, &Adapter)],
     acting: &Acting,
 ) -> M {
@@ -85,7 +85,7 @@ pub fn attach<M: Module>(
     }
     let sets =
         sets.into_iter().map(|(parameter, entries)| (parameter, AdapterSet::new(entries).by(acting.rows()))).collect();
-    base.map(&mut Attach { path: Vec::new(), rename, packed, sets })
+    base.map(&mut Attach { path: Vec::new(), rename, quantized, sets })
 }
 
 /// The tensors of the prompt among the adapters, and how it enters; none if there is no prompt or adapters are switched off.
@@ -99,7 +99,7 @@ pub(crate) fn prompt(adapters: &[(&str, &Adapter)], acting: &Acting) -> Option<(
 struct Attach<'a> {
     path: Vec<String>,
     rename: &'a dyn Fn(&str) -> String,
-    packed: &'a PackedWeights,
+    quantized: &'a QuantizedWeights,
     sets: HashMap<&'a str, AdapterSet>,
 }
 
@@ -114,12 +114,12 @@ impl ModuleMapper for Attach<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = (self.rename)(&self.path.join("."));
-        let packed = self.packed.get(&name).cloned();
+        let quantized = self.quantized.get(&name).cloned();
         match self.sets.remove(name.as_str()) {
-            None if packed.is_none() => param,
+            None if quantized.is_none() => param,
             set => {
                 let set = set.unwrap_or_else(|| AdapterSet::new(Vec::new()));
-                param.apply_reparameterization(Once(Some(set.on(packed))))
+                param.apply_reparameterization(Once(Some(set.on(quantized))))
             }
         }
     }
@@ -141,7 +141,7 @@ impl Reparameterizer for Once {
 
 /// The module with new values of those parameters that `values` has, by identity; what was trained before is so again.
 ///
-/// All places of a parameter get one tensor: their gradients must go on to add up.
+/// All occurrences of a parameter get one tensor, so that their gradients are still summed.
 pub(crate) fn assign<M: Module>(module: M, values: HashMap<ParamId, DynTensor>) -> M {
     struct Assign {
         values: HashMap<ParamId, DynTensor>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::DType;
 
-use crate::{Acting, DynModule, ModelInfo, ModuleTree, PackedWeights, RunningModel, weight::quantized::base_value};
+use crate::{Acting, DynModule, ModelInfo, ModuleTree, QuantizedWeights, RunningModel, weight::quantized::base_value};
 
 /// A model before any adapter.
 #[derive(Debug)]
@@ -13,14 +13,14 @@ pub struct BaseModel {
     pub module: Box<dyn DynModule>,
     /// What it says of itself.
     pub info: Arc<ModelInfo>,
-    /// The weights that are kept packed, for which placeholders stand in the module.
-    pub packed: PackedWeights,
+    /// The quantized weights; the module has placeholders for them.
+    pub quantized: QuantizedWeights,
 }
 
 impl BaseModel {
     /// A model of dense weights.
     pub fn new(module: Box<dyn DynModule>, info: impl Into<Arc<ModelInfo>>) -> Self {
-        Self { module, info: info.into(), packed: PackedWeights::default() }
+        Self { module, info: info.into(), quantized: QuantizedWeights::default() }
     }
 
     /// The memory of the weights; those that are tied count once.
@@ -28,9 +28,9 @@ impl BaseModel {
         let is_copy = |name: &str| self.info.tied.iter().any(|(copy, _)| copy == name);
         let mut bytes = 0;
         self.module.boxed_clone().map_params(&|path| self.info.rename(path), &mut |name, param| {
-            bytes += match self.packed.get(name) {
+            bytes += match self.quantized.get(name) {
                 _ if is_copy(name) => 0,
-                Some(packed) => packed.bytes(),
+                Some(quantized) => quantized.bytes(),
                 None => param.shape().iter().product::<usize>() * param.tensor().dtype().size(),
             };
             param
@@ -38,36 +38,37 @@ impl BaseModel {
         bytes
     }
 
-    /// The same with every packed weight unpacked.
+    /// The model with every quantized weight dequantized.
     #[must_use]
-    pub fn unpacked(self) -> Self {
-        let Self { module, info, packed } = self;
-        let module = module.map_params(&|path| info.rename(path), &mut |name, param| match packed.get(name) {
+    pub fn dequantized(self) -> Self {
+        let Self { module, info, quantized } = self;
+        let module = module.map_params(&|path| info.rename(path), &mut |name, param| match quantized.get(name) {
             Some(weight) => param.clone().with_value(base_value(&param, Some(weight))),
             None => param,
         });
-        Self { module, info, packed: PackedWeights::default() }
+        Self { module, info, quantized: QuantizedWeights::default() }
     }
 
-    /// The same with its parameters in another type; packed weights stay as they are.
+    /// The model with its parameters in another data type; quantized weights stay as they are.
     #[must_use]
     pub fn cast(self, dtype: DType) -> Self {
-        let Self { module, info, packed } = self;
-        let module = module.map_params(&|path| info.rename(path), &mut |name, param| match packed.get(name) {
+        let Self { module, info, quantized } = self;
+        let module = module.map_params(&|path| info.rename(path), &mut |name, param| match quantized.get(name) {
             Some(_) => param,
             None => param.clone().with_value(param.tensor().without_autodiff().cast(dtype)),
         });
-        Self { module, info, packed }
+        Self { module, info, quantized }
     }
 
     /// The model as it runs without an adapter.
+    #[must_use]
     pub fn running(&self) -> RunningModel {
         RunningModel::new(self.unadapted().valid(), Arc::clone(&self.info))
     }
 
     /// The module as it runs without an adapter.
     pub(crate) fn unadapted(&self) -> Box<dyn DynModule> {
-        self.module.attach(&|path| self.info.rename(path), &self.packed, &[], &Acting::Together).set_training(false)
+        self.module.attach(&|path| self.info.rename(path), &self.quantized, &[], &Acting::Together).set_training(false)
     }
 
     /// Modules and parameters by checkpoint name.
@@ -80,7 +81,7 @@ impl BaseModel {
 
 impl Clone for BaseModel {
     fn clone(&self) -> Self {
-        let (info, packed) = (Arc::clone(&self.info), self.packed.clone());
-        Self { module: self.module.boxed_clone(), info, packed }
+        let (info, quantized) = (Arc::clone(&self.info), self.quantized.clone());
+        Self { module: self.module.boxed_clone(), info, quantized }
     }
 }

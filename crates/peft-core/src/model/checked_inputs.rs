@@ -36,20 +36,20 @@ impl CheckedInputs {
     /// Checks inputs for a model.
     ///
     /// # Errors
-    /// [`Error::Data`] with the input, and the place and the value where it is about one.
+    /// [`Error::Data`] that names the input, and the position and value that are wrong.
     pub fn new(inputs: Inputs, info: &ModelInfo) -> Result<Self> {
         let limits = Limits::of(info);
         limits.check(&inputs)?;
         Ok(Self { inputs, limits })
     }
 
-    /// The same, checked again only if they were checked for a model with other limits.
+    /// The inputs, checked again only if they were checked for a model with other limits.
     pub(crate) fn for_model(&self, info: &ModelInfo) -> Result<()> {
         let limits = Limits::of(info);
         if limits == self.limits { Ok(()) } else { limits.check(&self.inputs) }
     }
 
-    /// The same on another device; masks stay where they are, see [`Inputs::attention_mask`].
+    /// The inputs on another device; masks stay where they are, see [`Inputs::attention_mask`].
     #[must_use]
     pub fn on(self, device: &Device) -> Self {
         self.map(|inputs| Inputs {
@@ -62,10 +62,10 @@ impl CheckedInputs {
         })
     }
 
-    /// The same with so many [`forgetful_layers`](Inputs::forgetful_layers).
+    /// The inputs with so many [`checkpointed_layers`](Inputs::checkpointed_layers).
     #[must_use]
-    pub fn with_forgetful_layers(self, forgetful_layers: usize) -> Self {
-        self.map(|inputs| Inputs { forgetful_layers, ..inputs })
+    pub fn with_checkpointed_layers(self, checkpointed_layers: usize) -> Self {
+        self.map(|inputs| Inputs { checkpointed_layers, ..inputs })
     }
 
     /// The inputs, to be changed and checked again.
@@ -109,7 +109,7 @@ impl CheckedBatch {
         Ok(Self { inputs: CheckedInputs::new(inputs, info)?, labels })
     }
 
-    /// The same on another device, see [`CheckedInputs::on`].
+    /// The batch on another device, see [`CheckedInputs::on`].
     #[must_use]
     pub fn on(self, device: &Device) -> Self {
         Self { inputs: self.inputs.on(device), labels: self.labels }
@@ -269,7 +269,7 @@ impl Read {
         Ok(source)
     }
 
-    /// What the decoder beside an encoder reads.
+    /// The inputs of the decoder of an encoder-decoder model.
     fn target(inputs: &Inputs) -> Result<Option<Self>> {
         Self::one_of(
             ("decoder_input_ids", inputs.decoder_input_ids.as_ref().map(Tensor::dims)),
@@ -341,7 +341,7 @@ fn check_mask(name: &str, mask: Option<&Tensor<2, Int>>, rows: usize, widths: &[
     }
 }
 
-/// The place of the first value that is not in `0..limit`, in words, and the value; a width of 0 is that of a list.
+/// The position of the first value outside `0..limit`, as messages say it, and the value; a width of 0 is that of a list.
 fn first_outside(values: &[i64], width: usize, limit: usize) -> Option<(String, i64)> {
     let is_outside = |value: &i64| usize::try_from(*value).map_or(true, |value| value >= limit);
     let at = values.iter().position(is_outside)?;

@@ -9,14 +9,14 @@ use burn::{
 };
 
 use crate::{
-    Acting, Adapter, CheckedInputs, DynParam, DynTensor, Inputs, ModuleTree, Outputs, PackedWeights,
+    Acting, Adapter, CheckedInputs, DynParam, DynTensor, Inputs, ModuleTree, Outputs, QuantizedWeights,
     model::{attach, prompted::Prompted},
 };
 
 /// What a Burn module needs to become a model of `peft`: a forward pass.
 ///
 /// Inputs are [`CheckedInputs`] before they get here, so this only computes.
-pub trait Forward {
+pub trait Forward: Sync {
     /// Runs the model.
     fn forward(&self, inputs: &Inputs) -> Outputs;
 }
@@ -28,22 +28,22 @@ pub type ParamFn<'a> = &'a mut dyn FnMut(&str, DynParam) -> DynParam;
 ///
 /// [`PeftModel`](crate::PeftModel) and [`RunningModel`](crate::RunningModel) run it for a caller; by itself it knows neither what its
 /// inputs were checked for nor the adapters of their rows.
-pub trait DynModule: Send + Debug {
+pub trait DynModule: Send + Sync + Debug {
     /// Runs the model.
     fn forward(&self, inputs: &CheckedInputs) -> Outputs;
     /// A copy that shares the weights.
     fn boxed_clone(&self) -> Box<dyn DynModule>;
     /// Modules and parameters by checkpoint name, without initialising anything.
     fn tree(&self, rename: &dyn Fn(&str) -> String) -> ModuleTree;
-    /// The model with adapters hung on it, see [`attach`](attach::attach).
+    /// The model with adapters attached, see [`attach`](attach::attach).
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
-        packed: &PackedWeights,
+        quantized: &QuantizedWeights,
         adapters: &[(&str, &Adapter)],
         acting: &Acting,
     ) -> Box<dyn DynModule>;
-    /// The current values of what [`attach`](Self::attach) hung on it.
+    /// The current values of the tensors that [`attach`](Self::attach) added, by parameter id.
     fn attached_params(&self) -> HashMap<ParamId, DynParam>;
     /// Replaces the model's parameters one by one, by name; a prompt before it stays.
     fn map_params(self: Box<Self>, rename: &dyn Fn(&str) -> String, f: ParamFn<'_>) -> Box<dyn DynModule>;
@@ -60,7 +60,7 @@ pub trait DynModule: Send + Debug {
         lr: f64,
         gradients: GradientsParams,
     ) -> Box<dyn DynModule>;
-    /// Gives what [`attach`](Self::attach) hung on it new values, by identity; others stay.
+    /// Assigns new values, by parameter id, to the tensors that [`attach`](Self::attach) added; others stay.
     fn assign(self: Box<Self>, values: HashMap<ParamId, DynTensor>) -> Box<dyn DynModule>;
     /// Moves the model.
     fn to_device(self: Box<Self>, device: &Device) -> Box<dyn DynModule>;
@@ -82,11 +82,11 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for M {
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
-        packed: &PackedWeights,
+        quantized: &QuantizedWeights,
         adapters: &[(&str, &Adapter)],
         acting: &Acting,
     ) -> Box<dyn DynModule> {
-        let attached = attach::attach(self.clone(), rename, packed, adapters, acting);
+        let attached = attach::attach(self.clone(), rename, quantized, adapters, acting);
         match attach::prompt(adapters, acting) {
             Some((prompt, plan)) => Box::new(Prompted::new(attached, prompt, plan)),
             None => Box::new(attached),

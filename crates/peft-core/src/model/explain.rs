@@ -64,7 +64,7 @@ pub struct Explanation {
     pub num_transformer_submodules: Option<usize>,
     /// Virtual tokens under prompt learning.
     pub num_virtual_tokens: Option<usize>,
-    /// What the virtual tokens are, where they enter, what is learnt and what is stored: one sentence each.
+    /// What the virtual tokens are, where they enter, what is trained and what is stored: one sentence each.
     pub prompt: Vec<String>,
     /// Remarks: what was corrected or resolved on the way.
     pub notes: Vec<String>,
@@ -103,7 +103,7 @@ impl Explanation {
         Ok(Self::of(&plan, &base.tree(), config.task()?, &base.info.class_name))
     }
 
-    /// The same from a plan that was made already.
+    /// The explanation of a plan that was made already.
     pub fn of(plan: &Plan, tree: &ModuleTree, task: Option<&TaskPlugin>, class_name: &str) -> Self {
         let adapted: Vec<AdaptedModule> = plan
             .tuned()

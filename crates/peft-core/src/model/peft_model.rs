@@ -45,7 +45,7 @@ pub const DEFAULT_ADAPTER: &str = "default";
 
 /// A base model with named adapters, some of them active.
 ///
-/// The base is never changed: the module that runs is made from the base and the active adapters, and made anew when they
+/// The base is never changed: the module that runs is made from the base and the active adapters, and made again when they
 /// change.
 #[derive(Debug)]
 pub struct PeftModel {
@@ -112,7 +112,7 @@ impl PeftModel {
         self.add_adapter_with(name, config, seed, None)
     }
 
-    /// The same for a prompt that begins as a text, which the tokenizer turns into words.
+    /// [`add_adapter`](Self::add_adapter) for a prompt that is initialized from a text, which needs the tokenizer.
     ///
     /// # Errors
     /// As [`add_adapter`](Self::add_adapter), and if the text cannot be tokenized.
@@ -126,11 +126,11 @@ impl PeftModel {
         self.check_new(name, &config)?;
         let plan = explain::plan(&self.base, &config)?;
         self.check_biases(&plan)?;
-        if plan.in_place && !self.base.packed.is_empty() {
-            let problem = format!("{} trains every weight, and some of this model's are packed", config.peft_type);
+        if plan.in_place && !self.base.quantized.is_empty() {
+            let problem = format!("{} trains every weight, which needs an unquantized model", config.peft_type);
             return Err(Error::config("peft_type", problem));
         }
-        let words = self.words(&plan, tokenizer, seed);
+        let words = self.token_embeddings(&plan, tokenizer, seed);
         let prompt = plan.prompt.clone();
         let adapter = self.fill(name, plan, |key, slot| match slot {
             Slot::Tuned(spec, derived) => {
@@ -246,19 +246,20 @@ impl PeftModel {
     }
 
     fn reattach(&mut self) {
-        // Whatever may be named for a row hangs on the model, so that its gradients add up over batches of other rows.
-        let hung: Vec<(&String, &Adapter)> = match &self.rows {
+        // Whatever may be named for a row is attached to the model, so that its gradients add up over batches of other rows.
+        let attached: Vec<(&String, &Adapter)> = match &self.rows {
             Some(_) => self.adapters.iter().filter(|(_, adapter)| self.refuses_rows(adapter).is_none()).collect(),
             None => self.active.iter().filter_map(|name| self.adapters.get_key_value(name)).collect(),
         };
-        let hung: Vec<(&str, &Adapter)> = hung.into_iter().map(|(name, adapter)| (name.as_str(), adapter)).collect();
+        let attached: Vec<(&str, &Adapter)> =
+            attached.into_iter().map(|(name, adapter)| (name.as_str(), adapter)).collect();
         let acting = match &self.rows {
             _ if !self.enabled => Acting::Off,
             Some(rows) => Acting::ByRow(Arc::clone(rows)),
             None => Acting::Together,
         };
         let info = &self.base.info;
-        let module = self.base.module.attach(&|path| info.rename(path), &self.base.packed, &hung, &acting);
+        let module = self.base.module.attach(&|path| info.rename(path), &self.base.quantized, &attached, &acting);
         self.module = module.set_training(self.training);
         self.info = match self.prompt() {
             Some(prompt) => Arc::new(prompt.info(&self.base.info)),
@@ -266,7 +267,7 @@ impl PeftModel {
         };
     }
 
-    /// The prompt that stands before the input, if there is one.
+    /// The prompt before the input, if there is one.
     fn prompt(&self) -> Option<&PromptPlan> {
         let acts = self.enabled && self.rows.is_none();
         let active = self.active.iter().filter(|_| acts).filter_map(|name| self.adapters.get(name));
@@ -429,7 +430,7 @@ impl PeftModel {
         self.module = module.assign(values);
     }
 
-    /// Gives all places of a tied parameter the value of the first: an optimiser has one gradient for them, and so changes one.
+    /// Assigns the value of the first occurrence of a tied parameter to all others: an optimiser has one gradient for them, and so changes one.
     fn unify(&mut self) {
         let module = std::mem::replace(&mut self.module, self.base.module.boxed_clone());
         let mut first: HashMap<ParamId, DynParam> = HashMap::new();
@@ -441,6 +442,7 @@ impl PeftModel {
     }
 
     /// The model in evaluation mode without autodiff, as its adapters are now.
+    #[must_use]
     pub fn valid(&self) -> RunningModel {
         let task = self.wrapper().ok().flatten().map(|plugin| plugin.task);
         let prompt = self.prompt().map(|prompt| Arc::clone(&prompt.tuner));
@@ -521,6 +523,7 @@ impl PeftModel {
     }
 
     /// Takes all adapters off and gives the base model back, unchanged.
+    #[must_use = "the adapters are gone"]
     pub fn unload(self) -> BaseModel {
         self.base
     }
@@ -531,3 +534,9 @@ fn tied_ids(adapter: &Adapter) -> impl Iterator<Item = ParamId> {
     let is_tied = |tensor: &&AdapterTensor| adapter.ties.iter().any(|tie| tie.original == tensor.parameter);
     adapter.tensors.iter().filter(is_tied).map(|tensor| tensor.param.id())
 }
+
+/// A service shares one model among its threads.
+const _: fn() = || {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<PeftModel>();
+};

@@ -10,7 +10,7 @@ use burn::{
 
 use crate::{
     Acting, Adapter, AdapterSet, CheckedInputs, DynModule, DynParam, DynTensor, Forward, ModuleTree, Outputs,
-    PackedWeights,
+    QuantizedWeights,
     model::{
         attach,
         dyn_module::{ParamFn, with_params, with_training},
@@ -18,10 +18,10 @@ use crate::{
     plugins::prompt::PromptPlan,
 };
 
-/// A model and the prompt that stands before its input: optimisers, devices and `valid` see the prompt's tensors as they see
+/// A model and the prompt before its input: optimisers, devices and `valid` see the prompt's tensors as they see
 /// the model's.
 ///
-/// It is no [`Forward`] itself: what has a prompt gets no second one.
+/// It does not implement [`Forward`]: a model has at most one prompt.
 #[derive(Module, Debug)]
 pub(crate) struct Prompted<M: Module> {
     model: M,
@@ -60,11 +60,11 @@ impl<M: Module + ModuleDisplay + Forward + 'static> DynModule for Prompted<M> {
     fn attach(
         &self,
         rename: &dyn Fn(&str) -> String,
-        packed: &PackedWeights,
+        quantized: &QuantizedWeights,
         adapters: &[(&str, &Adapter)],
         acting: &Acting,
     ) -> Box<dyn DynModule> {
-        self.model.attach(rename, packed, adapters, acting)
+        self.model.attach(rename, quantized, adapters, acting)
     }
 
     fn attached_params(&self) -> HashMap<ParamId, DynParam> {

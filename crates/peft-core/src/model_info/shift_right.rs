@@ -1,10 +1,10 @@
-//! What a decoder reads while it learns a target: the target itself, one place later.
+//! Decoder input ids in training: the labels, shifted right by one.
 
 use burn::tensor::{Int, Tensor};
 
 use crate::batch::IGNORE;
 
-/// What a decoder reads first.
+/// The first token of the decoder's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecoderStart {
     /// The same token always: `decoder_start_token_id`.
@@ -13,12 +13,12 @@ pub enum DecoderStart {
     LastToken,
 }
 
-/// How a decoder's input follows from its target.
+/// How decoder input ids are made from labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShiftRight {
-    /// What stands before the target.
+    /// The first token.
     pub start: DecoderStart,
-    /// What stands for [`IGNORE`]: `pad_token_id`.
+    /// The replacement of [`IGNORE`]: `pad_token_id`.
     pub pad_token_id: i64,
 }
 

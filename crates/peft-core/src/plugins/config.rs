@@ -199,7 +199,7 @@ impl PeftConfig {
         serde_json::to_string_pretty(&Value::Object(self.to_map())).unwrap_or_default()
     }
 
-    /// The same keys as TOML, without nulls, which TOML does not have.
+    /// The configuration as TOML, without nulls, which TOML does not have.
     pub fn to_toml(&self) -> String {
         let mut keys = self.to_map();
         keys.retain(|_, value| !value.is_null());

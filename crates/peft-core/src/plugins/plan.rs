@@ -57,7 +57,7 @@ pub enum SkipReason {
         /// The entry.
         entry: String,
     },
-    /// The layer that turns hidden states into words.
+    /// The output embedding: `lm_head`.
     OutputEmbedding,
     /// Matched by `exclude_modules`.
     Excluded {
@@ -100,7 +100,7 @@ pub struct Plan {
     pub config: PeftConfig,
     /// Modules that get an adapter, in the order of the model.
     pub adapted: Vec<Adapted>,
-    /// Tables of words of which some rows are trained. They are no targets.
+    /// Token embeddings of which some rows are trained; they do not count as targets.
     pub tokens: Vec<Adapted>,
     /// Candidates that get none.
     pub skipped: Vec<Skipped>,
@@ -118,7 +118,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// All modules with tensors of a tuner; rows of words come first, so that what else adapts them adds to these.
+    /// All modules with tensors of a tuner; trained rows of embeddings first, so that other adapters add to these.
     pub fn tuned(&self) -> impl Iterator<Item = &Adapted> {
         self.tokens.iter().chain(&self.adapted)
     }

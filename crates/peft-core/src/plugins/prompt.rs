@@ -1,4 +1,4 @@
-//! Prompt learning: virtual tokens that are learnt and stand before the input, while the model stays as it is.
+//! Prompt learning: trainable virtual tokens before the input of a frozen model.
 //!
 //! How many sub-modules of the model get them follows from the task; what they are made of is a [`PromptTuner`].
 
@@ -16,13 +16,13 @@ use crate::{
 /// The key of the prompt in `adapter_model.safetensors`.
 pub const PROMPT_EMBEDDINGS: &str = "prompt_embeddings";
 
-/// What stands before the keys of the tensors that only training needs, which have a file of their own.
+/// Prefix of the keys of tensors that only training needs, which have a file of their own.
 pub const PROMPT_ENCODER: &str = "prompt_encoder.";
 
 /// Where virtual tokens enter the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptEntry {
-    /// As vectors before the embedded input: the model reads them like words.
+    /// As vectors before the embedded input: as if they were token embeddings.
     Embeddings,
     /// As keys and values before those of the input, in every layer's attention.
     PastKeyValues,
@@ -62,7 +62,7 @@ pub trait PromptTuner: Debug + Send + Sync {
     /// Where its virtual tokens enter the model.
     fn entry(&self) -> PromptEntry;
 
-    /// What is learnt, in words: for `explain`.
+    /// What is trained, as `explain` says it.
     fn learns(&self) -> String;
 
     /// The tensors of the prompt encoder, by the names that PEFT's module gives them.
@@ -88,7 +88,7 @@ pub trait PromptTuner: Debug + Send + Sync {
     ///
     /// # Errors
     /// If what it is made from is missing.
-    fn derived(&self, _name: &str, _shape: &PromptShape, _words: &Words<'_>) -> Result<Option<TensorData>> {
+    fn derived(&self, _name: &str, _shape: &PromptShape, _words: &TokenEmbeddings<'_>) -> Result<Option<TensorData>> {
         Ok(None)
     }
 
@@ -97,12 +97,12 @@ pub trait PromptTuner: Debug + Send + Sync {
         None
     }
 
-    /// Tensors that PEFT's file holds beside the table, under these names.
+    /// Names of further tensors in PEFT's file.
     fn stored(&self) -> &'static [&'static str] {
         &[]
     }
 
-    /// Whether the second half of the table stands before the decoder's input where there are two sub-modules.
+    /// Whether the second half of the table goes before the decoder's input where there are two sub-modules.
     fn prompts_decoder(&self) -> bool {
         false
     }
@@ -137,19 +137,19 @@ pub struct PromptCall<'a> {
     pub training: bool,
 }
 
-/// The words of the base model, from which a prompt may be made.
+/// The token embeddings of the base model, from which a prompt may be initialized.
 #[derive(Debug)]
-pub struct Words<'a> {
-    /// What [`ModelInfo::word_scale`] gives words in the model, done: `[words, width]`.
+pub struct TokenEmbeddings<'a> {
+    /// With [`ModelInfo::embedding_scale`] applied, `[vocabulary, width]`.
     pub table: Tensor<2>,
-    /// Turns the text of a prompt into words, where one was given.
+    /// Tokenizes the text of a prompt, where one was given.
     pub tokenizer: Option<&'a dyn Tokenizer>,
     /// The adapter's seed.
     pub seed: u64,
 }
 
-impl Words<'_> {
-    /// The vectors of these words, `[ids, width]`, in single precision.
+impl TokenEmbeddings<'_> {
+    /// The embeddings of these tokens, `[ids, width]`, in single precision.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) if an id lies outside the vocabulary; `key` is the option that named it.
@@ -179,7 +179,7 @@ pub struct PromptPlan {
 }
 
 impl PromptPlan {
-    /// What the model says of itself once the prompt stands before its input: fewer positions are left for text.
+    /// The model's info with the prompt: fewer positions are left for text.
     pub fn info(&self, info: &ModelInfo) -> ModelInfo {
         let shown = match self.tuner.entry() {
             PromptEntry::Embeddings => self.shape.num_virtual_tokens,
@@ -193,7 +193,7 @@ impl PromptPlan {
         }
     }
 
-    /// The prompt in words: how many tokens, where they enter, what is learnt and what is stored.
+    /// The prompt for people: how many tokens, where they enter, what is trained and what is stored.
     pub fn sentences(&self) -> Vec<String> {
         let shape = self.shape;
         let tokens = match shape.num_virtual_tokens {
@@ -234,7 +234,7 @@ impl PromptPlan {
 
     /// The inputs with the virtual tokens before them, as PEFT's wrappers hand them to the base model.
     ///
-    /// In generation a later pass finds them in its past; what it reads is counted from behind them.
+    /// In generation a later pass has them in its past keys and values, and its positions count on after them.
     pub(crate) fn before(&self, inputs: &Inputs, tensors: &Tensors<'_>, training: bool) -> Inputs {
         let mut inputs = inputs.clone();
         let Some(batch) = inputs.batch() else { return inputs };
@@ -265,7 +265,7 @@ impl PromptPlan {
             }
             PromptEntry::PastKeyValues => {
                 let shift = i64::try_from(tokens).unwrap_or(i64::MAX);
-                inputs.position_ids = inputs.position_ids.map(|places| places + shift);
+                inputs.position_ids = inputs.position_ids.map(|positions| positions + shift);
                 let mask = match self.is_encoder_decoder {
                     true => &mut inputs.decoder_attention_mask,
                     false => &mut inputs.attention_mask,
@@ -296,7 +296,7 @@ impl PromptPlan {
     }
 }
 
-/// Columns of one value before the others.
+/// Prepends columns of one value, `[rows, columns + …]`.
 fn behind(table: Tensor<2, Int>, columns: usize, value: i64) -> Tensor<2, Int> {
     let [rows, _] = table.dims();
     let front = Tensor::<2, Int>::full([rows, columns], value, (&table.device(), table.dtype()));

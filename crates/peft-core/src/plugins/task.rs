@@ -17,22 +17,22 @@ use crate::{
 /// PEFT's class name of the wrapper that a model without a task type gets.
 pub const DEFAULT_WRAPPER: &str = "PeftModel";
 
-/// One row of data with all examples made from it and what the model said about each.
+/// One row of data with all examples made from it and the model's scores for each.
 #[derive(Debug)]
-pub struct Judged<'a> {
+pub struct Scored<'a> {
     /// The row.
     pub row: &'a Row,
     /// Its examples: one, or one for each window of a long text.
     pub examples: Vec<(&'a Example, &'a Scores)>,
 }
 
-/// What a model is to write for one row.
+/// What generation starts from for one row, and what its text is compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
-    /// The tokens that it goes on from, or the source's where there is an encoder.
+pub struct GenerationPrompt {
+    /// Token ids of the prompt, or of the source where there is an encoder.
     pub prompt: Vec<u32>,
-    /// The text that it should write, where the row says so.
-    pub wanted: Option<String>,
+    /// The reference text, where the row has one.
+    pub reference: Option<String>,
 }
 
 /// The classes that a data set has, and what kind of problem they make.
@@ -76,10 +76,10 @@ pub trait Task: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Judges the examples together, before the first step: whether what must be learnt is.
+    /// Checks the examples together, before the first step.
     ///
     /// # Errors
-    /// [`Error::Data`](crate::Error::Data) with what is not learnt.
+    /// [`Error::Data`](crate::Error::Data) with what is missing from the loss.
     fn check_examples(&self, _examples: &[Example], _context: &EncodeContext<'_>) -> Result<()> {
         Ok(())
     }
@@ -113,7 +113,7 @@ pub trait Task: Debug + Send + Sync {
     }
 
     /// How many consecutive examples belong together and must stay in one batch.
-    fn bound(&self) -> usize {
+    fn group_size(&self) -> usize {
         1
     }
 
@@ -144,7 +144,7 @@ pub trait Task: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) with file and line.
-    fn asks(&self, _row: &Row, _context: &EncodeContext<'_>) -> Result<Option<Asked>> {
+    fn asks(&self, _row: &Row, _context: &EncodeContext<'_>) -> Result<Option<GenerationPrompt>> {
         Ok(None)
     }
 
@@ -155,13 +155,13 @@ pub trait Task: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) with file and line of a row whose label cannot be read.
-    fn metrics(&self, rows: &[Judged<'_>], context: &EncodeContext<'_>) -> Result<Metrics>;
+    fn metrics(&self, rows: &[Scored<'_>], context: &EncodeContext<'_>) -> Result<Metrics>;
 
     /// The answer for one row, as a JSON object.
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) with file and line.
-    fn answer(&self, row: &Judged<'_>, context: &EncodeContext<'_>) -> Result<Value>;
+    fn answer(&self, row: &Scored<'_>, context: &EncodeContext<'_>) -> Result<Value>;
 }
 
 /// A role that a column of the data plays for a task.
@@ -171,7 +171,7 @@ pub struct Column {
     pub role: &'static str,
     /// Whether every row must have it.
     pub required: bool,
-    /// Whether it holds what is learnt, which only labelled rows need.
+    /// Whether it holds labels, which only training and evaluation need.
     pub learnt: bool,
     /// What it holds.
     pub holds: &'static str,

@@ -26,12 +26,12 @@ pub trait Tuner: Debug + Send + Sync {
     /// If nothing is selected, or something that the tuner cannot adapt.
     fn plan(&self, config: &PeftConfig, model: &ModuleTree, info: &ModelInfo, task: &TaskRules) -> Result<Plan>;
 
-    /// Whether every parameter is trained in place, so that the result is a model and no adapter.
+    /// Whether every parameter is trained in place, so that the result is a full model.
     fn trains_in_place(&self) -> bool {
         false
     }
 
-    /// Whether virtual tokens stand before the input.
+    /// Whether it is a prompt method: virtual tokens before the input.
     fn is_prompt(&self) -> bool {
         false
     }
@@ -54,10 +54,10 @@ pub trait LayerTuner: Debug + Send + Sync {
     fn merged(&self, tensors: &Tensors<'_>, weight: DynTensor) -> DynTensor;
 
     /// [`merged`](Self::merged) onto what adapters before this one have made of the weight, as the running model has it: for a tuner
-    /// that looks at the frozen weight beside the running one.
+    /// that needs the frozen weight as well as the running one.
     ///
     /// # Shapes
-    /// - `running`, `frozen`, returned: as there
+    /// - `running`, `frozen`, returned: Burn's orientation, `[d_in, d_out]` for a linear layer
     fn merged_onto(&self, tensors: &Tensors<'_>, running: DynTensor, _frozen: &DynTensor) -> DynTensor {
         self.merged(tensors, running)
     }
@@ -112,7 +112,7 @@ pub trait LayerTuner: Debug + Send + Sync {
         }
     }
 
-    /// The same on a parameter that is tied to the layer's weight, with its dimensions swapped or not, for a tuner that tied parameters
+    /// The tuner on a parameter that is tied to the layer's weight, with its dimensions swapped or not, for a tuner that tied parameters
     /// follow; none for others, which is the default.
     fn tied(&self, _transposed: bool) -> Option<Arc<dyn LayerTuner>> {
         None

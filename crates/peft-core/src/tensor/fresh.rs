@@ -36,7 +36,7 @@ impl FreshValues {
         Self { std: Some(std), ..Self::default() }
     }
 
-    /// The same with a row of a table at zero, if there is one.
+    /// Sets one row of an embedding to zero: that of the padding token.
     #[must_use]
     pub fn with_zero_row(mut self, ending: &'static str, row: Option<usize>) -> Self {
         self.zero_rows.extend(row.map(|row| (ending, row)));

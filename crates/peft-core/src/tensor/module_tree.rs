@@ -15,7 +15,7 @@ pub fn is_inside(name: &str, outer: &str) -> bool {
     name.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// How many values a tensor of this shape has; `usize::MAX` stands for more than can be counted.
+/// How many values a tensor of this shape has; saturates at `usize::MAX`.
 pub fn num_values(shape: &[usize]) -> usize {
     shape.iter().fold(1, |product, size| product.saturating_mul(*size))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, FloatDType, Int, Tensor, module};
 
-use super::quantized::PackedWeight;
+use super::quantized::QuantizedWeight;
 
 /// How a layer without adapters is computed, from its input `[tokens, d_in]`, weight `[d_in, d_out]` and bias.
 pub type Product = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>) -> Tensor<2>;
@@ -15,16 +15,16 @@ pub type Product = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>) -> Tensor<2>;
 pub enum FrozenWeight {
     /// `[d_in, d_out]`.
     Dense(Tensor<2>),
-    /// The same packed.
-    Packed(Arc<dyn PackedWeight>),
+    /// `[d_in, d_out]`, quantized.
+    Quantized(Arc<dyn QuantizedWeight>),
 }
 
 impl FrozenWeight {
-    /// The values, `[d_in, d_out]`: of a packed weight a copy as large as the layer, so ask only where there is no other way.
+    /// The values, `[d_in, d_out]`: dequantizing allocates a copy as large as the layer.
     pub fn dense(&self) -> Tensor<2> {
         match self {
             Self::Dense(weight) => weight.clone(),
-            Self::Packed(weight) => weight.dense(),
+            Self::Quantized(weight) => weight.dense(),
         }
     }
 
@@ -32,28 +32,28 @@ impl FrozenWeight {
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Dense(weight) => weight.dims(),
-            Self::Packed(weight) => weight.dims(),
+            Self::Quantized(weight) => weight.dims(),
         }
     }
 
-    /// Rows of a table of words in the type that the model computes in.
+    /// Looks up token embeddings, in the data type that the model computes in.
     ///
     /// # Shapes
     /// - `ids`: `[batch, sequence]`
     /// - returned: `[batch, sequence, dimensions]`
     pub fn embed(&self, ids: Tensor<2, Int>, dtype: DType) -> Tensor<3> {
-        let words = match self {
+        let embeddings = match self {
             Self::Dense(table) => module::embedding(table.clone(), ids),
-            Self::Packed(table) => table.embed(ids),
+            Self::Quantized(table) => table.embed(ids),
         };
-        if words.dtype() == dtype { words } else { words.cast(FloatDType::from(dtype)) }
+        if embeddings.dtype() == dtype { embeddings } else { embeddings.cast(FloatDType::from(dtype)) }
     }
 
     /// `x W + b`, a dense weight's by `product`.
     pub fn linear(&self, product: Product, input: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         match self {
             Self::Dense(weight) => product(input, weight.clone(), bias),
-            Self::Packed(weight) => weight.linear(input, bias),
+            Self::Quantized(weight) => weight.linear(input, bias),
         }
     }
 }

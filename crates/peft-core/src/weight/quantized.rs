@@ -1,7 +1,7 @@
-//! Weights that are kept packed: what a model knows of a matrix whose values are nowhere in memory.
+//! Quantized weights: what a model knows of a matrix that is not in memory in full precision.
 //!
-//! In the module a [`placeholder`] stands in the weight's place, with its shape and no memory; [`attach`](crate::model::attach::attach)
-//! hangs the packed weight on it. Whoever asks the parameter for its value gets it unpacked, and layers that are
+//! The module has a [`placeholder`] for the weight, of its shape and without memory; [`attach`](crate::model::attach::attach)
+//! attaches the quantized weight to it. The value of the parameter is the dequantized weight, and layers that are
 //! [adapted](crate::adapted_linear) compute with it as it is.
 
 use std::{any::Any, collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -13,22 +13,22 @@ use burn::{
 
 use crate::{DynParam, DynTensor};
 
-/// A frozen linear layer's weight, or a table of words, in fewer bits than its values need.
-pub trait PackedWeight: Debug + Send + Sync {
-    /// The values in single precision, as large as the layer: `[d_in, d_out]`, a table's `[words, dimensions]`.
+/// A frozen linear layer's weight, or token embeddings, in 8 bits a value or fewer.
+pub trait QuantizedWeight: Debug + Send + Sync {
+    /// The values in single precision, as large as the layer: `[d_in, d_out]`, of token embeddings `[vocabulary, dimensions]`.
     fn dense(&self) -> Tensor<2>;
 
     /// `[d_in, d_out]`.
     fn dims(&self) -> [usize; 2];
 
-    /// `x W + b`, of which nothing dense is kept for the pass back.
+    /// `x W + b`, which keeps no dense weight for the backward pass.
     ///
     /// # Shapes
     /// - `input`: `[tokens, d_in]`
     /// - returned: `[tokens, d_out]`
     fn linear(&self, input: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2>;
 
-    /// Rows of a table of words, for one that is.
+    /// Looks up token embeddings.
     ///
     /// # Shapes
     /// - `ids`: `[batch, sequence]`
@@ -37,32 +37,32 @@ pub trait PackedWeight: Debug + Send + Sync {
         module::embedding(self.dense(), ids)
     }
 
-    /// How it is packed: `nf4`.
+    /// The data type: `nf4`, `Q8_0`.
     fn kind(&self) -> &str;
 
-    /// The memory it takes.
+    /// The memory it takes, in bytes.
     fn bytes(&self) -> usize;
 
-    /// Other values packed in the same way, `[d_in, d_out]`, which changes them; none where values cannot be packed so.
-    fn repacked(&self, values: Tensor<2>) -> Option<Arc<dyn PackedWeight>>;
+    /// Quantizes other values `[d_in, d_out]` to the same data type, with rounding; none where that is not supported.
+    fn requantized(&self, values: Tensor<2>) -> Option<Arc<dyn QuantizedWeight>>;
 
-    /// What checkpoints hold of it, by name; nothing if they cannot. `parameter` is the name of the dense weight.
+    /// Its tensors in a checkpoint, by name; empty if checkpoints cannot hold it. `parameter` is the name of the dense weight.
     fn stored(&self, parameter: &str) -> Vec<(String, TensorData)>;
 
-    /// The same on another device.
-    fn to_device(&self, device: &Device) -> Arc<dyn PackedWeight>;
+    /// The weight on another device.
+    fn to_device(&self, device: &Device) -> Arc<dyn QuantizedWeight>;
 
-    /// What a backend's operations know it as: for tuners that have an operation of their own.
+    /// The concrete type, for a backend's fused operations.
     fn as_any(&self) -> &dyn Any;
 }
 
-/// The packed weights of a model by the names of their parameters.
+/// The quantized weights of a model by the names of their parameters.
 #[derive(Debug, Clone, Default)]
-pub struct PackedWeights(Arc<BTreeMap<String, Arc<dyn PackedWeight>>>);
+pub struct QuantizedWeights(Arc<BTreeMap<String, Arc<dyn QuantizedWeight>>>);
 
-impl PackedWeights {
-    /// The parameter's weight, if it is packed.
-    pub fn get(&self, parameter: &str) -> Option<&Arc<dyn PackedWeight>> {
+impl QuantizedWeights {
+    /// The parameter's weight, if it is quantized.
+    pub fn get(&self, parameter: &str) -> Option<&Arc<dyn QuantizedWeight>> {
         self.0.get(parameter)
     }
 
@@ -72,35 +72,35 @@ impl PackedWeights {
     }
 
     /// Names and weights in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<dyn PackedWeight>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<dyn QuantizedWeight>)> {
         self.0.iter().map(|(name, weight)| (name.as_str(), weight))
     }
 
-    /// The memory of all of them.
+    /// The memory of all of them, in bytes.
     pub fn bytes(&self) -> usize {
         self.0.values().map(|weight| weight.bytes()).sum()
     }
 }
 
-impl FromIterator<(String, Arc<dyn PackedWeight>)> for PackedWeights {
-    fn from_iter<I: IntoIterator<Item = (String, Arc<dyn PackedWeight>)>>(weights: I) -> Self {
+impl FromIterator<(String, Arc<dyn QuantizedWeight>)> for QuantizedWeights {
+    fn from_iter<I: IntoIterator<Item = (String, Arc<dyn QuantizedWeight>)>>(weights: I) -> Self {
         Self(Arc::new(weights.into_iter().collect()))
     }
 }
 
-/// A parameter of a shape and without values: one number, which is none, seen from every place.
+/// A parameter of a shape without memory: one NaN, expanded.
 ///
-/// What forgets that the weight is packed computes NaN, and not something plausible.
+/// Code that reads the placeholder instead of the quantized weight computes NaN rather than something plausible.
 pub fn placeholder(id: ParamId, shape: [usize; 2], dtype: DType, device: &Device) -> Param<Tensor<2>> {
     let nothing = Tensor::<2>::from_data(TensorData::new(vec![f32::NAN], [1, 1]).convert_dtype(dtype), (device, dtype));
     Param::initialized(id, nothing.expand(shape))
 }
 
-/// The value of a parameter of the base model, unpacked if it is packed.
-pub fn base_value(param: &DynParam, packed: Option<&Arc<dyn PackedWeight>>) -> DynTensor {
+/// The value of a parameter of the base model, dequantized if it is quantized.
+pub fn base_value(param: &DynParam, quantized: Option<&Arc<dyn QuantizedWeight>>) -> DynTensor {
     let value = param.tensor().without_autodiff();
-    match (packed, &value) {
-        (Some(packed), DynTensor::R2(placeholder)) => DynTensor::R2(packed.dense()).cast(placeholder.dtype()),
+    match (quantized, &value) {
+        (Some(quantized), DynTensor::R2(placeholder)) => DynTensor::R2(quantized.dense()).cast(placeholder.dtype()),
         _ => value,
     }
 }

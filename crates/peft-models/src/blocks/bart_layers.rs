@@ -221,7 +221,7 @@ impl Seq2SeqBackbone for Bart {
         let hidden = embeddings.forward(behind_prompt(inputs.prompt.as_ref(), words), 0);
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
         let mask = Arc::new(mask);
-        let hidden = run_layers(layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
+        let hidden = run_layers(layers, inputs.checkpointed_layers(), hidden, [], move |layer, _, hidden, []| {
             layer.forward(hidden, &mask)
         });
         Some(finished(layer_norm.as_ref(), hidden))
@@ -234,11 +234,11 @@ impl Seq2SeqBackbone for Bart {
         let words = behind_prompt(inputs.decoder_prompt.as_ref(), words);
         let hidden = embeddings.forward(words, past_length(inputs));
         let context = Arc::new(CrossContext::new(inputs, &hidden, states));
-        let forgetful = inputs.forgetful_layers().saturating_sub(self.encoder.layers.len());
+        let checkpointed = inputs.checkpointed_layers().saturating_sub(self.encoder.layers.len());
         let run = move |layer: &BartDecoderLayer, _, hidden, [states]: [Tensor<3>; 1]| {
             layer.forward(hidden, &states, &context)
         };
-        let hidden = run_layers(layers, forgetful, hidden, [states.clone()], run);
+        let hidden = run_layers(layers, checkpointed, hidden, [states.clone()], run);
         Some(finished(layer_norm.as_ref(), hidden))
     }
 
@@ -276,7 +276,7 @@ impl BartFamily {
         let shift = ShiftRight { start, pad_token_id };
         let is_shared = fields.flag_or("share_encoder_decoder_embeddings", true)?;
         let backbone = self.halves(fields, &layers, shift, is_shared)?;
-        let word_scale = backbone.encoder.embeddings.scale;
+        let embedding_scale = backbone.encoder.embeddings.scale;
         let decoder = Half::read("decoder", fields, fields.size("d_model")?)?;
         let model = Seq2SeqModel {
             backbone,
@@ -292,9 +292,9 @@ impl BartFamily {
                 fresh: ["shared.weight", "embed_tokens.weight"]
                     .iter()
                     .fold(FreshValues::with_std(std), |fresh, words| fresh.with_zero_row(words, padding)),
-                word_scale,
+                embedding_scale,
                 past: Some(decoder.attention.heads.past(decoder.layers)),
-                forgets: true,
+                supports_checkpointing: true,
                 max_positions: Some(fields.size("max_position_embeddings")?),
                 shift_right: Some(shift),
                 ..ModelInfo::custom()

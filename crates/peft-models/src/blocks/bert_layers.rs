@@ -210,7 +210,7 @@ impl BertEncoder {
         let mask = AttentionMask::bidirectional(inputs.attention_mask.as_ref(), &hidden);
         let (mask, past) = (Arc::new(mask), inputs.past_key_values.clone());
         let layers = self.layer.get(..count).unwrap_or(&self.layer);
-        run_layers(layers, inputs.forgetful_layers(), hidden, [], move |layer, at, hidden, []| {
+        run_layers(layers, inputs.checkpointed_layers(), hidden, [], move |layer, at, hidden, []| {
             layer.forward(hidden, &mask, past.as_ref().map(|past| (past, at)))
         })
     }

@@ -64,7 +64,7 @@ impl DecoderSizes {
 }
 
 /// A layer of a [`Decoder`].
-pub trait DecoderLayer: Module + ModuleDisplay + 'static {
+pub trait DecoderLayer: Module + ModuleDisplay + Sync + 'static {
     /// The next hidden state.
     ///
     /// # Shapes
@@ -78,7 +78,7 @@ pub struct Decoder<L: DecoderLayer> {
     embed_tokens: Embedding,
     layers: Vec<L>,
     norm: RmsNorm,
-    word_scale: f64,
+    embedding_scale: f64,
     #[module(skip)]
     sight: Sight,
     #[module(skip)]
@@ -107,13 +107,20 @@ impl<L: DecoderLayer> Decoder<L> {
     /// A decoder of these layers and this last norm.
     pub fn new(make: &Layers<'_>, sizes: &DecoderSizes, sight: Sight, layers: Vec<L>, norm: RmsNorm) -> Self {
         let past = sizes.key_heads.past(layers.len());
-        Self { embed_tokens: make.embedding(sizes.vocab, sizes.hidden), layers, norm, word_scale: 1.0, sight, past }
+        Self {
+            embed_tokens: make.embedding(sizes.vocab, sizes.hidden),
+            layers,
+            norm,
+            embedding_scale: 1.0,
+            sight,
+            past,
+        }
     }
 
     /// The same with words, but not embedded inputs, multiplied by a factor: `√hidden` in Gemma.
     #[must_use]
-    pub fn with_word_scale(self, word_scale: f64) -> Self {
-        Self { word_scale, ..self }
+    pub fn with_word_scale(self, embedding_scale: f64) -> Self {
+        Self { embedding_scale, ..self }
     }
 
     /// With what Llama and its kin say of themselves; what a family has otherwise, it sets in the result.
@@ -127,9 +134,9 @@ impl<L: DecoderLayer> Decoder<L> {
             config: fields.0.clone(),
             ignored_tensors: &["rotary_emb.inv_freq"],
             fresh: FreshValues::default().with_zero_row("embed_tokens.weight", fields.padding_row(None)?),
-            word_scale: self.word_scale,
+            embedding_scale: self.embedding_scale,
             past: Some(self.past),
-            forgets: true,
+            supports_checkpointing: true,
             max_positions: Some(self.sight.rotary.reach(fields.size("max_position_embeddings")?)),
             ..ModelInfo::custom()
         };
@@ -140,9 +147,9 @@ impl<L: DecoderLayer> Decoder<L> {
 
 impl<L: DecoderLayer> CausalBackbone for Decoder<L> {
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>> {
-        let hidden = embed_scaled(&self.embed_tokens, self.word_scale, inputs)?;
+        let hidden = embed_scaled(&self.embed_tokens, self.embedding_scale, inputs)?;
         let context = Arc::new(DecoderContext::new(&self.sight, inputs, &hidden));
-        let hidden = run_layers(&self.layers, inputs.forgetful_layers(), hidden, [], move |layer, _, hidden, []| {
+        let hidden = run_layers(&self.layers, inputs.checkpointed_layers(), hidden, [], move |layer, _, hidden, []| {
             layer.forward(hidden, &context)
         });
         Some(self.norm.forward(hidden))

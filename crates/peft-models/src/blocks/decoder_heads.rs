@@ -17,7 +17,7 @@ use super::{Fields, Layers, adapted_linear, dropout, last_token, past_length, sp
 pub trait CausalBackbone: Module + ModuleDisplay + Forward + 'static {
     /// The last hidden state, `[batch, sequence, hidden]`; none without input.
     ///
-    /// What it computes of `input_ids` alone follows from their shape ([`ModelInfo::records`]).
+    /// What it computes of `input_ids` alone follows from their shape ([`ModelInfo::supports_graph_capture`]).
     fn decode(&self, inputs: &Inputs) -> Option<Tensor<3>>;
 
     /// The table of words, as wide as what [`decode`](Self::decode) gives: a tied output layer shares it.
@@ -110,7 +110,7 @@ impl<B: CausalBackbone> CausalModel<B> {
                 layers.linear(width, vocab, false)
             };
             info.output_embedding = Some(head);
-            info.records = true;
+            info.supports_graph_capture = true;
             Ok(BaseModel::new(Box::new(CausalLM { model, lm_head, soft_cap }), info))
         } else if *class == AutoClass::SEQUENCE_CLASSIFICATION {
             info.head_modules = vec![info.rename("score")];

@@ -3,9 +3,9 @@
 use burn::{nn::Linear, tensor::Tensor};
 use peft_backends::ops::{self, Adapted, LowRank, Normed, PackedMatrix, Weight};
 use peft_core::{
-    AdapterSet, Conv1D, FrozenWeight, LinearParts, Outputs, WordLogits, adapted_linear_by, linear_parts,
+    AdapterSet, Conv1D, FrozenWeight, LinearParts, Outputs, VocabularyLogits, adapted_linear_by, linear_parts,
     plugins::tuner,
-    weight::token_logits::{Targets, soft_capped},
+    weight::vocabulary_logits::{Targets, soft_capped},
 };
 
 /// A linear layer and the active adapters on its weight: [`peft_core::adapted_linear`], computed by [`ops::linear`].
@@ -34,7 +34,7 @@ pub(super) fn adapted_parts(linear: &Linear) -> Option<Adapted> {
     let LinearParts { weight, bias, low_rank } = linear_parts(linear)?;
     let weight = match weight {
         FrozenWeight::Dense(weight) => Weight::Dense(weight),
-        FrozenWeight::Packed(weight) => Weight::Packed(weight.as_any().downcast_ref::<PackedMatrix>()?.clone()),
+        FrozenWeight::Quantized(weight) => Weight::Packed(weight.as_any().downcast_ref::<PackedMatrix>()?.clone()),
     };
     let low_rank = low_rank.map(|tuner::LowRank { a, b, scale, drop }| LowRank { a, b, scale, drop });
     Some(Adapted { weight, bias, low_rank })
@@ -56,11 +56,11 @@ pub fn adapted_conv1d<const D: usize>(conv: &Conv1D, input: Tensor<D>) -> Tensor
 pub fn word_logits(head: &Linear, hidden: Tensor<3>, soft_cap: Option<f64>) -> Outputs {
     let weight = match head.weight.reparameterization::<AdapterSet>() {
         None => Some(FrozenWeight::Dense(head.weight.val())),
-        Some(set) => set.packed().filter(|_| set.is_plain()).map(FrozenWeight::Packed),
+        Some(set) => set.quantized().filter(|_| set.is_plain()).map(FrozenWeight::Quantized),
     };
     if let Some(weight) = weight.filter(|_| head.bias.is_none()) {
-        let words = WordLogits { hidden, weight, soft_cap, product: ops::linear, losses };
-        return Outputs::new().with_words("logits", words);
+        let words = VocabularyLogits { hidden, weight, soft_cap, product: ops::linear, losses };
+        return Outputs::new().with_vocabulary_logits("logits", words);
     }
     Outputs::new().with("logits", soft_capped(adapted_linear(head, hidden), soft_cap))
 }
@@ -71,7 +71,7 @@ fn losses(hidden: &Tensor<2>, weight: &FrozenWeight, targets: Targets<'_>, soft_
             Targets::Known(targets) => ops::linear_cross_entropies(hidden, weight, targets, soft_cap),
             Targets::OnDevice(targets) => ops::linear_cross_entropies_of_each(hidden, weight, targets, soft_cap),
         },
-        FrozenWeight::Packed(weight) => {
+        FrozenWeight::Quantized(weight) => {
             let weight = weight.as_any().downcast_ref::<PackedMatrix>()?;
             match targets {
                 Targets::Known(targets) => weight.cross_entropies(hidden, targets, soft_cap),

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use super::shards::{Shards, Stored, StoredType};
 use crate::quantization::{
-    ABSMAX, FORMAT, NESTED_ABSMAX, NESTED_MAP, QUANT_MAP, QUANT_STATE, QuantState, QuantizedWeight, SCB,
+    ABSMAX, FORMAT, NESTED_ABSMAX, NESTED_MAP, QUANT_MAP, QUANT_STATE, QuantState, QuantizedMatrix, SCB,
 };
 
 /// What a checkpoint says of a packed weight.
@@ -106,8 +106,8 @@ impl PackedInfo {
         weight: &str,
         parts: PackedParts,
         device: &Device,
-    ) -> Result<QuantizedWeight> {
-        QuantizedWeight::new(parts, &self.dtype, device).map_err(|problem| Error::Tensors {
+    ) -> Result<QuantizedMatrix> {
+        QuantizedMatrix::new(parts, &self.dtype, device).map_err(|problem| Error::Tensors {
             origin: shards.origin.clone(),
             problems: vec![format!("`{weight}`: {problem}")],
         })

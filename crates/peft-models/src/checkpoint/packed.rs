@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::Device;
 use peft_backends::ops::{GgmlType, PackedParts, Packing, quantize, quantize_q8_0};
-use peft_core::{Error, ModelInfo, ModuleKind, PackedWeight, Result, tensor::module_tree::is_inside};
+use peft_core::{Error, ModelInfo, ModuleKind, QuantizedWeight, Result, tensor::module_tree::is_inside};
 use serde_json::Value;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     shards::{Shards, Stored, StoredType},
     values::singles,
 };
-use crate::quantization::{EMBEDDINGS_KEY, QUANTIZATION_CONFIG, QuantizationConfig, QuantizedWeight};
+use crate::quantization::{EMBEDDINGS_KEY, QUANTIZATION_CONFIG, QuantizationConfig, QuantizedMatrix};
 
 /// How and where weights are packed.
 #[derive(Debug, Default)]
@@ -83,7 +83,7 @@ impl Packer {
         slot: &Slot,
         shards: &Shards,
         device: &Device,
-    ) -> Result<Option<QuantizedWeight>> {
+    ) -> Result<Option<QuantizedMatrix>> {
         let Source::Tensor(key) = &slot.source else { return Ok(None) };
         let is_packed = slot.kind == ModuleKind::Embedding && (self.keeps_blocks || self.embeddings.contains(name));
         let Some(stored) = shards.get(key).filter(|_| is_packed) else { return Ok(None) };
@@ -102,7 +102,7 @@ impl Packer {
         slot: &Slot,
         shards: &Shards,
         device: &Device,
-    ) -> Result<Option<Arc<dyn PackedWeight>>> {
+    ) -> Result<Option<Arc<dyn QuantizedWeight>>> {
         let Source::Tensor(key) = &slot.source else { return Ok(None) };
         let is_embedding = self.embeddings.contains(name);
         let Some(stored) = shards.get(key).filter(|_| is_embedding || self.names.contains(name)) else {
@@ -164,8 +164,8 @@ fn embeddings(asked: &QuantizationConfig, plan: &Matching, info: &ModelInfo) -> 
     Ok(names)
 }
 
-fn weight(parts: PackedParts, dtype: &str, device: &Device, key: &str, shards: &Shards) -> Result<QuantizedWeight> {
-    QuantizedWeight::new(parts, dtype, device).map_err(|problem| Error::Tensors {
+fn weight(parts: PackedParts, dtype: &str, device: &Device, key: &str, shards: &Shards) -> Result<QuantizedMatrix> {
+    QuantizedMatrix::new(parts, dtype, device).map_err(|problem| Error::Tensors {
         origin: shards.origin.clone(),
         problems: vec![format!("`{key}`: {problem}")],
     })

@@ -15,7 +15,7 @@ use half::{
     vec::HalfBitsVecExt,
 };
 use peft_core::{
-    BaseModel, DynParam, DynTensor, ModelInfo, ModuleKind, PackedWeight, Result, weight::quantized::placeholder,
+    BaseModel, DynParam, DynTensor, ModelInfo, ModuleKind, QuantizedWeight, Result, weight::quantized::placeholder,
 };
 use safetensors::Dtype;
 
@@ -71,7 +71,7 @@ pub(super) fn fill(
         })
     };
     // The table of words, by the names of all parameters that are it: each as its own layer has it.
-    let mut packed: BTreeMap<String, Arc<dyn PackedWeight>> = BTreeMap::new();
+    let mut packed: BTreeMap<String, Arc<dyn QuantizedWeight>> = BTreeMap::new();
     for (name, slot) in plan.slots.iter().filter(|(_, slot)| slot.kind == ModuleKind::Embedding) {
         let copies = info.tied.iter().filter(|(_, original)| original == name).map(|(copy, _)| copy);
         let copies: Vec<_> = copies.filter_map(|copy| Some((copy, plan.slots.get(copy)?))).collect();
@@ -86,7 +86,7 @@ pub(super) fn fill(
         packed.extend(
             copies
                 .iter()
-                .map(|(copy, _)| -> (String, Arc<dyn PackedWeight>) { ((*copy).clone(), Arc::new(weight.clone())) }),
+                .map(|(copy, _)| -> (String, Arc<dyn QuantizedWeight>) { ((*copy).clone(), Arc::new(weight.clone())) }),
         );
         packed.insert(name.clone(), Arc::new(weight.as_table()));
     }
@@ -145,7 +145,7 @@ pub(super) fn fill(
     });
     match failure {
         Some(error) => Err(error),
-        None => Ok(BaseModel { module, info, packed: packed.into_iter().collect() }),
+        None => Ok(BaseModel { module, info, quantized: packed.into_iter().collect() }),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use burn::tensor::{DType, TensorData};
 use peft_core::{
-    BaseModel, Error, ModelInfo, ModuleKind, PackedWeight, Result,
+    BaseModel, Error, ModelInfo, ModuleKind, QuantizedWeight, Result,
     files::{create_folder, read_bytes, write_atomically, write_safetensors},
     tensor::finite::first_not_finite,
     weight::quantized::base_value,
@@ -29,8 +29,8 @@ pub fn save(base: &BaseModel, source: Option<&Path>, folder: &Path) -> Result<()
         return Err(Error::NotFiniteOutput { output: name.to_owned() });
     }
     let mut config = info.config.clone();
-    let stored = |(name, weight): (&str, &Arc<dyn PackedWeight>)| weight.stored(&info.stored(name));
-    let packed: Vec<_> = base.packed.iter().flat_map(stored).collect();
+    let stored = |(name, weight): (&str, &Arc<dyn QuantizedWeight>)| weight.stored(&info.stored(name));
+    let packed: Vec<_> = base.quantized.iter().flat_map(stored).collect();
     if packed.is_empty() {
         config.shift_remove(QUANTIZATION_CONFIG);
     }
@@ -72,7 +72,7 @@ fn stored_tensors(base: &BaseModel) -> BTreeMap<String, TensorData> {
     let tree = base.tree();
     let mut tensors = BTreeMap::new();
     base.module.boxed_clone().map_params(&|path| base.info.rename(path), &mut |name, param| {
-        let packed = base.packed.get(name);
+        let packed = base.quantized.get(name);
         if base.info.is_computed(name) || packed.is_some_and(|packed| !packed.stored(name).is_empty()) {
             return param;
         }

@@ -6,11 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    HubId,
-    needed::{Needed, POOLING},
-};
-use crate::{chat_template, checkpoint::shards::read_index};
+use super::{HubId, needed::Needed};
+use crate::checkpoint::shards::read_index;
 
 /// The folder of a repository, at a revision.
 #[derive(Debug)]
@@ -22,6 +19,8 @@ pub(super) struct Cached {
     locks: PathBuf,
     /// The revision asked for.
     revision: String,
+    /// The folder of the repository that was asked for.
+    subfolder: Option<String>,
 }
 
 impl Cached {
@@ -32,6 +31,7 @@ impl Cached {
             #[cfg(feature = "hub")]
             locks: cache.join(".locks").join(&name),
             revision: id.revision.clone(),
+            subfolder: id.subfolder.clone(),
         }
     }
 
@@ -64,14 +64,21 @@ impl Cached {
         Some(self.of_commit(commit)).filter(|folder| folder.is_dir())
     }
 
-    /// That folder, if it has what is needed.
+    /// What was asked for in it.
+    pub(super) fn place(&self) -> Option<PathBuf> {
+        let snapshot = self.snapshot()?;
+        Some(self.subfolder.as_ref().map_or_else(|| snapshot.clone(), |folder| snapshot.join(folder)))
+    }
+
+    /// What was asked for, if it has what is needed.
     ///
     /// # Errors
     /// With what is missing.
     pub(super) fn complete(&self, needed: Needed) -> Result<PathBuf, String> {
         let folder = self.snapshot().ok_or("not")?;
         let incomplete = |lack: String| format!("only in part ({lack})");
-        let selection = needed.select(&listing(&folder)).map_err(incomplete)?;
+        let selection = needed.select_in(&listing(&folder), self.subfolder.as_deref()).map_err(incomplete)?;
+        let folder = folder.join(&selection.folder);
         let Some(index) = selection.index else { return Ok(folder) };
         let shards = read_index(&folder.join(index)).map_err(|error| incomplete(error.to_string()))?;
         match shards.values().find(|shard| !folder.join(shard).exists()) {
@@ -86,14 +93,21 @@ pub(super) fn is_commit(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The names of the files that could be needed and are there.
+/// The names of the files that are there.
 fn listing(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    // A link whose blob was deleted is no file.
-    let files = entries.filter(|entry| entry.path().is_file()).filter_map(|entry| entry.file_name().into_string().ok());
-    let templates = chat_template::additional(folder)
-        .into_iter()
-        .filter_map(|(_, path)| Some(format!("{}/{}", chat_template::FOLDER, path.file_name()?.to_str()?)));
-    let files = files.chain(templates);
-    files.chain(folder.join(POOLING).is_file().then(|| POOLING.to_owned())).collect()
+    let mut found = BTreeSet::new();
+    let mut below = vec![String::new()];
+    while let Some(prefix) = below.pop() {
+        for entry in fs::read_dir(folder.join(&prefix)).into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let name = format!("{prefix}{name}");
+            // A link whose blob was deleted is no file; links to folders are not the cache's.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                below.push(format!("{name}/"));
+            } else if entry.path().is_file() {
+                found.insert(name);
+            }
+        }
+    }
+    found
 }

@@ -68,15 +68,19 @@ impl Download<'_> {
     fn fetch(&self, needed: Needed, report: &mut dyn FnMut(String)) -> Result<PathBuf, Failure> {
         let (commit, names) = self.listing()?;
         let lacks = |lack: String| self.client.missing(format!("has {lack}"));
-        let selection = needed.select(&names).map_err(lacks)?;
-        let folder = self.cached.of_commit(&commit);
+        let selection = needed.select_in(&names, self.client.id.subfolder.as_deref()).map_err(lacks)?;
+        let folder = self.cached.of_commit(&commit).join(&selection.folder);
+        let within = |name: &str| match selection.folder.as_str() {
+            "" => name.to_owned(),
+            folder => format!("{folder}/{name}"),
+        };
         for file in &selection.files {
-            self.file(&commit, file, report)?;
+            self.file(&commit, &within(file), report)?;
         }
         if let Some(index) = selection.index {
             let shards: BTreeSet<_> = read_index(&folder.join(index))?.into_values().collect();
             for shard in &shards {
-                self.file(&commit, shard, report)?;
+                self.file(&commit, &within(shard), report)?;
             }
         }
         // Last, so that a revision never means a commit that was fetched only in part.

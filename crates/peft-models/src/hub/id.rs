@@ -5,22 +5,30 @@ use std::fmt;
 /// What is used where no revision is named.
 const MAIN: &str = "main";
 
-/// `org/name`, and the revision after an `@`: a branch, a tag or a commit.
+/// `org/name[@revision][:subfolder]`; a revision is a branch, a tag or a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubId {
     /// `org/name`.
     pub repo: String,
     /// The revision; `main` unless another was named.
     pub revision: String,
+    /// The folder inside the repository, if one was named: Python's `subfolder`.
+    pub subfolder: Option<String>,
 }
 
 impl HubId {
-    /// Reads `org/name` or `org/name@revision`; nothing for text that cannot be the name of a repository.
+    /// Reads such a text; nothing for one that cannot be the name of a repository.
     pub fn parse(text: &str) -> Option<Self> {
+        let (text, subfolder) = match text.split_once(':') {
+            Some((text, subfolder)) => (text, Some(subfolder.trim_end_matches('/'))),
+            None => (text, None),
+        };
         let (repo, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let (org, name) = repo.split_once('/')?;
-        let is_id = is_part(org) && is_part(name) && !is_file(name) && is_revision(revision);
-        is_id.then(|| Self { repo: repo.to_owned(), revision: revision.to_owned() })
+        let is_id =
+            is_part(org) && is_part(name) && !is_file(name) && is_path(revision) && subfolder.is_none_or(is_path);
+        let subfolder = subfolder.map(str::to_owned);
+        is_id.then(|| Self { repo: repo.to_owned(), revision: revision.to_owned(), subfolder })
     }
 
     /// The revision, if it is not the usual one.
@@ -31,10 +39,9 @@ impl HubId {
 
 impl fmt::Display for HubId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.named_revision() {
-            Some(revision) => write!(f, "{}@{revision}", self.repo),
-            None => f.write_str(&self.repo),
-        }
+        f.write_str(&self.repo)?;
+        self.named_revision().map_or(Ok(()), |revision| write!(f, "@{revision}"))?;
+        self.subfolder.as_ref().map_or(Ok(()), |subfolder| write!(f, ":{subfolder}"))
     }
 }
 
@@ -51,8 +58,8 @@ fn is_file(name: &str) -> bool {
     files.iter().any(|extension| name.to_lowercase().ends_with(extension))
 }
 
-/// `main`, `v1.0`, `refs/pr/3`, a commit: no way out of the cache's folder.
-fn is_revision(text: &str) -> bool {
+/// `main`, `v1.0`, `refs/pr/3`, a commit, a folder: no way out of the cache's folder.
+fn is_path(text: &str) -> bool {
     text.split('/').all(|part| {
         let is_known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+');
         !part.is_empty() && !part.starts_with('.') && part.chars().all(is_known)

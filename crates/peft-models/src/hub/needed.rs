@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use peft_core::files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, PROMPT_ENCODER_WEIGHTS};
+use peft_core::{
+    error::quoted,
+    files::{ADAPTER_CONFIG, ADAPTER_PYTORCH_WEIGHTS, ADAPTER_WEIGHTS, PROMPT_ENCODER_WEIGHTS},
+};
 
 use crate::{
     chat_template::is_additional,
@@ -12,8 +15,6 @@ use crate::{
 
 /// What a model says of its generation.
 const SETTINGS: &[&str] = &["generation_config.json"];
-/// The only one that lies in a folder of its own.
-pub(super) const POOLING: &str = "1_Pooling/config.json";
 /// What stands beside an adapter and says how it was trained.
 const BESIDE_ADAPTER: &[&str] = &["labels.json", "recipe.toml", PROMPT_ENCODER_WEIGHTS];
 
@@ -33,7 +34,9 @@ pub enum Needed {
 /// The files of a repository that are needed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Selection {
-    /// Those whose names are known beforehand.
+    /// The folder that they lie in; empty for the repository itself.
+    pub(super) folder: String,
+    /// Those whose names are known beforehand, in that folder.
     pub(super) files: Vec<String>,
     /// The index among them whose shards are needed too.
     pub(super) index: Option<&'static str>,
@@ -45,11 +48,27 @@ impl Needed {
         if self == Self::Adapter { "an adapter's folder" } else { "a model's folder or file" }
     }
 
-    /// Chooses among the files that there are.
+    /// Chooses among the files that there are, in a folder if one is named. An adapter that is not where it is looked for is taken
+    /// from the only folder that has one.
     ///
     /// # Errors
     /// With what is missing.
-    pub(super) fn select(self, there: &BTreeSet<String>) -> Result<Selection, String> {
+    pub(super) fn select_in(self, there: &BTreeSet<String>, folder: Option<&str>) -> Result<Selection, String> {
+        let folder = match folder {
+            Some(folder) => folder.to_owned(),
+            None if self == Self::Adapter && !there.contains(ADAPTER_CONFIG) => only_adapter(there)?,
+            None => String::new(),
+        };
+        if folder.is_empty() {
+            return self.select(there);
+        }
+        let inside = |name: &String| Some(name.strip_prefix(&folder)?.strip_prefix('/')?.to_owned());
+        let inside: BTreeSet<String> = there.iter().filter_map(inside).collect();
+        let selection = self.select(&inside).map_err(|lack| format!("{lack} in `{folder}`"))?;
+        Ok(Selection { folder, ..selection })
+    }
+
+    fn select(self, there: &BTreeSet<String>) -> Result<Selection, String> {
         let has = |name: &str| there.contains(name);
         let present = |names: &[&str]| names.iter().filter(|name| has(name)).map(|name| (*name).to_owned()).collect();
         let templates = || there.iter().filter(|name| is_additional(name)).cloned();
@@ -67,10 +86,10 @@ impl Needed {
                 return Err(format!("no {ADAPTER_CONFIG}"));
             }
             files.push(ADAPTER_CONFIG.to_owned());
-            return Ok(Selection { files, index });
+            return Ok(Selection { folder: String::new(), files, index });
         }
         if !has(CONFIG) {
-            return gguf(there).map(|file| Selection { files: vec![file], index });
+            return gguf(there).map(|file| Selection { folder: String::new(), files: vec![file], index });
         }
         files.push(CONFIG.to_owned());
         if self != Self::Config {
@@ -85,7 +104,22 @@ impl Needed {
             files.push(found.to_owned());
             index = [INDEX, PYTORCH_INDEX].into_iter().find(|index| *index == found);
         }
-        Ok(Selection { files, index })
+        Ok(Selection { folder: String::new(), files, index })
+    }
+}
+
+/// The only folder of a repository that has an adapter; empty if none has one, which is told of as missing.
+fn only_adapter(there: &BTreeSet<String>) -> Result<String, String> {
+    let folder = |name: &String| Some(name.strip_suffix(ADAPTER_CONFIG)?.strip_suffix('/')?.to_owned());
+    let found: Vec<String> = there.iter().filter_map(folder).collect();
+    match found.as_slice() {
+        [] => Ok(String::new()),
+        [one] => Ok(one.clone()),
+        [first, ..] => Err(format!(
+            "no {ADAPTER_CONFIG}, and {} folders with one: {}; name one of them, as in ORG/NAME:{first}",
+            found.len(),
+            quoted(found.join(", "))
+        )),
     }
 }
 
@@ -134,6 +168,27 @@ mod tests {
         check(Needed::Model, &["a.gguf", "README.md"], &["a.gguf"]);
         let adapter = ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "optimizer.pt"];
         check(Needed::Adapter, &adapter, &["adapter_model.safetensors", "adapter_config.json"]);
+    }
+
+    #[test]
+    fn an_adapter_is_found_in_the_folder_that_is_named_or_the_only_one() {
+        let adapter = |folder: &str| [ADAPTER_CONFIG, ADAPTER_WEIGHTS].map(|name| format!("{folder}/{name}"));
+        let found = |there: &[String], folder| {
+            let selection = Needed::Adapter.select_in(&there.iter().cloned().collect(), folder);
+            selection.map(|selection| (selection.folder, selection.files))
+        };
+        let files = vec![ADAPTER_WEIGHTS.to_owned(), ADAPTER_CONFIG.to_owned()];
+        let (one, two) = (adapter("math"), adapter("deep/code"));
+        assert_eq!(found(&one, None), Ok(("math".to_owned(), files.clone())));
+        let both = [&one[..], &two].concat();
+        assert_eq!(found(&both, Some("deep/code")), Ok(("deep/code".to_owned(), files)));
+        let error = found(&both, None).unwrap_err();
+        assert!(
+            error.contains("2 folders with one: deep/code, math; name one of them, as in ORG/NAME:deep/code"),
+            "{error}"
+        );
+        assert!(found(&both, Some("none")).unwrap_err().contains("in `none`"));
+        assert!(found(&[], None).unwrap_err().contains("no adapter_model.safetensors"));
     }
 
     #[test]

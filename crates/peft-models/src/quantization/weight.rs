@@ -4,13 +4,13 @@ use std::{any::Any, sync::Arc};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_backends::ops::{PackedMatrix, PackedParts, Packing, quantize};
-use peft_core::PackedWeight;
+use peft_core::QuantizedWeight;
 
 use super::stored;
 
 /// A packed matrix as a model's weight.
 #[derive(Debug, Clone)]
-pub struct QuantizedWeight {
+pub struct QuantizedMatrix {
     matrix: PackedMatrix,
     /// Whether it is a table, whose rows are looked up, and not the weight of a layer.
     is_table: bool,
@@ -18,7 +18,7 @@ pub struct QuantizedWeight {
     dtype: String,
 }
 
-impl QuantizedWeight {
+impl QuantizedMatrix {
     /// Puts a packed weight on a device; `dtype` is the type that it had before.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl QuantizedWeight {
     }
 }
 
-impl PackedWeight for QuantizedWeight {
+impl QuantizedWeight for QuantizedMatrix {
     fn dense(&self) -> Tensor<2> {
         if self.is_table { self.matrix.dense().transpose() } else { self.matrix.dense() }
     }
@@ -69,7 +69,7 @@ impl PackedWeight for QuantizedWeight {
         self.matrix.bytes()
     }
 
-    fn repacked(&self, values: Tensor<2>) -> Option<Arc<dyn PackedWeight>> {
+    fn requantized(&self, values: Tensor<2>) -> Option<Arc<dyn QuantizedWeight>> {
         let [d_in, d_out] = self.matrix.dims();
         let device = values.device().inner();
         let values = values.without_autodiff();
@@ -84,7 +84,7 @@ impl PackedWeight for QuantizedWeight {
         stored::tensors(parameter, self.matrix.parts(), &self.dtype)
     }
 
-    fn to_device(&self, device: &Device) -> Arc<dyn PackedWeight> {
+    fn to_device(&self, device: &Device) -> Arc<dyn QuantizedWeight> {
         Arc::new(Self { matrix: self.matrix.to_device(device), ..self.clone() })
     }
 

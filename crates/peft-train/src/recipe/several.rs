@@ -31,7 +31,8 @@ pub(super) fn several(
     [adapter, data, training]: [&Section; 3],
 ) -> Result<Recipe> {
     if shared.training.predict_with_generate {
-        let problem = "several adapters are not evaluated by what they write: take it away, or train them one by one";
+        let problem =
+            "predict_with_generate is not supported with several adapters: remove it, or train them one by one";
         return Err(training.error("predict_with_generate", problem));
     }
     if shared.data.adapter.is_some() {
@@ -74,7 +75,7 @@ fn one(shared: &Recipe, table: &Section, of_all: &Section) -> Result<OneOfSevera
     let (train, eval) = (table.text("train", "a path")?, table.text("eval", "a path")?);
     match (train, eval) {
         (None, Some(_)) => {
-            let problem = "rows of its own to evaluate on need rows of its own to train on: give `train` as well";
+            let problem = "`eval` requires `train` in the same [[adapters]] table";
             return Err(table.error("eval", problem));
         }
         (Some(train), eval) => {

@@ -140,7 +140,7 @@ fn factor(tensors: &Tensors<'_>, merged: &DynTensor) -> Option<Tensor<2>> {
     column_norms(merged).map(|norms| magnitude.unsqueeze::<2>() / norms)
 }
 
-/// `merged` with the lengths of columns that the magnitude gives: behind other adapters these are still those of the frozen weight
+/// `merged` with the lengths of columns that the magnitude gives: after other adapters these are still those of the frozen weight
 /// and this adapter's own product, as in the forward pass.
 fn scaled(tensors: &Tensors<'_>, lengths_of: &DynTensor, merged: DynTensor) -> DynTensor {
     let (Some(factor), Some(weight)) = (factor(tensors, lengths_of), merged.get::<2>()) else { return merged };

@@ -64,7 +64,7 @@ impl LayerTuner for LoraLinear {
         let (lora, bias) = (LowRank { a, b, scale, drop }, call.bias.as_ref());
         match &call.weight {
             FrozenWeight::Dense(weight) => ops::lora_linear(&call.input, weight, bias, lora),
-            FrozenWeight::Packed(weight) => {
+            FrozenWeight::Quantized(weight) => {
                 weight.as_any().downcast_ref::<PackedMatrix>()?.lora_linear(&call.input, bias, lora)
             }
         }

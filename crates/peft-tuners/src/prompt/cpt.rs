@@ -11,7 +11,7 @@ use peft_core::{
     inventory,
     plugins::{
         plan::TaskRules,
-        prompt::{PromptEntry, PromptShape, PromptTuner, Words},
+        prompt::{PromptEntry, PromptShape, PromptTuner, TokenEmbeddings},
         tuner::{Init, TensorSpec, Tensors},
     },
 };
@@ -145,8 +145,13 @@ impl PromptTuner for Cpt {
         tokens + delta * moves + fixed
     }
 
-    fn derived(&self, _name: &str, _shape: &PromptShape, words: &Words<'_>) -> Result<Option<TensorData>> {
-        words.embed("cpt_token_ids", &self.tokens()).map(Some)
+    fn derived(
+        &self,
+        _name: &str,
+        _shape: &PromptShape,
+        embeddings: &TokenEmbeddings<'_>,
+    ) -> Result<Option<TensorData>> {
+        embeddings.embed("cpt_token_ids", &self.tokens()).map(Some)
     }
 
     /// A token that moved further than it may is pulled back.

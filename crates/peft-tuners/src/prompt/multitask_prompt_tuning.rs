@@ -10,7 +10,7 @@ use peft_core::{
     inventory,
     plugins::{
         plan::TaskRules,
-        prompt::{PROMPT_EMBEDDINGS, PromptCall, PromptEntry, PromptShape, PromptTuner, Words},
+        prompt::{PROMPT_EMBEDDINGS, PromptCall, PromptEntry, PromptShape, PromptTuner, TokenEmbeddings},
         tuner::{Init, TensorSpec, Tensors},
     },
 };
@@ -173,12 +173,12 @@ impl PromptTuner for MultitaskPromptTuning {
         }
     }
 
-    fn derived(&self, name: &str, shape: &PromptShape, words: &Words<'_>) -> Result<Option<TensorData>> {
+    fn derived(&self, name: &str, shape: &PromptShape, embeddings: &TokenEmbeddings<'_>) -> Result<Option<TensorData>> {
         let path = self.prompt_tuning_init_state_dict_path.as_deref().filter(|_| self.prompt_tuning_init.is_source());
         let Some(path) = path.map(Path::new) else {
             let rows = shape.table(self.entry())[0];
             let text = self.prompt_tuning_init_text.as_deref();
-            return first_words(self.prompt_tuning_init.of_words(), text, rows, words).map(Some);
+            return first_words(self.prompt_tuning_init.of_words(), text, rows, embeddings).map(Some);
         };
         let Some(spec) = self.tensors(shape).into_iter().find(|spec| spec.name == name) else { return Ok(None) };
         let file = TensorFile::read(path, "the prompt to begin with")?;
@@ -195,7 +195,7 @@ impl PromptTuner for MultitaskPromptTuning {
         }
         // Factors of several tasks become those of the one that is learnt.
         let [tasks, a, b] = [0, 1, 2].map(|axis| found.get(axis).copied().unwrap_or(0));
-        let values = Tensor::<3>::from_data(data, &words.table.device());
+        let values = Tensor::<3>::from_data(data, &embeddings.table.device());
         let one = match self.prompt_tuning_init {
             MultitaskInit::AverageSourceTasks => values.mean_dim(0),
             _ if self.prompt_tuning_init_task < tasks => {

@@ -6,7 +6,7 @@ use peft_core::{
     Error, Result, TunerPlugin, inventory,
     plugins::{
         plan::TaskRules,
-        prompt::{PromptEntry, PromptShape, PromptTuner, Words},
+        prompt::{PromptEntry, PromptShape, PromptTuner, TokenEmbeddings},
         tuner::{Init, TensorSpec, Tensors},
     },
     tensor::random::seeded,
@@ -25,9 +25,9 @@ inventory::submit! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum PromptTuningInit {
-    /// Words of a text.
+    /// TokenEmbeddings of a text.
     Text,
-    /// Words of the vocabulary, drawn with equal chances.
+    /// TokenEmbeddings of the vocabulary, drawn with equal chances.
     SampleVocab,
     /// Normal with mean 0 and standard deviation 1.
     #[default]
@@ -78,10 +78,15 @@ impl PromptTuner for PromptTuning {
         tensors.get(EMBEDDING)
     }
 
-    fn derived(&self, _name: &str, shape: &PromptShape, words: &Words<'_>) -> Result<Option<TensorData>> {
+    fn derived(
+        &self,
+        _name: &str,
+        shape: &PromptShape,
+        embeddings: &TokenEmbeddings<'_>,
+    ) -> Result<Option<TensorData>> {
         let rows = shape.table(self.entry())[0];
         let text = self.prompt_tuning_init_text.as_deref();
-        first_words(self.prompt_tuning_init, text, rows, words).map(Some)
+        first_words(self.prompt_tuning_init, text, rows, embeddings).map(Some)
     }
 
     fn table_tensor(&self) -> Option<&'static str> {
@@ -107,21 +112,21 @@ pub(super) fn init(init: PromptTuningInit) -> Init {
     }
 }
 
-/// The words that a fresh prompt begins as, `[rows, width]`.
+/// The token embeddings that a fresh prompt is initialized from, `[rows, width]`.
 pub(super) fn first_words(
     init: PromptTuningInit,
     text: Option<&str>,
     rows: usize,
-    words: &Words<'_>,
+    embeddings: &TokenEmbeddings<'_>,
 ) -> Result<TensorData> {
     if init != PromptTuningInit::Text {
-        let vocabulary = words.table.dims()[0].max(1);
-        let mut rng = seeded(words.seed);
+        let vocabulary = embeddings.table.dims()[0].max(1);
+        let mut rng = seeded(embeddings.seed);
         let ids: Vec<usize> = (0..rows).map(|_| rng.random_range(0..vocabulary)).collect();
-        return words.embed("prompt_tuning_init", &ids);
+        return embeddings.embed("prompt_tuning_init", &ids);
     }
     const KEY: &str = "prompt_tuning_init_text";
-    let Some(tokenizer) = words.tokenizer else {
+    let Some(tokenizer) = embeddings.tokenizer else {
         return Err(Error::config(KEY, "a prompt that begins as a text needs a tokenizer, and none was given"));
     };
     let encoding = tokenizer.encode(text.unwrap_or_default(), None, usize::MAX)?;
@@ -129,5 +134,5 @@ pub(super) fn first_words(
     if ids.is_empty() {
         return Err(Error::config(KEY, "the tokenizer makes nothing of this text"));
     }
-    words.embed(KEY, &ids.into_iter().cycle().take(rows).collect::<Vec<_>>())
+    embeddings.embed(KEY, &ids.into_iter().cycle().take(rows).collect::<Vec<_>>())
 }

@@ -19,9 +19,9 @@ pub struct EncodeOptions {
     pub overflow: Overflow,
     /// Tokens that neighbouring windows of a long context share.
     pub doc_stride: usize,
-    /// Whether a prompt is only read, and its completion learnt.
+    /// Compute the loss on completions only.
     pub completion_only_loss: bool,
-    /// Whether of a conversation only the assistant's turns are learnt.
+    /// Compute the loss on assistant turns only.
     pub assistant_only_loss: bool,
     /// How the states of a text's tokens become one vector.
     pub pooling: Pooling,

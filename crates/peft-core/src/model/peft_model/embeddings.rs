@@ -12,7 +12,7 @@ use crate::{BaseModel, DynTensor, Error, ModelInfo, Plan, Result, adapter::Adapt
 
 /// What PEFT puts between a module's name and `weight` for the base model's own values inside its wrappers.
 const INSIDE_WRAPPERS: [&str; 3] = [".original_module", ".token_adapter.base_layer", ".base_layer"];
-/// The same for what is trained: a saved copy.
+/// What PEFT puts between a module's name and `weight` for a saved copy.
 const COPY: &str = ".modules_to_save";
 
 /// The values of the base model's embeddings that are in an adapter's file.
@@ -27,7 +27,7 @@ pub(super) struct Brought {
 }
 
 impl AdapterFolder {
-    /// How many words the base model has with this adapter, if the file brings embeddings of another size than `info` says: the
+    /// The size of the vocabulary of the base model with this adapter, if the file brings embeddings of another size than `info` says: the
     /// vocabulary that was resized before training.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ fn embeddings(info: &ModelInfo) -> impl Iterator<Item = &String> {
 }
 
 impl PeftModel {
-    /// Finds the embeddings that a file brings beside its adapter.
+    /// Finds the embeddings of the base model that an adapter file also holds.
     pub(super) fn brought_embeddings(
         &self,
         prefix: &str,
@@ -95,7 +95,7 @@ impl PeftModel {
                 let (mine, theirs) = (floats(stored.to_data()), floats(data.clone()));
                 let near = mine.iter().zip(&theirs).all(is_near);
                 brought.differs |= !near;
-                if mine == theirs || near && self.base.packed.get(&parameter).is_some() {
+                if mine == theirs || near && self.base.quantized.get(&parameter).is_some() {
                     continue;
                 }
                 let value = DynTensor::from_data(data.clone().convert::<f32>(), &self.device.clone().inner());
@@ -107,7 +107,7 @@ impl PeftModel {
         brought
     }
 
-    /// Puts them in the place of the base model's own, as PEFT does when it reads the file.
+    /// Replaces the base model's embeddings by them, as PEFT does on loading.
     ///
     /// # Errors
     /// [`Error::Adapter`] if there are adapters already: they would get other embeddings than they were trained with.
@@ -123,7 +123,7 @@ impl PeftModel {
                 "adapter `{name}` brings other embeddings than those that `{other}` has: they cannot be on one model"
             )));
         }
-        let BaseModel { module, info, packed } = self.base.clone();
+        let BaseModel { module, info, quantized } = self.base.clone();
         let mut values: HashMap<String, DynTensor> = brought.values.into_iter().collect();
         for (copy, original) in &info.tied {
             let turned = is_stored_transposed(&self.tree, copy) != is_stored_transposed(&self.tree, original);
@@ -138,9 +138,9 @@ impl PeftModel {
             Some(value) => param.with_value(value.clone()),
             None => param,
         });
-        let packed = packed.iter().filter(|(name, _)| !values.contains_key(*name));
-        let packed = packed.map(|(name, weight)| (name.to_owned(), Arc::clone(weight))).collect();
-        self.base = BaseModel { module, info, packed };
+        let quantized = quantized.iter().filter(|(name, _)| !values.contains_key(*name));
+        let quantized = quantized.map(|(name, weight)| (name.to_owned(), Arc::clone(weight))).collect();
+        self.base = BaseModel { module, info, quantized };
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::PeftModel;
 use crate::{
-    Adapter, BaseModel, DynParam, DynTensor, Error, PackedWeight, Result,
+    Adapter, BaseModel, DynParam, DynTensor, Error, QuantizedWeight, Result,
     adapter::{AdapterTensor, Role, Tie},
     plugins::tuner::Tensors,
     tensor::finite::is_finite,
@@ -17,7 +17,7 @@ use crate::{
 impl PeftModel {
     /// Folds the active adapters into a copy of the base model: PEFT's `merge_and_unload(safe_merge=True)`.
     ///
-    /// Packed weights that an adapter changes are dense afterwards.
+    /// Quantized weights that an adapter changes are dense afterwards.
     ///
     /// # Errors
     /// [`Error::NotFinite`] if a merged value is not finite; the model is as it was then.
@@ -25,12 +25,12 @@ impl PeftModel {
         self.merge_into(Merged::Dense)
     }
 
-    /// The same with packed weights packed again as they were, which rounds the sums: what PEFT does.
+    /// [`merge`](Self::merge) with quantized weights quantized again, which rounds the sums: what PEFT does.
     ///
     /// # Errors
     /// As [`merge`](Self::merge).
-    pub fn merge_repacked(&mut self) -> Result<BaseModel> {
-        self.merge_into(Merged::Repacked)
+    pub fn merge_requantized(&mut self) -> Result<BaseModel> {
+        self.merge_into(Merged::Requantized)
     }
 
     fn merge_into(&mut self, merged: Merged) -> Result<BaseModel> {
@@ -43,55 +43,57 @@ impl PeftModel {
         }
         let mut broken = None;
         let info = Arc::clone(&self.base.info);
-        let mut hung: BTreeMap<&str, Vec<(&str, &AdapterTensor)>> = BTreeMap::new();
+        let mut attached: BTreeMap<&str, Vec<(&str, &AdapterTensor)>> = BTreeMap::new();
         for name in &self.active {
             let Some(adapter) = self.adapters.get(name) else { continue };
             for tensor in &adapter.tensors {
-                hung.entry(&tensor.parameter).or_default().push((name, tensor));
+                attached.entry(&tensor.parameter).or_default().push((name, tensor));
             }
         }
         let ties: HashMap<&str, (&Tie, &AdapterTensor)> =
             self.active.iter().filter_map(|name| self.adapters.get(name)).flat_map(tied_values).collect();
-        let packed = &self.base.packed;
-        let mut still: BTreeMap<String, Arc<dyn PackedWeight>> =
-            packed.iter().map(|(name, weight)| (name.to_owned(), Arc::clone(weight))).collect();
+        let quantized = &self.base.quantized;
+        let mut still: BTreeMap<String, Arc<dyn QuantizedWeight>> =
+            quantized.iter().map(|(name, weight)| (name.to_owned(), Arc::clone(weight))).collect();
         let module = self.base.module.boxed_clone().map_params(&|path| info.rename(path), &mut |name, param| {
             if let Some((tie, tensor)) = ties.get(name) {
-                let own = base_value(&param, packed.get(name));
+                let own = base_value(&param, quantized.get(name));
                 still.remove(name);
                 return param.with_value(follow(own, tie, tensor));
             }
-            let Some(tensors) = hung.get(name) else { return param };
-            let value = merge_one(base_value(&param, packed.get(name)), tensors);
+            let Some(tensors) = attached.get(name) else { return param };
+            let value = merge_one(base_value(&param, quantized.get(name)), tensors);
             if !is_finite(&value.to_data()) {
                 broken = broken
                     .take()
                     .or_else(|| tensors.first().map(|(adapter, _)| (name.to_owned(), (*adapter).to_owned())));
             }
             match (still.remove(name), &value, merged) {
-                (Some(weight), DynTensor::R2(matrix), Merged::Repacked) => match weight.repacked(matrix.clone()) {
-                    Some(weight) => {
-                        still.insert(name.to_owned(), weight);
-                        param
+                (Some(weight), DynTensor::R2(matrix), Merged::Requantized) => {
+                    match weight.requantized(matrix.clone()) {
+                        Some(weight) => {
+                            still.insert(name.to_owned(), weight);
+                            param
+                        }
+                        None => param.with_value(value),
                     }
-                    None => param.with_value(value),
-                },
+                }
                 _ => param.with_value(value),
             }
         });
-        let packed = still.into_iter().collect();
+        let quantized = still.into_iter().collect();
         match broken {
             Some((parameter, adapter)) => Err(Error::NotFinite { parameter, adapter }),
-            None => Ok(BaseModel { module, info, packed }),
+            None => Ok(BaseModel { module, info, quantized }),
         }
     }
 }
 
-/// What becomes of packed weights.
+/// What becomes of quantized weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Merged {
     Dense,
-    Repacked,
+    Requantized,
 }
 
 fn merge_one(frozen: DynTensor, tensors: &[(&str, &AdapterTensor)]) -> DynTensor {

@@ -33,7 +33,7 @@ impl PeftModel {
         self.set_rows_of_beams(names, 1)
     }
 
-    /// The same for rows that may also come `beams` times each, side by side, as in a search.
+    /// One adapter for each row, where each row may be repeated `beams` times, side by side, as beam search does.
     ///
     /// # Errors
     /// As [`set_rows`](Self::set_rows).

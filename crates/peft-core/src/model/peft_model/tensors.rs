@@ -19,7 +19,9 @@ use crate::{
     model::explain,
     plugins::{
         plan::Adapted,
-        prompt::{PROMPT_EMBEDDINGS, PROMPT_ENCODER, PromptPlan, PromptShape, PromptTuner, StoredPrompt, Words},
+        prompt::{
+            PROMPT_EMBEDDINGS, PROMPT_ENCODER, PromptPlan, PromptShape, PromptTuner, StoredPrompt, TokenEmbeddings,
+        },
         tuner::{Init, TensorSpec, Tensors},
     },
     tensor::random::{hash_of, seeded_for},
@@ -30,7 +32,7 @@ impl PeftModel {
     /// Adds a saved adapter. It is not active until [`set_active`](Self::set_active) says so.
     ///
     /// # Errors
-    /// [`Error::Tensors`] that lists every tensor of the file that has no place and every place that stays empty.
+    /// [`Error::Tensors`] that lists the unexpected and the missing keys.
     pub fn load_adapter(&mut self, name: &str, folder: AdapterFolder) -> Result<()> {
         self.check_new(name, &folder.config)?;
         let in_file = |error: Error| error.in_file(&folder.path.join(ADAPTER_CONFIG));
@@ -117,7 +119,7 @@ impl PeftModel {
             .then(|| format!("the adapter was trained on {}, and this base model is a {own}", meant.join(", ")))
     }
 
-    /// The same error, saying so where no module of the model is adapted.
+    /// Adds to an error that no module of the model is adapted, where that is so.
     fn for_another(&self, error: Error, config: &PeftConfig) -> Error {
         match (error, self.meant_for(config)) {
             (Error::NothingTargeted(problem), Some(meant)) => Error::NothingTargeted(format!("{problem}; {meant}")),
@@ -154,14 +156,14 @@ impl PeftModel {
         let derives = |target: &&Adapted| target.layer.tensors().iter().any(|spec| spec.init == Init::Derived);
         let weights: HashSet<String> =
             plan.tuned().filter(derives).map(|target| format!("{}.weight", target.module)).collect();
-        // Packed ones are unpacked one by one, where they are asked for.
-        let is_dense = |name: &&String| self.base.packed.get(name).is_none();
+        // Quantized ones are dequantized one by one, where they are asked for.
+        let is_dense = |name: &&String| self.base.quantized.get(name).is_none();
         let weights = self.base_values(&weights.iter().filter(is_dense).map(String::as_str).collect());
         let weight_of = |name: &str| {
             weights
                 .get(name)
                 .cloned()
-                .or_else(|| self.base.packed.get(name).map(|packed| DynTensor::R2(packed.dense())))
+                .or_else(|| self.base.quantized.get(name).map(|quantized| DynTensor::R2(quantized.dense())))
         };
         for target in plan.tuned() {
             let mut before: Vec<(Arc<str>, DynParam)> = Vec::new();
@@ -222,13 +224,18 @@ impl PeftModel {
         Ok(Adapter { config: plan.config.clone(), plan, tensors, ties, embeddings: Vec::new() })
     }
 
-    /// The base model's words, if a tensor of the prompt begins as some of them.
-    pub(super) fn words<'a>(&self, plan: &Plan, tokenizer: Option<&'a dyn Tokenizer>, seed: u64) -> Option<Words<'a>> {
+    /// The base model's token embeddings, if a tensor of the prompt is initialized from them.
+    pub(super) fn token_embeddings<'a>(
+        &self,
+        plan: &Plan,
+        tokenizer: Option<&'a dyn Tokenizer>,
+        seed: u64,
+    ) -> Option<TokenEmbeddings<'a>> {
         let prompt = plan.prompt.as_ref()?;
         prompt.tuner.tensors(&prompt.shape).iter().find(|spec| spec.init == Init::Derived)?;
         let name = format!("{}.weight", self.base.info.input_embedding.as_ref()?);
         let table = self.base_values(&HashSet::from([name.as_str()])).remove(&name)?.get::<2>()?;
-        Some(Words { table: table * self.base.info.word_scale, tokenizer, seed })
+        Some(TokenEmbeddings { table: table * self.base.info.embedding_scale, tokenizer, seed })
     }
 
     pub(super) fn base_values(&self, wanted: &HashSet<&str>) -> BTreeMap<String, DynTensor> {
@@ -236,7 +243,7 @@ impl PeftModel {
         let info = &self.base.info;
         self.base.module.boxed_clone().map_params(&|path| info.rename(path), &mut |name, param| {
             if wanted.contains(name) {
-                values.insert(name.to_owned(), base_value(&param, self.base.packed.get(name)));
+                values.insert(name.to_owned(), base_value(&param, self.base.quantized.get(name)));
             }
             param
         });

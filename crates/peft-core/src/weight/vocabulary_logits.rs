@@ -1,4 +1,4 @@
-//! The logits over a vocabulary, worked out where they are asked for: a loss on them can do without most of them.
+//! Logits over the vocabulary that are computed on demand: a loss on them does not need all of them at once.
 
 use burn::tensor::{Int, Tensor};
 
@@ -22,7 +22,7 @@ pub enum Targets<'a> {
 
 /// Hidden states and the frozen output layer that turns them into logits.
 #[derive(Debug, Clone)]
-pub struct WordLogits {
+pub struct VocabularyLogits {
     /// `[batch, positions, width]`.
     pub hidden: Tensor<3>,
     /// `[width, classes]`.
@@ -35,7 +35,7 @@ pub struct WordLogits {
     pub losses: LinearCrossEntropies,
 }
 
-impl WordLogits {
+impl VocabularyLogits {
     /// `[batch, positions, classes]`.
     pub fn dims(&self) -> [usize; 3] {
         let [batch, positions, _] = self.hidden.dims();
@@ -53,7 +53,7 @@ impl WordLogits {
         self.of(self.hidden.clone().narrow(1, positions.saturating_sub(1), 1))
     }
 
-    /// The same for some of the rows of the batch.
+    /// The logits of some of the rows of the batch.
     #[must_use]
     pub fn rows(&self, rows: &[usize]) -> Self {
         Self { hidden: select_rows(self.hidden.clone(), rows), ..self.clone() }
