@@ -1,20 +1,21 @@
-//! Where tensors live and what is computed fast: devices by name, fused operations, files mapped into memory.
+//! Devices by name, fused operations, and the process on its operating system.
+//!
+//! Arrows point one way: `process` ← `device` ← `kernels` ← `nodes` ← `ops`.
 
-pub mod capture;
 pub mod device;
-#[cfg(any(feature = "wgpu", feature = "cuda", test))]
-mod driver;
-#[cfg(all(feature = "gpu", feature = "persistence"))]
-mod kernel_cache;
-mod mapped_file;
-pub mod memory;
+mod kernels;
+mod nodes;
 pub mod ops;
-mod out_of_memory;
-mod recompute;
-pub mod signals;
+mod process;
 
-pub use capture::Captured;
-pub use device::{DeviceError, DeviceReport};
-pub use mapped_file::MappedFile;
-pub use out_of_memory::ExitWhenOutOfMemory;
-pub use recompute::recomputed;
+pub use device::{DeviceError, DeviceReport, capture, capture::Captured};
+pub use nodes::recompute::recomputed;
+pub use process::{mapped_file::MappedFile, out_of_memory::ExitWhenOutOfMemory, signals};
+
+/// How much memory a device has for this program, how much the program holds, and what becomes of what it frees.
+pub mod memory {
+    pub use crate::{
+        device::memory::capacity,
+        process::memory::{keep_freed, peak_resident, resident},
+    };
+}

@@ -1,5 +1,8 @@
 //! AdamW over all trained tensors of a step at once, with the clipping of their common norm inside.
 
+#[cfg(feature = "gpu")]
+mod gpu;
+
 use burn::{
     backend::Flex,
     tensor::{DType, Tensor},
@@ -7,12 +10,8 @@ use burn::{
 use rayon::prelude::*;
 
 #[cfg(feature = "gpu")]
-use super::cube;
-use super::{
-    half_precision::of_type,
-    host::{self, PIECE, lanes2, vectorised},
-    node::Host,
-};
+use crate::kernels::cube;
+use crate::kernels::host::{self, Host, PIECE, half_precision::of_type, lanes2, vectorised};
 
 /// Keeps the factor of a norm of zero finite, as PyTorch's `clip_grad_norm_` does.
 const NORM_EPSILON: f64 = 1e-6;
@@ -88,13 +87,13 @@ pub fn adamw(rule: &AdamW, tensors: Vec<Trained>) -> (Vec<Updated>, Option<Tenso
 
 impl Trained {
     /// In single precision and without a graph.
-    fn single(self) -> Self {
+    pub(crate) fn single(self) -> Self {
         let single = |x: Tensor<1>| of_type(x.without_autodiff(), DType::F32);
         let Self { value, gradient, moments, step } = self;
         Self { value: single(value), gradient: single(gradient), moments: moments.map(single), step }
     }
 
-    fn fits(&self, takes: fn(&Tensor<1>) -> bool) -> bool {
+    pub(crate) fn fits(&self, takes: fn(&Tensor<1>) -> bool) -> bool {
         let [first, second] = &self.moments;
         let all = [&self.value, &self.gradient, first, second];
         all.into_iter().all(|x| takes(x) && x.dims() == self.value.dims())
@@ -115,7 +114,7 @@ struct Constants {
 }
 
 impl Constants {
-    fn new(rule: &AdamW, step: u32) -> Self {
+    pub(crate) fn new(rule: &AdamW, step: u32) -> Self {
         let [first, second] = rule.betas.map(|beta| 1.0 - beta.powf(f64::from(step)));
         Self {
             keep: 1.0 - rule.learning_rate * rule.weight_decay,
@@ -158,10 +157,11 @@ fn on_gpu(rule: &AdamW, tensors: Vec<Trained>) -> (Vec<Updated>, Tensor<1>) {
     let tensors = tensors.into_iter().map(|Trained { value, gradient, moments, step }| {
         let Constants { keep, betas, size, scale, epsilon } = Constants::new(rule, step);
         let [keep, size, scale, epsilon] = [keep, size, scale, epsilon].map(|x| x as f32);
-        let formula = cube::Formula { keep, betas: betas.map(|beta| beta as f32), size, scale, epsilon, max_norm };
-        cube::OnDevice { value, gradient, moments, formula }
+        let formula =
+            cube::adamw::Formula { keep, betas: betas.map(|beta| beta as f32), size, scale, epsilon, max_norm };
+        gpu::OnDevice { value, gradient, moments, formula }
     });
-    let (updated, norm) = cube::adamw(tensors.collect());
+    let (updated, norm) = gpu::adamw(tensors.collect());
     (updated.into_iter().map(|(value, moments)| Updated { value, moments }).collect(), norm)
 }
 
@@ -200,7 +200,7 @@ struct HostTrained {
 }
 
 impl HostTrained {
-    fn new(Trained { value, gradient, moments, step }: Trained) -> Self {
+    pub(crate) fn new(Trained { value, gradient, moments, step }: Trained) -> Self {
         let host = |x: Tensor<1>| match x.try_into_primitive::<Flex>() {
             Ok(x) => host::whole(x),
             Err(error) => unreachable!("asked for before: {error:?}"),
@@ -208,7 +208,7 @@ impl HostTrained {
         Self { value: host(value), gradient: host(gradient), moments: moments.map(host), step }
     }
 
-    fn pieces(&mut self, rule: &AdamW, factor: f32) -> impl Iterator<Item = Piece<'_>> {
+    pub(crate) fn pieces(&mut self, rule: &AdamW, factor: f32) -> impl Iterator<Item = Piece<'_>> {
         let constants = Constants::new(rule, self.step);
         let [first, second] = &mut self.moments;
         let value = host::values(&self.value).chunks(PIECE);
@@ -254,7 +254,7 @@ struct Piece<'a> {
 
 impl Piece<'_> {
     #[inline(always)]
-    fn update(&mut self) {
+    pub(crate) fn update(&mut self) {
         let Constants { keep, betas, size, scale, epsilon } = self.constants;
         let [keep, size, scale, epsilon] = [keep, size, scale, epsilon].map(|x| x as f32);
         let ([stay1, stay2], [new1, new2]) = (betas.map(|beta| beta as f32), betas.map(|beta| (1.0 - beta) as f32));

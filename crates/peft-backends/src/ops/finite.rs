@@ -3,11 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::{
-    half_precision::widened,
-    host::{self, PIECE, lanes, vectorised},
-    node::Host,
-};
+use crate::kernels::host::{self, Host, PIECE, half_precision::widened, lanes, vectorised};
 
 /// Whether no value of a tensor on the processor is NaN or an infinity; true of a tensor on another device, which is not looked at.
 pub fn is_finite_on_host<const D: usize>(x: &Tensor<D>) -> bool {

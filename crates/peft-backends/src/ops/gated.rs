@@ -3,15 +3,14 @@
 use burn::tensor::{Tensor, activation};
 
 #[cfg(feature = "gpu")]
-use super::{
-    cube::{self, Curve, Gated},
-    node::apply,
+use crate::{
+    kernels::cube::{self, activation::Curve},
+    nodes::{gpu::activation::Gated, node::apply},
 };
-use super::{
-    gelu::{gelu_tanh, tanh_gelu_and_slope},
-    host::{self, part},
-    node::{Fused, Host, Input, run},
-    vector_math::sigmoid,
+use crate::{
+    kernels::host::{self, gate::Gate},
+    nodes::node::{Input, run},
+    ops::gelu::gelu_tanh,
 };
 
 /// `gate σ(gate) · up` (Shazeer 2020, arXiv:2002.05202).
@@ -24,18 +23,9 @@ pub fn gelu_tanh_gated<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor
     Gate::GeluTanh.gated(gate, up)
 }
 
-/// The activation of a gated feed-forward block's gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gate {
-    /// `x σ(x)`.
-    Silu,
-    /// [`gelu_tanh`].
-    GeluTanh,
-}
-
 impl Gate {
     /// The activation of `gate` times `up`.
-    pub(super) fn gated<const D: usize>(self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    pub(crate) fn gated<const D: usize>(self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
         let is_alike = gate.dims() == up.dims();
         #[cfg(feature = "gpu")]
         if is_alike && cube::takes(&gate) && cube::takes(&up) {
@@ -52,117 +42,11 @@ impl Gate {
     }
 
     #[cfg(feature = "gpu")]
-    fn curve(self) -> Curve {
+    pub(crate) fn curve(self) -> Curve {
         match self {
             Self::Silu => Curve::Silu,
             Self::GeluTanh => Curve::GeluTanh,
         }
-    }
-
-    /// The product.
-    pub(super) fn product(self, gates: &[f32], ups: &[f32]) -> Vec<f32> {
-        #[inline(always)]
-        fn each(gate: Gate, y: &mut [f32], gates: &[f32], ups: &[f32]) {
-            for (y, (x, up)) in y.iter_mut().zip(gates.iter().zip(ups)) {
-                *y = gate.at(*x)[0] * up;
-            }
-        }
-        host::written(gates.len(), |y| {
-            host::new_pieces(
-                y,
-                1,
-                #[inline(always)]
-                |start, y| {
-                    let (gates, ups) = (part(gates, start, y.len()), part(ups, start, y.len()));
-                    // One loop for each, without a choice inside.
-                    match self {
-                        Self::Silu => each(Self::Silu, y, gates, ups),
-                        Self::GeluTanh => each(Self::GeluTanh, y, gates, ups),
-                    }
-                },
-            )
-        })
-    }
-
-    /// From the gradient of the product, the gate and what it is multiplied with: the product in the place of its gradient, and the
-    /// gradients of the two in theirs.
-    pub(super) fn back(self, grads: &mut [f32], gates: &mut [f32], ups: &mut [f32]) {
-        #[inline(always)]
-        fn each(gate: Gate, grads: &mut [f32], gates: &mut [f32], ups: &mut [f32]) {
-            for ((grad, x), up) in grads.iter_mut().zip(gates).zip(ups) {
-                let [y, slope] = gate.at(*x);
-                let (product, dgate, dup) = (y * *up, *grad * *up * slope, *grad * y);
-                (*grad, *x, *up) = (product, dgate, dup);
-            }
-        }
-        host::piece_triples(
-            [grads, gates, ups],
-            #[inline(always)]
-            |grads, gates, ups| match self {
-                Self::Silu => each(Self::Silu, grads, gates, ups),
-                Self::GeluTanh => each(Self::GeluTanh, grads, gates, ups),
-            },
-        );
-    }
-
-    /// The activation and its slope.
-    #[inline(always)]
-    fn at(self, x: f32) -> [f32; 2] {
-        match self {
-            Self::Silu => {
-                let s = sigmoid(x);
-                [x * s, s * (1.0 + x * (1.0 - s))]
-            }
-            Self::GeluTanh => tanh_gelu_and_slope(x),
-        }
-    }
-}
-
-impl Fused<2> for Gate {
-    type Saved = Option<[Host; 2]>;
-
-    fn forward(&self, inputs: [Option<Host>; 2], needs: [bool; 2]) -> (Host, Option<[Host; 2]>) {
-        let [gate, up] = inputs.map(|x| host::whole(x.unwrap_or_else(|| host::tensor(Vec::new(), &[0]))));
-        let y = self.product(host::values(&gate), host::values(&up));
-        let y = host::tensor(y, gate.layout().shape().as_slice());
-        let saved = needs.contains(&true).then_some([gate, up]);
-        (y, saved)
-    }
-
-    fn backward(self, saved: Option<[Host; 2]>, grad: Host, [needs_gate, needs_up]: [bool; 2]) -> [Option<Host>; 2] {
-        let Some([gate, up]) = saved else { return [None, None] };
-        let (gates, ups) = (host::values(&gate), host::values(&up));
-        let mut dgate = host::whole(grad);
-        let dims = gate.layout().shape().as_slice().to_vec();
-        // The gradient of the result becomes that of the gate in its place.
-        let dup = host::written(gates.len(), |dup| {
-            host::new_pieces_beside(
-                dgate.storage_mut::<f32>(),
-                dup,
-                #[inline(always)]
-                |start, grad, dup| {
-                    let both = part(gates, start, grad.len()).iter().zip(part(ups, start, dup.len()));
-                    let all = grad.iter_mut().zip(dup).zip(both);
-                    match self {
-                        Self::Silu => {
-                            for ((grad, dup), (gate, up)) in all {
-                                let [y, slope] = Self::Silu.at(*gate);
-                                *dup = *grad * y;
-                                *grad *= up * slope;
-                            }
-                        }
-                        Self::GeluTanh => {
-                            for ((grad, dup), (gate, up)) in all {
-                                let [y, slope] = Self::GeluTanh.at(*gate);
-                                *dup = *grad * y;
-                                *grad *= up * slope;
-                            }
-                        }
-                    }
-                },
-            )
-        });
-        [needs_gate.then_some(dgate), needs_up.then(|| host::tensor(dup, &dims))]
     }
 }
 

@@ -3,14 +3,19 @@
 use burn::tensor::{Tensor, activation};
 
 #[cfg(feature = "gpu")]
-use super::{
-    cube::{self, Activation, Curve},
-    node::apply,
+use crate::{
+    kernels::cube::{self, activation::Curve},
+    nodes::{gpu::activation::Activation, node::apply},
 };
-use super::{
-    host,
-    node::{Fused, Host, Input, run},
-    vector_math::{erf, exp, tanh},
+use crate::{
+    kernels::host::{
+        self,
+        gelu::{CUBIC, SLOPE},
+    },
+    nodes::{
+        host::gelu::Gelu,
+        node::{Input, run},
+    },
 };
 
 /// `x Φ(x)`, with Φ the normal distribution's function (Hendrycks and Gimpel 2016, arXiv:1606.08415).
@@ -42,92 +47,6 @@ fn plain_gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let slope = f64::from(SLOPE);
     let cubic = x.clone() * (x.clone() * x.clone() * (f64::from(CUBIC) * slope) + slope);
     x * (cubic.tanh() * 0.5 + 0.5)
-}
-
-/// `√(2/π)`, the slope of the tangent form.
-const SLOPE: f32 = 0.797_884_6;
-const CUBIC: f32 = 0.044_715;
-
-#[derive(Debug, Clone, Copy)]
-enum Gelu {
-    Exact,
-    Tanh,
-}
-
-impl Fused<1> for Gelu {
-    type Saved = Option<Host>;
-
-    fn forward(&self, [x]: [Option<Host>; 1], needs: [bool; 1]) -> (Host, Option<Host>) {
-        let x = host::whole(x.unwrap_or_else(|| host::tensor(Vec::new(), &[0])));
-        let saved = needs[0].then(|| x.clone());
-        let y = match self {
-            Self::Exact => host::update(
-                x,
-                1,
-                #[inline(always)]
-                |_, piece| {
-                    for x in piece {
-                        *x *= normal(*x);
-                    }
-                },
-            ),
-            Self::Tanh => host::update(
-                x,
-                1,
-                #[inline(always)]
-                |_, piece| {
-                    for x in piece {
-                        *x = tanh_gelu_and_slope(*x)[0];
-                    }
-                },
-            ),
-        };
-        (y, saved)
-    }
-
-    fn backward(self, saved: Option<Host>, grad: Host, _: [bool; 1]) -> [Option<Host>; 1] {
-        /// `1 / √(2π)`, the density's height.
-        const HEIGHT: f32 = 0.398_942_3;
-        let combine = |x: Host| match self {
-            Self::Exact => host::combine(
-                grad,
-                &x,
-                1,
-                #[inline(always)]
-                |grad, x| {
-                    for (grad, x) in grad.iter_mut().zip(x) {
-                        *grad *= normal(*x) + x * HEIGHT * exp(-0.5 * x * x);
-                    }
-                },
-            ),
-            Self::Tanh => host::combine(
-                grad,
-                &x,
-                1,
-                #[inline(always)]
-                |grad, x| {
-                    for (grad, x) in grad.iter_mut().zip(x) {
-                        *grad *= tanh_gelu_and_slope(*x)[1];
-                    }
-                },
-            ),
-        };
-        [saved.map(combine)]
-    }
-}
-
-/// The function by the hyperbolic tangent, and its derivative.
-#[inline(always)]
-pub(super) fn tanh_gelu_and_slope(x: f32) -> [f32; 2] {
-    let t = tanh(SLOPE * x * (1.0 + CUBIC * x * x));
-    let inner = SLOPE * (1.0 + 3.0 * CUBIC * x * x);
-    [x * (0.5 + 0.5 * t), 0.5 + 0.5 * t + 0.5 * x * (1.0 - t * t) * inner]
-}
-
-/// The share of a normal distribution below `x`.
-#[inline(always)]
-fn normal(x: f32) -> f32 {
-    0.5 + 0.5 * erf(x * std::f32::consts::FRAC_1_SQRT_2)
 }
 
 #[cfg(test)]

@@ -8,17 +8,27 @@ use burn::{
 };
 
 #[cfg(feature = "gpu")]
-use super::{cube, node::apply};
-use super::{
-    dropout::{Keep, runs_twice},
-    few_rows,
-    half_precision::{narrowed, of_type, widened},
-    host,
-    node::{Fused, Host, Input, Kept, run},
-    normed::{Normed, Origin},
-    packed::{HostPacked, PackedMatrix},
-    product::{Matrix, Output, Threads},
-    projection::{Adapted, Back, Projection, SavedProjection},
+use crate::{
+    kernels::cube,
+    nodes::{gpu, node::apply},
+};
+use crate::{
+    kernels::{
+        dropout_mask::Keep,
+        host::{
+            self, few_rows,
+            half_precision::{narrowed, of_type, widened},
+            matrix::Matrix,
+        },
+        quantized::reader::HostPacked,
+        quantized_matrix::PackedMatrix,
+    },
+    nodes::{
+        draws::runs_twice,
+        host::{linear::Linear, projection::Projection},
+        node::{Input, run},
+    },
+    ops::{adapted::Adapted, normed::Normed},
 };
 
 /// The two factors of an adapter as PEFT has them in its files.
@@ -49,7 +59,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
         return bias.into_iter().fold(y, |y, bias| y + bias.unsqueeze());
     }
     let inputs = [Input::new(x), Input::new(weight), Input::optional(bias), Input::Absent, Input::Absent];
-    run(Linear::new(Projection::new(None, None)), inputs)
+    run(Linear::new(Projection::new(0.0, 0.0, None)), inputs)
 }
 
 /// A few rows times a weight in half precision, which is then read as it is; none for other tensors.
@@ -79,7 +89,7 @@ pub fn lora_linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, 
     #[cfg(feature = "gpu")]
     if [x, weight, &lora.a, &lora.b].into_iter().all(cube::takes) && bias.is_none_or(cube::takes) {
         let keep = (lora.drop > 0.0).then(|| Keep::draw(lora.drop));
-        let op = cube::LoraLinear { scale: lora.scale as f32, keep, packed: None };
+        let op = gpu::LoraLinear { scale: lora.scale as f32, keep, packed: None };
         let weight = Input::new(of_type(weight.clone(), x.dtype()));
         let bias = Input::optional(bias.map(|bias| of_type(bias.clone(), x.dtype())));
         return Some(apply(op, [Input::new(x.clone()), weight, bias, Input::new(lora.a), Input::new(lora.b)]));
@@ -104,7 +114,7 @@ fn fused(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, lora: LowR
 }
 
 /// A linear layer whose weight is packed, with an adapter or without; none as [`lora_linear`].
-pub(super) fn packed_linear(
+pub(crate) fn packed_linear(
     x: &Tensor<2>,
     weight: &PackedMatrix,
     bias: Option<&Tensor<1>>,
@@ -115,14 +125,15 @@ pub(super) fn packed_linear(
         let keep = lora.as_ref().filter(|lora| lora.drop > 0.0).map(|lora| Keep::draw(lora.drop));
         let scale = lora.as_ref().map_or(0.0, |lora| lora.scale) as f32;
         let [a, b] = lora.map_or([None, None], |LowRank { a, b, .. }| [Some(a), Some(b)]).map(Input::optional);
-        let op = cube::LoraLinear { scale, keep, packed: Some(weight.clone()) };
+        let op = gpu::LoraLinear { scale, keep, packed: Some(weight.clone()) };
         let bias = Input::optional(bias.map(|bias| of_type(bias.clone(), x.dtype())));
         return Some(apply(op, [Input::new(x.clone()), Input::Absent, bias, a, b]));
     }
     let takes_lora = |lora: &LowRank| host::takes(&lora.a) && host::takes(&lora.b);
     let fit = host::takes(x) && bias.is_none_or(host::takes) && lora.as_ref().is_none_or(takes_lora);
     let packed = HostPacked::new(weight).filter(|_| fit && !x.dims().contains(&0))?;
-    let projection = Projection::new(lora.as_ref(), Some(packed));
+    let [scale, drop] = lora.as_ref().map_or([0.0; 2], |lora| [lora.scale, lora.drop]);
+    let projection = Projection::new(scale, drop, Some(packed));
     let [a, b] = lora.map_or([None, None], |LowRank { a, b, .. }| [Some(a), Some(b)]).map(Input::optional);
     let inputs = [Input::new(x.clone()), Input::Absent, Input::optional(bias.cloned()), a, b];
     Some(run(Linear::new(projection), inputs))
@@ -147,75 +158,6 @@ pub fn adapted(x: Normed<2>, layer: Adapted) -> Tensor<2> {
     }
 }
 
-#[derive(Debug, Clone)]
-struct Linear {
-    layer: Projection,
-    /// What the input is made anew from.
-    origin: Option<Origin>,
-}
-
-impl Linear {
-    fn new(layer: Projection) -> Self {
-        Self { layer, origin: None }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Saved {
-    /// Only where a gradient needs it and it cannot be made anew.
-    x: Option<Host>,
-    layer: SavedProjection,
-}
-
-impl Kept for Saved {
-    fn tensors(&mut self) -> Vec<&mut Host> {
-        self.x.iter_mut().chain(self.layer.tensors()).collect()
-    }
-}
-
-impl Fused<5> for Linear {
-    type Saved = Option<Saved>;
-
-    fn forward(&self, inputs: [Option<Host>; 5], needs: [bool; 5]) -> (Host, Option<Saved>) {
-        let [x, weight, bias, a, b] = inputs;
-        let x = host::whole(x.unwrap_or_else(|| host::tensor(Vec::new(), &[0, 0])));
-        let (y, layer) = self.layer.forward(host::values(&x), [weight, bias, a, b]);
-        let [_, needs_weight, _, needs_a, _] = needs;
-        let keeps_x = (needs_weight || needs_a) && self.origin.is_none();
-        let saved = needs.contains(&true).then(|| Saved { x: keeps_x.then_some(x), layer });
-        (y, saved)
-    }
-
-    fn backward(self, saved: Option<Saved>, grad: Host, needs: [bool; 5]) -> [Option<Host>; 5] {
-        let Some(Saved { x, layer }) = saved else { return [const { None }; 5] };
-        let grad = host::whole(grad);
-        let [d_in, d_out] = self.layer.dims(&layer);
-        let values = host::values(&grad);
-        let tokens = values.len() / d_out;
-        let [needs_x, needs_weight, needs_bias, needs_a, needs_b] = needs;
-        let needs = [needs_weight, needs_bias, needs_a, needs_b];
-        let mut back = Back::default();
-        let dx = needs_x.then(|| {
-            host::written(tokens * d_in, |dx| {
-                let (found, dx) = self.layer.back(&layer, values, Some(Output::New(dx)), needs);
-                back = found;
-                dx
-            })
-        });
-        if !needs_x {
-            back = self.layer.back(&layer, values, None, needs).0;
-        }
-        let x = x.as_ref().or_else(|| self.origin.as_ref().filter(|_| needs_a).map(Origin::made)).map(host::values);
-        let da = x.filter(|_| needs_a).and_then(|x| self.layer.inner_gradient(&layer, x, &back));
-        let dw = x.filter(|_| needs_weight).map(|x| {
-            let (x, dy) = (Matrix::new(x, [tokens, d_in]), Matrix::new(values, [tokens, d_out]));
-            let dw = host::written(d_in * d_out, |dw| Output::New(dw).of_product(1.0, x.t(), dy, Threads::All));
-            host::tensor(dw, &[d_in, d_out])
-        });
-        [dx.map(|dx| host::tensor(dx, &[tokens, d_in])), dw, back.bias, da, back.b]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
@@ -224,7 +166,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ops::dropout::kept;
+    use crate::nodes::host::dropout::kept;
 
     fn reference(
         x: Tensor<2>,

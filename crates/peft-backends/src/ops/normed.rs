@@ -1,17 +1,11 @@
 //! A norm's result that knows what it came from: an operation that will need it in the pass back keeps that instead.
 
-use std::sync::{Arc, OnceLock};
+use burn::tensor::Tensor;
 
-use burn::{
-    backend::{Autodiff, Flex},
-    tensor::Tensor,
-};
-
-use super::{
-    half_precision::widened,
-    host,
-    node::{Host, forward},
-    rms_norm::{RmsNorm, rms_norm},
+use crate::{
+    kernels::host,
+    nodes::host::{origin::Origin, rms_norm::RmsNorm},
+    ops::rms_norm::rms_norm,
 };
 
 /// The result of a norm, and how to make it anew.
@@ -19,7 +13,7 @@ use super::{
 pub struct Normed<const D: usize> {
     /// `[..., dimensions]`.
     pub value: Tensor<D>,
-    origin: Option<Origin>,
+    pub(crate) origin: Option<Origin>,
 }
 
 impl<const D: usize> Normed<D> {
@@ -44,7 +38,7 @@ impl<const D: usize> Normed<D> {
     }
 
     /// The value, and what it is made anew from where a graph would keep it.
-    pub(super) fn into_parts(self) -> (Tensor<D>, Option<Origin>) {
+    pub(crate) fn into_parts(self) -> (Tensor<D>, Option<Origin>) {
         (self.value, self.origin)
     }
 }
@@ -55,34 +49,6 @@ impl<const D: usize> From<Tensor<D>> for Normed<D> {
     }
 }
 
-/// What a norm's result is made anew from.
-#[derive(Debug, Clone)]
-pub(super) struct Origin {
-    inputs: [Host; 2],
-    norm: RmsNorm,
-    /// Made by the first operation that asks; gone with the last that might.
-    made: Arc<OnceLock<Host>>,
-}
-
-impl Origin {
-    fn new<const D: usize>(x: &Tensor<D>, weight: &Tensor<1>, norm: RmsNorm) -> Option<Self> {
-        Some(Self { inputs: [plain(x)?, plain(weight)?], norm, made: Arc::default() })
-    }
-
-    /// The norm's result, bit for bit, in single precision.
-    pub(super) fn made(&self) -> &Host {
-        self.made.get_or_init(|| host::whole(widened(&forward(&self.norm, self.inputs.clone().map(Some)))))
-    }
-}
-
-/// The values outside of any graph.
-fn plain<const D: usize>(x: &Tensor<D>) -> Option<Host> {
-    match x.is_autodiff() {
-        true => x.clone().try_into_primitive::<Autodiff<Flex>>().ok().map(|x| x.into_parts().0),
-        false => x.clone().try_into_primitive::<Flex>().ok(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
@@ -90,7 +56,14 @@ mod tests {
     use burn::tensor::{Device, Distribution, FloatDType, TensorData};
 
     use super::*;
-    use crate::ops::{Adapted, Gate, LowRank, Weight, adapted, gated_mlp};
+    use crate::{
+        kernels::host::gate::Gate,
+        ops::{
+            adapted::{Adapted, Weight},
+            gated_mlp,
+            lora_linear::{LowRank, adapted},
+        },
+    };
 
     /// Three layers and a gated block on one norm's result: the sum of all, and the gradients of input and first factors.
     fn run(values: &[Tensor<2>; 4], dtype: FloatDType, forgets: bool) -> Vec<TensorData> {

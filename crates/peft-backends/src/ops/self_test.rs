@@ -4,9 +4,22 @@ use std::panic::{self, AssertUnwindSafe};
 
 use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor, TensorData, activation};
 
-use super::{
-    Adapted, Gate, LowRank, Run, Sight, Weight, Weights, attention, gated_mlp, gelu, gelu_tanh, gelu_tanh_gated,
-    layer_norm, linear, linear_cross_entropies, lora_linear, low_rank_by_rows, rms_norm, rotate, silu_gated, softmax,
+use crate::{
+    kernels::{attention_mask::Sight, attention_weights::Weights, host::gate::Gate, low_rank_rows::Run},
+    ops::{
+        adapted::{Adapted, Weight},
+        attention::attention,
+        gated::{gelu_tanh_gated, silu_gated},
+        gated_mlp::gated_mlp,
+        gelu::{gelu, gelu_tanh},
+        layer_norm::layer_norm,
+        linear_cross_entropies::linear_cross_entropies,
+        lora_linear::{LowRank, linear, lora_linear},
+        low_rank_by_rows::low_rank_by_rows,
+        rms_norm::rms_norm,
+        rotary::rotate,
+        softmax::softmax,
+    },
 };
 
 /// What was found of an operation on a device.
@@ -65,25 +78,25 @@ fn off(case: &Case, inputs: &[Tensor<2>; 3], device: &Device) -> Result<f64, Str
 }
 
 /// Three matrices of one shape, with a multiple of four columns, to one; none if there is no fast version of it for them.
-pub(super) type Operation = fn(&[Tensor<2>; 3]) -> Option<Tensor<2>>;
+pub(crate) type Operation = fn(&[Tensor<2>; 3]) -> Option<Tensor<2>>;
 
-pub(super) struct Case {
-    pub(super) name: &'static str,
-    pub(super) fast: Operation,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) fast: Operation,
     /// The same of Burn's own operations.
-    pub(super) plain: Operation,
+    pub(crate) plain: Operation,
 }
 
 impl Case {
     /// An operation that does the plain one itself where it has no fast one, as in double precision.
-    const fn new(name: &'static str, both: Operation) -> Self {
+    pub(crate) const fn new(name: &'static str, both: Operation) -> Self {
         Self { name, fast: both, plain: both }
     }
 }
 
 const SCALE: f64 = 0.5;
 
-pub(super) const CASES: [Case; 14] = [
+pub(crate) const CASES: [Case; 14] = [
     Case::new("gelu", |x| Some(gelu(x[0].clone()))),
     Case::new("gelu_tanh", |x| Some(gelu_tanh(x[0].clone()))),
     Case::new("silu_gated", |x| Some(silu_gated(x[0].clone(), x[1].clone()))),
@@ -182,7 +195,7 @@ pub(super) const CASES: [Case; 14] = [
     },
 ];
 
-pub(super) fn row(x: &Tensor<2>) -> Tensor<1> {
+pub(crate) fn row(x: &Tensor<2>) -> Tensor<1> {
     x.clone().narrow(0, 0, 1).squeeze_dim(0)
 }
 
@@ -225,6 +238,6 @@ fn tables(x: &[Tensor<2>; 3]) -> [Tensor<4>; 2] {
     [angles.clone().cos(), angles.sin()]
 }
 
-pub(super) fn random(rows: usize, columns: usize) -> [Tensor<2>; 3] {
+pub(crate) fn random(rows: usize, columns: usize) -> [Tensor<2>; 3] {
     [(); 3].map(|()| Tensor::random([rows, columns], Distribution::Normal(0.0, 1.0), &Device::flex()))
 }

@@ -1,12 +1,19 @@
 //! Memory of a GPU through which new values reach a computation that was recorded with it.
 
+#[cfg(feature = "gpu")]
+mod gpu;
+
 use std::marker::PhantomData;
 
 use burn::tensor::{DType, Device, Float, Int, IntDType, Tensor, TensorData};
+#[cfg(not(feature = "gpu"))]
+use without_gpu::{Memory, memory, overwrite};
 
 #[cfg(feature = "gpu")]
-use super::cube::{Memory, memory, overwrite};
-use super::half_precision::of_type;
+use self::gpu::overwrite;
+#[cfg(feature = "gpu")]
+use crate::kernels::cube::{Memory, memory};
+use crate::kernels::host::half_precision::of_type;
 
 /// The memory of a tensor on a GPU, to be written over for all who hold the tensor: the one exception to tensors being values.
 ///
@@ -14,13 +21,13 @@ use super::half_precision::of_type;
 /// has queued and not launched yet stands outside of that order: [`Captured`](crate::Captured) has it launched.
 #[derive(Debug)]
 pub struct Slot<K> {
-    place: Memory,
-    dtype: DType,
-    count: usize,
-    device: Device,
+    pub(crate) place: Memory,
+    pub(crate) dtype: DType,
+    pub(crate) count: usize,
+    pub(crate) device: Device,
     /// What the last launch returned: fusion may leave out what nobody holds the result of.
-    written: Option<Memory>,
-    kind: PhantomData<K>,
+    pub(crate) written: Option<Memory>,
+    pub(crate) kind: PhantomData<K>,
 }
 
 impl Slot<Float> {
@@ -55,11 +62,11 @@ impl Slot<Int> {
 }
 
 impl<K> Slot<K> {
-    fn at<const D: usize>(place: Memory, dtype: DType, dims: [usize; D], device: Device) -> Self {
+    pub(crate) fn at<const D: usize>(place: Memory, dtype: DType, dims: [usize; D], device: Device) -> Self {
         Self { place, dtype, count: dims.iter().product(), device, written: None, kind: PhantomData }
     }
 
-    fn overwrite<const D: usize>(&mut self, dims: [usize; D], values: Option<Memory>) {
+    pub(crate) fn overwrite<const D: usize>(&mut self, dims: [usize; D], values: Option<Memory>) {
         assert_eq!(self.count, dims.iter().product::<usize>(), "a slot takes as many values as it has");
         self.written = values.map(|values| overwrite(self.place.clone(), values));
     }
@@ -71,16 +78,13 @@ mod without_gpu {
     use burn::tensor::{Tensor, kind::Basic};
 
     #[derive(Debug, Clone)]
-    pub(super) struct Memory;
+    pub(crate) struct Memory;
 
-    pub(super) fn memory<const D: usize, K: Basic>(_: Tensor<D, K>) -> Option<Memory> {
+    pub(crate) fn memory<const D: usize, K: Basic>(_: Tensor<D, K>) -> Option<Memory> {
         None
     }
 
-    pub(super) fn overwrite(_: Memory, values: Memory) -> Memory {
+    pub(crate) fn overwrite(_: Memory, values: Memory) -> Memory {
         values
     }
 }
-
-#[cfg(not(feature = "gpu"))]
-use without_gpu::{Memory, memory, overwrite};

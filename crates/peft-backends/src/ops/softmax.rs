@@ -3,93 +3,28 @@
 use burn::tensor::{Tensor, activation};
 
 #[cfg(feature = "gpu")]
-use super::{cube, node::apply};
-use super::{
-    host::{self, lanes, lanes2, width},
-    node::{Fused, Host, Input, run},
-    vector_math::exp,
+use crate::{
+    kernels::cube,
+    nodes::{gpu, node::apply},
+};
+use crate::{
+    kernels::host,
+    nodes::{
+        host::softmax::Softmax,
+        node::{Input, run},
+    },
 };
 
 /// `exp(x) / Σ exp(x)` over the last dimension; its backward pass keeps the result only.
 pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "gpu")]
     if cube::takes(&x) {
-        return apply(cube::Softmax, [Input::new(x)]);
+        return apply(gpu::Softmax, [Input::new(x)]);
     }
     if !host::takes(&x) {
         return activation::softmax(x, D - 1);
     }
     run(Softmax, [Input::new(x)])
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Softmax;
-
-impl Fused<1> for Softmax {
-    type Saved = Host;
-
-    fn forward(&self, [x]: [Option<Host>; 1], _: [bool; 1]) -> (Host, Host) {
-        let x = x.unwrap_or_else(|| host::tensor(Vec::new(), &[0]));
-        let width = width(&x);
-        let y = host::update(
-            x,
-            width,
-            #[inline(always)]
-            |_, piece| {
-                for row in piece.chunks_exact_mut(width) {
-                    in_place(row);
-                }
-            },
-        );
-        (y.clone(), y)
-    }
-
-    fn backward(self, y: Host, grad: Host, _: [bool; 1]) -> [Option<Host>; 1] {
-        let width = width(&y);
-        let grad = host::combine(
-            grad,
-            &y,
-            width,
-            #[inline(always)]
-            |grad, y| {
-                for (grad, y) in grad.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
-                    let sum = lanes2(
-                        grad,
-                        y,
-                        #[inline(always)]
-                        |grad, y| grad * y,
-                    );
-                    for (grad, y) in grad.iter_mut().zip(y) {
-                        *grad = (*grad - sum) * y;
-                    }
-                }
-            },
-        );
-        [Some(grad)]
-    }
-}
-
-#[inline(always)]
-fn in_place(row: &mut [f32]) {
-    let most = lanes(
-        row,
-        f32::NEG_INFINITY,
-        #[inline(always)]
-        |a, x| if x > a { x } else { a },
-    );
-    for x in row.iter_mut() {
-        *x = exp(*x - most);
-    }
-    let scale = 1.0
-        / lanes(
-            row,
-            0.0,
-            #[inline(always)]
-            |a, x| a + x,
-        );
-    for x in row.iter_mut() {
-        *x *= scale;
-    }
 }
 
 #[cfg(test)]

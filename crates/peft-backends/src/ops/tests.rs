@@ -4,13 +4,13 @@
 use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor};
 use proptest::prelude::*;
 
-use super::{
-    linear,
+use crate::ops::{
+    lora_linear::linear,
     self_test::{CASES, Case, Operation, random, row},
 };
 
 /// The result in double precision, its type, and the gradients of the sum of its sines.
-pub(super) fn run(operation: Operation, inputs: [Tensor<2>; 3]) -> (Tensor<2>, DType, [Option<Tensor<2>>; 3]) {
+pub(crate) fn run(operation: Operation, inputs: [Tensor<2>; 3]) -> (Tensor<2>, DType, [Option<Tensor<2>>; 3]) {
     run_through(operation, inputs, |y| y.sin())
 }
 
@@ -39,13 +39,13 @@ fn length(x: Tensor<2>) -> f64 {
     x.cast(FloatDType::F64).square().sum().sqrt().into_scalar::<f64>()
 }
 
-pub(super) fn close(name: &str, found: Tensor<2>, expected: Tensor<2>, within: f64) {
+pub(crate) fn close(name: &str, found: Tensor<2>, expected: Tensor<2>, within: f64) {
     let (found, expected) = (found.cast(FloatDType::F64), expected.cast(FloatDType::F64));
     let (off, whole) = (length(found - expected.clone()), length(expected));
     assert!(off <= within * whole + within, "{name}: off by {off} of {whole}");
 }
 
-pub(super) fn gradients_close(
+pub(crate) fn gradients_close(
     name: &str,
     found: [Option<Tensor<2>>; 3],
     expected: [Option<Tensor<2>>; 3],
