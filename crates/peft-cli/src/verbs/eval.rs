@@ -228,7 +228,10 @@ impl DataArgs {
         let context = EncodeContext { tokenizer: &tokenizer, info, options: &options, labelled };
         let data = Dataset::for_evaluation(rows, plugin.task, &context)?;
         if labelled {
-            plugin.task.check_examples(&data.examples, &context).map_err(|error| error.in_file(&self.data))?;
+            plugin.task.check_examples(&data.examples, &context).map_err(|error| match error {
+                peft::Error::Data(problem) => peft::Error::File { path: self.data.clone(), problem },
+                other => other,
+            })?;
         }
         // Limits of the training are none for what is asked of the model: a prompt is read whole.
         let prompts = match self.max_length {
