@@ -7,7 +7,7 @@ use crate::kernels::host::{self, gelu::tanh_gelu_and_slope, part, vector_math::s
 pub enum Gate {
     /// `x σ(x)`.
     Silu,
-    /// [`gelu_tanh`].
+    /// GELU by the hyperbolic tangent: `gelu_pytorch_tanh`.
     GeluTanh,
 }
 

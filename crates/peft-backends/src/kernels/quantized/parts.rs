@@ -16,7 +16,7 @@ pub enum Packing {
     },
     /// Integers of eight bits, a scale for each output: `load_in_8bit`.
     Int8,
-    /// Blocks of a GGUF file, as they lie in it. [`quantize_q8_0`] makes some.
+    /// Blocks of a GGUF file, as they lie in it. `quantize_q8_0` makes some.
     Ggml(GgmlType),
 }
 
