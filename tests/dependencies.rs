@@ -8,6 +8,8 @@ use std::{
 
 use toml::{Table, Value};
 
+use crate::tidiness::sources;
+
 /// Dependencies that no line of Rust names, with what they are for.
 const UNNAMED: [(&str, &str); 1] = [("burn-cuda", "its features switch Burn's CUDA backend on")];
 
@@ -38,22 +40,12 @@ fn dependencies(manifest: &Table) -> Vec<(String, &'static str, Value)> {
     all
 }
 
-fn sources(folder: &Path, text: &mut String) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, text);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            text.push_str(&fs::read_to_string(path).unwrap());
-        }
-    }
-}
-
 #[test]
 fn every_dependency_is_used() {
     for package in packages() {
-        let mut text = String::new();
-        sources(&package, &mut text);
+        let mut files = Vec::new();
+        sources(&package, &mut files);
+        let text: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
         let unused: Vec<_> = dependencies(&manifest(&package))
             .into_iter()
             .map(|(name, ..)| name)

@@ -385,6 +385,10 @@ fn scores_are_judged_by_eval_as_by_train() {
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("`score_scale`"), "{}", text(&output.stderr));
     assert!(run(folder.path(), &[&eval[..], &["--score-scale", "5"]].concat()).status.success());
+    let missing = ["eval", "--model", &model, "--adapter", "out", "--data", "none.tsv"];
+    for format in [&[][..], &["--format", "tsv"]] {
+        assert_eq!(run(folder.path(), &[&missing[..], format].concat()).status.code(), Some(6), "{format:?}");
+    }
 }
 
 #[test]

@@ -54,13 +54,17 @@ impl FakeTokenizer {
 
 fn encoding(tokens: impl IntoIterator<Item = Token>) -> Encoding {
     let mut encoding = Encoding::default();
+    add(&mut encoding, tokens);
+    encoding
+}
+
+fn add(encoding: &mut Encoding, tokens: impl IntoIterator<Item = Token>) {
     for (id, sequence, word, offsets) in tokens {
         encoding.ids.push(id);
         encoding.sequences.push(sequence);
         encoding.words.push(word);
         encoding.offsets.push(offsets);
     }
-    encoding
 }
 
 impl Tokenizer for FakeTokenizer {
@@ -84,12 +88,7 @@ impl Tokenizer for FakeTokenizer {
         let pieces = words.iter().enumerate().flat_map(|(at, word)| self.pieces(word, 0, Some(at)));
         let mut encoding = encoding(self.cls().into_iter().chain(pieces));
         encoding.truncate(max_length.saturating_sub(usize::from(self.special.is_some())));
-        if let Some((id, sequence, word, offsets)) = self.sep() {
-            encoding.ids.push(id);
-            encoding.sequences.push(sequence);
-            encoding.words.push(word);
-            encoding.offsets.push(offsets);
-        }
+        add(&mut encoding, self.sep());
         Ok(encoding)
     }
 

@@ -15,6 +15,7 @@ use peft::train::{
 use peft::{
     ModelInfo, PeftModel, Task,
     data::example::{EncodeContext, EncodeOptions, Overflow, Pooling, Row},
+    files::read_bytes,
     models::{ClassSource, HfTokenizer},
 };
 use serde_json::{Value, json};
@@ -233,15 +234,7 @@ impl DataArgs {
                 other => other,
             })?;
         }
-        // Limits of the training are none for what is asked of the model: a prompt is read whole.
-        let prompts = match self.max_length {
-            Some(_) => options.clone(),
-            None => EncodeOptions {
-                max_length: info.room().unwrap_or(usize::MAX),
-                overflow: self.overflow.unwrap_or(Overflow::Raise),
-                ..options.clone()
-            },
-        };
+        let prompts = if self.max_length.is_some() { options.clone() } else { self.unlimited(&options, info) };
         Ok(Opened { adapter: folder, tokenizer, info: Arc::clone(info), options, prompts, labelled, data })
     }
 
@@ -250,18 +243,22 @@ impl DataArgs {
             return Ok(read_stream(std::io::stdin().lock(), "standard input", self.format.as_deref())?);
         }
         if let Some(format) = &self.format {
-            let file = std::fs::File::open(&self.data).map_err(|source| peft::Error::Io {
-                path: self.data.clone(),
-                action: "read",
-                source,
-            })?;
-            return Ok(read_stream(file, &self.data.display().to_string(), Some(format))?);
+            let bytes = read_bytes(&self.data, "a data file")?;
+            return Ok(read_stream(bytes.as_slice(), &self.data.display().to_string(), Some(format))?);
         }
         Ok(read_part(&self.data, Part::Test)?)
     }
 
-    /// Rows that are answered are not left out, and limits of the training are none for what is asked of the model: a prompt is read
-    /// whole.
+    /// Without the limits of the training, which are none for what is asked of the model: a prompt is read whole.
+    fn unlimited(&self, options: &EncodeOptions, info: &ModelInfo) -> EncodeOptions {
+        EncodeOptions {
+            max_length: info.room().unwrap_or(usize::MAX),
+            overflow: self.overflow.unwrap_or(Overflow::Raise),
+            ..options.clone()
+        }
+    }
+
+    /// Rows that are answered are not left out, and prompts are read whole.
     fn answer_every_row(
         &self,
         options: &mut EncodeOptions,
@@ -274,11 +271,7 @@ impl DataArgs {
             let problem = "--overflow drop: predict answers every row; take truncate or raise";
             return Err(CliError::Usage(problem.to_owned()));
         }
-        let whole = EncodeOptions {
-            max_length: info.room().unwrap_or(usize::MAX),
-            overflow: self.overflow.unwrap_or(Overflow::Raise),
-            ..options.clone()
-        };
+        let whole = self.unlimited(options, info);
         let context = EncodeContext { tokenizer, info, options: &whole, labelled: false };
         // A row that cannot be read is told of with all others.
         let is_prompt =
